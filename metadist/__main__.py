@@ -1,0 +1,5 @@
+"""`python -m metadist`, the same as the `metadist` command."""
+
+from metadist.cli import main
+
+main()

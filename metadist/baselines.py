@@ -1,0 +1,93 @@
+"""What a meta-learner must beat on the same task: simple learners that see only its support set."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from metadist.draws import Draws
+from metadist.learners import Learner
+from metadist.losses import Loss
+from metadist.task import Task
+
+Baseline = Callable[[Task], np.ndarray]
+RIDGE = 1.0
+
+
+def features(inputs: tuple[np.ndarray, ...]) -> np.ndarray:
+    """Raw features [n, d], float64: token fields with their mask as bags of words of unit length, others flattened."""
+    first = inputs[0]
+    if np.issubdtype(first.dtype, np.integer) and len(inputs) > 1 and inputs[1].dtype == bool:
+        words, place = np.unique(first, return_inverse=True)
+        bag = np.zeros((len(first), len(words)))
+        np.add.at(bag, (np.arange(len(first))[:, None], place.reshape(first.shape)), inputs[1])
+        return bag / np.maximum(np.linalg.norm(bag, axis=1, keepdims=True), 1e-12)
+    return np.concatenate([x.reshape(len(x), -1).astype(np.float64) for x in inputs], axis=1)
+
+
+def _both(task: Task) -> tuple[np.ndarray, np.ndarray]:
+    joined = features(tuple(np.concatenate(pair) for pair in zip(task.support.inputs, task.query.inputs, strict=True)))
+    return np.split(joined, [len(task.support.inputs[0])])
+
+
+def nearest_class_mean(task: Task) -> np.ndarray:
+    """Logits [n, N]: minus the squared distance of raw features to each class's support mean."""
+    support, query = _both(task)
+    labels = task.support.targets[0]
+    means = np.stack([support[labels == label].mean(axis=0) for label in range(labels.max() + 1)])
+    return -((query[:, None] - means) ** 2).sum(axis=2)
+
+
+def support_mean(task: Task) -> np.ndarray:
+    """Values [n, d]: the mean support target, whatever the input."""
+    targets = _flat(task.support.targets)
+    return np.repeat(targets.mean(axis=0, keepdims=True), len(task.query.inputs[0]), axis=0)
+
+
+def ridge(task: Task) -> np.ndarray:
+    """Values [n, d]: ridge regression on raw features, penalty 1 on the slopes, none on the intercept (dual form)."""
+    support, query = _both(task)
+    targets = _flat(task.support.targets)
+    center, level = support.mean(axis=0), targets.mean(axis=0)
+    kernel = (support - center) @ (support - center).T + RIDGE * np.eye(len(support))
+    return level + (query - center) @ (support - center).T @ np.linalg.solve(kernel, targets - level)
+
+
+CLOSED_FORM: dict[str, Baseline] = {
+    "nearest_class_mean": nearest_class_mean,
+    "support_mean": support_mean,
+    "ridge": ridge,
+}
+
+
+def from_scratch(learner: Learner, task: Task, seed: int, steps: int, lr: float = 0.01) -> Tensor:
+    """Query outputs [n, ...] of the model trained on the support set alone, from random weights, by `steps` of Adam.
+
+    Weights of matrices and kernels are redrawn uniformly within 1/sqrt(fan_in) from the task's seed; vectors (biases,
+    normalisation) keep their initial value. `task` holds tensors.
+    """
+    weights = {}
+    generator = torch.Generator().manual_seed(seed)
+    for name, value in learner.model.parameters.items():
+        fresh = value.clone()
+        if value.ndim > 1:
+            bound = value[0].numel() ** -0.5
+            fresh.uniform_(-bound, bound, generator=generator)
+        weights[name] = fresh.to(task.support.inputs[0].device).requires_grad_()
+    optimizer = torch.optim.Adam(weights.values(), lr=lr, foreach=False)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        learner.loss(learner.model(weights, *task.support.inputs), *task.support.targets).backward()
+        optimizer.step()
+    with torch.no_grad():
+        return learner.model(weights, *task.query.inputs)
+
+
+def scratch_seed(draws: Draws) -> int:
+    """A seed for `from_scratch` from a task's own stream."""
+    return draws.word() >> 1
+
+
+def _flat(targets: tuple[np.ndarray, ...]) -> np.ndarray:
+    return np.concatenate([y.reshape(len(y), -1).astype(np.float64) for y in targets], axis=1)

@@ -1,0 +1,277 @@
+"""From a `Config` to the objects of a run. Nothing below this floor knows `Config`."""
+
+import importlib
+import inspect
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, cast, get_type_hints
+
+import numpy as np
+import torch
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+
+from metadist.config.load import did_you_mean
+from metadist.config.schema import Config
+from metadist.data import Dataset, cached, open_dataset
+from metadist.engine import Engine, Kind
+from metadist.errors import InputError
+from metadist.learners import LEARNERS, Learner
+from metadist.losses import LOSSES, Loss, accuracy
+from metadist.models import MODELS, Model
+from metadist.server import Optimization
+from metadist.sources import ClassSource, LabelledSource, Source, ValueSource
+from metadist.task import TaskId
+from metadist.worker import Protocol, Worker
+
+LARGE_CHUNK_BYTES = 64 << 20
+
+
+def open_data(config: Config) -> Dataset | None:
+    """The dataset a job names (a built-in family is built first), or None where it brings its own source."""
+    data = config.data
+    if data.source:
+        return None
+    if data.family:
+        return open_dataset(cached(data.family, data.options))
+    assert data.path
+    if not Path(data.path).is_dir():
+        raise InputError(
+            f"there is no data in {data.path}: make it with `metadist data ... --out {data.path}` "
+            "(see `metadist data --help`), or set data.path to where it is"
+        )
+    return open_dataset(data.path)
+
+
+def make_source(config: Config, evaluation: bool = False) -> Source:
+    """Where the tasks of training, or of evaluation with its own ways, shots and queries, come from."""
+    dataset = open_data(config)
+    if dataset is None:
+        assert config.data.source
+        return _call(config.data.source, resolve(config.data.source), {"seed": config.seed, **config.data.options})
+    task, own = config.task, config.evaluation
+    ways = own.ways if evaluation and own.ways else task.ways
+    sizes = {
+        "shots": own.shots if evaluation and own.shots else task.shots,
+        "queries": own.queries if evaluation and own.queries else task.queries,
+        "seed": config.seed,
+    }
+    scheme = dataset.kind if task.scheme == "auto" else task.scheme
+    if scheme == "classes":
+        return ClassSource(dataset.splits, **sizes, ways=ways, within_parent=task.within_parent)
+    if scheme == "labelled":
+        return LabelledSource(dataset.splits, **sizes, ways=ways, permute_labels=task.permute_labels)
+    return ValueSource(dataset.splits, **sizes)
+
+
+class Shapes(NamedTuple):
+    """What a model and a loss need to know of the tasks; it travels in the checkpoint, so a model needs no data."""
+
+    inputs: list[list[int]]  # shape of each input of one example
+    tokens: bool  # the inputs are token numbers and their mask
+    vocabulary_size: int | None
+    outputs: int
+    classification: bool
+
+
+def task_shapes(config: Config, source: Source) -> Shapes:
+    """Read off the first training task, which also shows that there is one. Raises InputError where there is not."""
+    support, query = source(TaskId("train", 0, 0))
+    if len(support.inputs) != len(query.inputs) or len(support.targets) != len(query.targets):
+        raise InputError("the source gives support and query sets with different fields")
+    dataset = open_data(config)
+    return Shapes(
+        inputs=[list(array.shape[1:]) for array in support.inputs],
+        tokens=len(support.inputs) == 2 and np.issubdtype(support.inputs[0].dtype, np.integer),
+        vocabulary_size=dataset.metadata["extra"].get("vocabulary_size") if dataset else None,
+        outputs=source.outputs,
+        classification=len(support.targets) == 1 and np.issubdtype(support.targets[0].dtype, np.integer),
+    )
+
+
+def make_model(config: Config, shapes: Shapes) -> Model:
+    """The model with initial weights drawn from the run's seed (or read from `model.weights`)."""
+    name, options = config.model.name, config.model.options
+    if name == "auto":
+        image = len(shapes.inputs[0]) == 3 and min(shapes.inputs[0][1:]) >= 8
+        name = "bag" if shapes.tokens else "conv4" if image else "mlp"
+    torch.manual_seed(config.seed)
+    if name in MODELS:
+        known = {"input_shapes": shapes.inputs, "outputs": shapes.outputs}
+        if name == "bag" and shapes.vocabulary_size:
+            known["vocabulary_size"] = shapes.vocabulary_size
+        module = _call(f"model {name}", MODELS[name], {**known, **options}, hidden=tuple(known))
+    else:
+        module = _call(name, resolve(name), options)
+    if not isinstance(module, torch.nn.Module):
+        raise InputError(f"model.name={name} gave a {type(module).__name__}; it must give a torch.nn.Module")
+    if config.model.weights:
+        _load_weights(module, config.model.weights)
+    return Model(module)
+
+
+def make_loss(config: Config, shapes: Shapes) -> Loss:
+    """The loss of the job; `auto` is cross-entropy for whole-number targets, else the mean squared error."""
+    if config.loss in LOSSES:
+        return LOSSES[config.loss]
+    if config.loss != "auto":
+        return cast(Loss, resolve(config.loss))
+    return LOSSES["cross_entropy" if shapes.classification else "mse"]
+
+
+def make_engine(config: Config, shapes: Shapes, device: str | None = None, **changes: Any) -> Engine:
+    """The engine of a run, on the workers' kind of device or another; `changes` replace learner options."""
+    model, name = make_model(config, shapes), config.learner.name
+    kind, preset, _ = LEARNERS[name] if name in LEARNERS else (resolve(name), {}, "")
+    if not (isinstance(kind, type) and issubclass(kind, Learner)):
+        raise InputError(f"learner.name={name} is not a metadist.Learner class")
+    options = {"model": model, "loss": make_loss(config, shapes), **preset, **config.learner.options}
+    learner = cast(Learner, _call(f"learner {name}", kind, options, hidden=("model", "loss")))
+    planned = worker_device(config)
+    return Engine(replace(learner, **changes), engine_kind(config, model, planned), device or planned)
+
+
+def worker_device(config: Config) -> str:
+    """What kind of device workers compute on, as the job alone decides it."""
+    if config.engine.device != "auto":
+        return config.engine.device
+    return "cuda" if config.fleet.gpus_per_worker else "cpu"
+
+
+def engine_kind(config: Config, model: Model, device: str) -> Kind:
+    """The fixed table behind `engine.kind=auto`: convolutions on a CPU run task by task (batched over tasks they become
+    grouped convolutions, about half as fast); everything else is batched."""
+    if config.engine.kind != "auto":
+        return config.engine.kind
+    convolutions = any(value.ndim >= 4 for value in model.parameters.values())
+    return "loop" if convolutions and device == "cpu" else "vmap"
+
+
+def chunk_size(config: Config, engine: Engine) -> int:
+    """Tasks per unit of work: never a function of the number of workers."""
+    return config.engine.chunk_size or (4 if engine.kind == "loop" else 32)
+
+
+def make_worker(
+    config: Config, constants: Mapping[str, np.ndarray] | None = None, search_path: str | None = None
+) -> Worker:
+    """A worker for a run. `constants` are frozen weights and buffers to take from the driver; `search_path` is where
+    the driver finds the user's modules."""
+    if search_path and search_path not in sys.path:
+        sys.path.insert(0, search_path)
+    source = make_source(config)
+    shapes = task_shapes(config, source)
+    engine, later = make_engine(config, shapes), make_evaluation_engine(config, shapes)
+    for each in (engine, later):
+        if constants is not None:
+            each.learner.model.load_constants(constants)
+    protocol = Protocol(
+        later,
+        make_source(config, evaluation=True),
+        metrics(config, shapes),
+        config.evaluation.transductive,
+        config.evaluation.scratch_steps,
+    )
+    return Worker(engine, source, protocol, config.seed, config.meta_steps, aggregation(config, engine))
+
+
+def make_evaluation_engine(config: Config, shapes: Shapes, device: str | None = None) -> Engine:
+    """The engine with the inner steps and rate of evaluation."""
+    changes = {"inner_steps": config.evaluation.inner_steps, "inner_lr": config.evaluation.inner_lr}
+    return make_engine(config, shapes, device, **{name: value for name, value in changes.items() if value is not None})
+
+
+def worker_factory(config: Config, constants: Mapping[str, np.ndarray]) -> Callable[[], Worker]:
+    """What a fleet calls, in whatever process, to build its workers."""
+    return partial(make_worker, config, constants, str(Path.cwd()))
+
+
+def metrics(config: Config, shapes: Shapes) -> dict[str, Loss]:
+    """What evaluation measures, the measure of success first: accuracy where there are classes, and the loss."""
+    loss = make_loss(config, shapes)
+    return {"accuracy": accuracy, "loss": loss} if shapes.classification else {"loss": loss}
+
+
+def aggregation(config: Config, engine: Engine) -> Literal["task", "chunk"]:
+    """Per-task gradients up to 64 MiB a chunk, their sum beyond."""
+    if config.engine.aggregate != "auto":
+        return config.engine.aggregate
+    size = chunk_size(config, engine) * engine.layout.size * 4
+    return "task" if size <= LARGE_CHUNK_BYTES else "chunk"
+
+
+def make_optimization(config: Config) -> Optimization:
+    """The server's side of the configuration."""
+    own = config.optimizer.model_dump()
+    return Optimization(
+        optimizer=own.pop("name"),
+        meta_lr=config.meta_lr,
+        meta_steps=config.meta_steps,
+        reference_batch=config.batch_size(config.num_workers),
+        **own,
+    )
+
+
+def resolve(name: str) -> Any:
+    """The object that `module:attribute` names, modules of the current directory included. Raises InputError."""
+    module_name, colon, attribute = name.partition(":")
+    if not colon:
+        known = [*MODELS, *LEARNERS]
+        raise InputError(f"{name!r} is neither built in nor of the form module:attribute{did_you_mean(name, known)}")
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        return getattr(importlib.import_module(module_name), attribute)
+    except ModuleNotFoundError as error:
+        raise InputError(f"{name}: {error}; modules are looked for in {Path.cwd()} and the environment") from None
+    except AttributeError:
+        raise InputError(f"{name}: module {module_name} has no {attribute!r}") from None
+
+
+def _call(what: str, function: Callable[..., Any], options: Mapping[str, Any], hidden: tuple[str, ...] = ()) -> Any:
+    """function(**options), each option checked against its annotation; mistakes are InputErrors in one sentence."""
+    parameters = inspect.signature(function).parameters
+    known = [name for name in parameters if name not in hidden]
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    hints = get_type_hints(function.__init__ if isinstance(function, type) else function)
+    checked = {}
+    for name, value in options.items():
+        if name not in parameters and not open_ended:
+            raise InputError(f"{what} has no option {name!r}{did_you_mean(name, known)}")
+        checked[name] = value if name in hidden else _convert(what, name, value, hints.get(name))
+    named = [(n, p) for n, p in parameters.items() if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    missing = [n for n, p in named if p.default is p.empty and n not in checked]
+    if missing:
+        raise InputError(f"{what} needs the option {missing[0]!r}")
+    try:
+        return function(**checked)
+    except InputError:
+        raise
+    except ValueError as error:
+        raise InputError(f"{what}: {error}") from error
+
+
+def _convert(what: str, name: str, value: Any, hint: Any) -> Any:
+    if hint is None:
+        return value
+    try:
+        return TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value)
+    except ValidationError as error:
+        message = error.errors()[0]["msg"]
+        raise InputError(f"{what}: {name}={value!r}: {message[0].lower()}{message[1:]}") from None
+
+
+def _load_weights(module: torch.nn.Module, path: str) -> None:
+    try:
+        arrays = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"model.weights={path} is not a safetensors file that can be read ({error})") from None
+    try:
+        module.load_state_dict({name: torch.from_numpy(array) for name, array in arrays.items()})
+    except RuntimeError as error:
+        raise InputError(f"model.weights={path} does not fit the model: {' '.join(str(error).split())}") from None
+

@@ -1,0 +1,123 @@
+"""From files and `key=value` overrides to a `Config`, with every mistake reported at once and in words."""
+
+import difflib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from metadist.config.schema import Config, Open
+from metadist.errors import InputError
+
+
+class _Yaml(yaml.SafeLoader):
+    """YAML 1.1 that reads 1e-3 as the number everyone means."""
+
+
+_Yaml.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def load_config(files: Sequence[str | Path] = (), overrides: Sequence[str] = ()) -> Config:
+    """Files from left to right (mappings merge, lists replace), then overrides such as `learner.inner_lr=0.1`.
+
+    Raises InputError that lists every unknown key (with the nearest known one) and every bad value, each with the file
+    or override it came from.
+    """
+    tree: dict[str, Any] = {}
+    origin: dict[str, str] = {}
+    for file in files:
+        _merge(tree, _read(Path(file)), origin, str(file))
+    for text in overrides:
+        _merge(tree, _override(text), origin, "the command line")
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        problems = [_problem(details, origin) for details in error.errors()]
+        raise InputError("\n".join(problems)) from None
+
+
+def dump_config(config: Config) -> str:
+    """YAML that `load_config` reads back as the same configuration."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.load(file.read_text(), _Yaml)
+    except FileNotFoundError:
+        near = difflib.get_close_matches(file.name, [f.name for f in file.parent.glob("*.yaml")], 1)
+        hint = f"; did you mean {file.parent / near[0]}?" if near else ": `metadist config new` writes one"
+        raise InputError(f"there is no job file {file}{hint}") from None
+    except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError) as error:
+        raise InputError(f"{file} is not a YAML file: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict):
+        raise InputError(f"{file} should hold `key: value` lines, but holds {type(tree).__name__}")
+    return tree
+
+
+def _override(text: str) -> dict[str, Any]:
+    key, equals, value = text.removeprefix("--").partition("=")
+    if not equals or not key:
+        raise InputError(f"{text!r} is not of the form key=value, such as learner.inner_lr=0.1")
+    try:
+        tree: Any = yaml.load(value, _Yaml)
+    except yaml.YAMLError:
+        tree = value
+    for part in reversed(key.replace("-", "_").split(".")):
+        tree = {part: tree}
+    return tree
+
+
+def _merge(into: dict[str, Any], tree: dict[str, Any], origin: dict[str, str], source: str, path: str = "") -> None:
+    for key, value in tree.items():
+        here = f"{path}{key}"
+        if isinstance(value, dict) and isinstance(into.get(key), dict):
+            _merge(into[key], value, origin, source, here + ".")
+        elif isinstance(value, dict) and value:
+            into[key] = {}
+            _merge(into[key], value, origin, source, here + ".")
+        else:
+            into[key] = value
+            origin[here] = source
+
+
+def _problem(details: Any, origin: dict[str, str]) -> str:
+    path = ".".join(str(part) for part in details["loc"])
+    source = origin.get(path) or next((s for key, s in origin.items() if key.startswith(path + ".")), None)
+    where = f" (in {source})" if source else ""
+    if details["type"] == "extra_forbidden":
+        return f"{path} is not a setting{where}{did_you_mean(path, known_keys(Config))}"
+    if details["type"] == "missing":
+        return f"{path} is missing: `metadist config schema` says what it takes"
+    message = details["msg"].removeprefix("Value error, ")
+    if details["type"] == "value_error":
+        return f"{message}{where}"
+    return f"{path}={details['input']!r}{where}: {message[0].lower()}{message[1:]}"
+
+
+def did_you_mean(word: str, known: Sequence[str]) -> str:
+    """"; did you mean ...?" for the nearest known word, or "; known: ..." when none is near."""
+    near = difflib.get_close_matches(word, known, 1) or [
+        key for key in known if key.rpartition(".")[2] == word.rpartition(".")[2]
+    ]
+    if near:
+        return f"; did you mean {near[0]}?"
+    parent = word.rpartition(".")[0]
+    siblings = [key for key in known if key.rpartition(".")[0] == parent]
+    return f"; known: {', '.join(siblings or known)}"
+
+
+def known_keys(model: type[BaseModel], path: str = "") -> list[str]:
+    """Every dotted key of a model, sections before their contents."""
+    keys = []
+    for name, field in model.model_fields.items():
+        keys.append(path + name)
+        for kind in [field.annotation, *get_args(field.annotation)]:
+            if isinstance(kind, type) and issubclass(kind, BaseModel) and kind is not Open:
+                keys += known_keys(kind, f"{path}{name}.")
+    return keys

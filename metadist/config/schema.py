@@ -1,0 +1,173 @@
+"""Everything a job can say, with its default, allowed range and meaning."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from metadist.models import MODELS
+
+Count = Annotated[int, Field(ge=1)]
+Natural = Annotated[int, Field(ge=0)]
+Rate = Annotated[float, Field(gt=0)]
+
+
+class Section(BaseModel):
+    """A frozen group of settings; an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Open(BaseModel):
+    """A frozen group whose other keys belong to what `name` names and are checked against it."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The keys that are not the schema's own."""
+        return dict(self.model_extra or {})
+
+
+class DataConfig(Section):
+    path: str | None = Field(None, description="directory made by `metadist data ...`")
+    family: Literal["digits", "sinusoid"] | None = Field(None, description="built-in data, built once into the cache")
+    source: str | None = Field(None, description="your own source of tasks, `module:Class`")
+    options: dict[str, Any] = Field({}, description="arguments of the family or of the source")
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> "DataConfig":
+        if sum(given is not None for given in (self.path, self.family, self.source)) != 1:
+            raise ValueError("set exactly one of data.path, data.family and data.source")
+        return self
+
+
+class TaskConfig(Section):
+    scheme: Literal["auto", "classes", "labelled", "values"] = Field(
+        "auto", description="classes: groups are the classes; labelled: a group is the task, rows bring labels; "
+        "values: a group is the task, rows bring numbers; auto: what the data was imported as"
+    )  # fmt: skip
+    ways: Annotated[int, Field(ge=2)] = Field(5, description="N, classes per task (classification)")
+    shots: Count = Field(1, description="K, support examples per class, or per task in regression")
+    queries: Count = Field(15, description="Q, query examples per class, or per task in regression")
+    within_parent: bool = Field(False, description="classes: draw a task's classes from one parent")
+    permute_labels: bool = Field(True, description="labelled: number a task's labels in random order")
+
+
+class ModelConfig(Open):
+    name: str = Field("auto", description=f"{', '.join(MODELS)}, or `module:callable`; further keys are its arguments")
+    weights: str | None = Field(None, description="safetensors file of initial weights, by parameter name")
+
+
+class LearnerConfig(Open):
+    name: str = Field("maml", description="see `metadist learners`, or `module:Class`; further keys are its options")
+
+
+class OptimizerConfig(Section):
+    name: Literal["adam", "adamw", "sgd"] = Field("adam", description="the outer optimizer")
+    schedule: Literal["constant", "cosine", "linear"] = Field("constant", description="of meta_lr over meta_steps")
+    warmup_steps: Natural = 0
+    final_lr: Annotated[float, Field(ge=0)] = Field(0.0, description="where cosine and linear end")
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="sgd only")
+    clip_norm: Rate | None = Field(None, description="largest norm of the mean meta-gradient")
+    clip_value: Rate | None = Field(None, description="largest magnitude of each of its elements, applied first")
+    batch_rule: Literal["none", "linear", "sqrt"] = Field(
+        "none", description="how meta_lr follows the meta-batch when tasks_per_worker lets it grow"
+    )
+
+
+class EngineConfig(Section):
+    kind: Literal["auto", "loop", "vmap"] = Field("auto", description="loop over tasks, or all of a chunk at once")
+    chunk_size: Count | None = Field(None, description="tasks per unit of work; default 4 for loop, 32 for vmap")
+    aggregate: Literal["auto", "task", "chunk"] = Field(
+        "auto", description="send per-task gradients (diagnostics), or their sum per chunk (less traffic)"
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda when workers have a GPU")
+
+
+class FleetConfig(Section):
+    backend: Literal["ray", "local"] = Field("ray", description="actors, or everything in this process")
+    address: str | None = Field(None, description="Ray cluster; default RAY_ADDRESS, else a local one is started")
+    min_workers: Count = Field(1, description="below this the run waits and says so")
+    cpus_per_worker: Annotated[float, Field(ge=0)] = 1
+    gpus_per_worker: Annotated[float, Field(ge=0)] = Field(0, description="fractions share a GPU")
+    threads_per_worker: Count = Field(1, description="torch threads; part of the run's identity")
+    mixed_devices: bool = Field(False, description="accept unequal machines; the run is then not bit-identical")
+    resources: dict[str, float] = Field({}, description="custom Ray resources each worker asks for")
+
+
+class EvaluationConfig(Section):
+    every: Natural = Field(100, description="meta-steps between validations; 0: none")
+    tasks: Count = Field(200, description="validation tasks, the same each time")
+    test_tasks: Count = Field(600, description="tasks of the final evaluation")
+    split: Literal["train", "validation", "test"] = "test"
+    ways: Annotated[int, Field(ge=2)] | None = Field(None, description="default: as in training")
+    shots: Count | None = Field(None, description="default: as in training")
+    queries: Count | None = Field(None, description="default: as in training")
+    inner_steps: Natural | None = Field(None, description="default: as in training")
+    inner_lr: Rate | None = Field(None, description="default: as in training")
+    transductive: bool = Field(
+        True, description="query examples share one batch; false: each is predicted with the support set only"
+    )
+    baselines: list[Literal["nearest_class_mean", "support_mean", "ridge", "from_scratch", "joint"]] | None = Field(
+        None, description="default: those that suit the scheme"
+    )
+    baseline_tasks: Natural = Field(100, description="tasks for from_scratch, which is slow; the others use all")
+    scratch_steps: Count = Field(50, description="Adam steps of the from-scratch baseline")
+    joint_steps: Count = Field(2000, description="training steps of the joint baseline (regression)")
+    patience: Count | None = Field(None, description="stop after this many validations without improvement")
+
+
+class CheckpointConfig(Section):
+    every: Count = Field(200, description="meta-steps")
+    every_s: Rate = Field(300, description="and at least this often, seconds")
+    keep_last: Count = 3
+    location: str | None = Field(None, description="local path or URI (s3://...); default: RUN/checkpoints")
+
+
+class TrackingConfig(Section):
+    mlflow: bool = True
+    uri: str | None = Field(None, description="default MLFLOW_TRACKING_URI, else SQLite beside the run directories")
+    experiment: str = "metadist"
+    run_name: str | None = None
+    log_every: Count = Field(10, description="meta-steps between metrics")
+
+
+class Config(Section):
+    """A whole run. `metadist config show JOB.yaml` prints one resolved."""
+
+    seed: Natural = 0
+    run_dir: str | None = Field(None, description="default: runs/NAME of the job file")
+    num_workers: Count = 2
+    meta_steps: Count = 1000
+    meta_batch_size: Count | None = Field(None, description="tasks per meta-step, whatever the number of workers")
+    tasks_per_worker: Count | None = Field(
+        None, description="instead: the meta-batch is this many tasks for each worker the run should have"
+    )
+    meta_lr: Rate = 1e-3
+    max_time_s: Rate | None = Field(None, description="save and stop after this long")
+    loss: str = Field("auto", description="cross_entropy, mse or `module:callable`; auto: by the kind of task")
+    data: DataConfig
+    task: TaskConfig = TaskConfig()  # pyright: ignore[reportCallIssue]
+    model: ModelConfig = ModelConfig()  # pyright: ignore[reportCallIssue]
+    learner: LearnerConfig = LearnerConfig()  # pyright: ignore[reportCallIssue]
+    optimizer: OptimizerConfig = OptimizerConfig()  # pyright: ignore[reportCallIssue]
+    engine: EngineConfig = EngineConfig()  # pyright: ignore[reportCallIssue]
+    fleet: FleetConfig = FleetConfig()  # pyright: ignore[reportCallIssue]
+    evaluation: EvaluationConfig = EvaluationConfig()  # pyright: ignore[reportCallIssue]
+    checkpoint: CheckpointConfig = CheckpointConfig()  # pyright: ignore[reportCallIssue]
+    tracking: TrackingConfig = TrackingConfig()  # pyright: ignore[reportCallIssue]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Config":
+        if self.meta_batch_size and self.tasks_per_worker:
+            raise ValueError("set meta_batch_size (fixed batch) or tasks_per_worker (grows with workers), not both")
+        if self.fleet.min_workers > self.num_workers:
+            raise ValueError(f"fleet.min_workers={self.fleet.min_workers} is more than num_workers={self.num_workers}")
+        if self.engine.device == "cuda" and self.fleet.backend == "ray" and not self.fleet.gpus_per_worker:
+            raise ValueError("engine.device=cuda needs fleet.gpus_per_worker above 0 (such as 1 or 0.5)")
+        return self
+
+    def batch_size(self, target: int) -> int:
+        """Tasks of a meta-step while the run should have `target` workers."""
+        return self.tasks_per_worker * target if self.tasks_per_worker else self.meta_batch_size or 32

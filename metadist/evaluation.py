@@ -1,0 +1,158 @@
+"""The protocol behind every number we report: fixed tasks, intervals, curves and baselines."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import pyarrow as pa
+import torch
+from scipy import stats
+
+from metadist.config import Config
+from metadist.config.build import Shapes, chunk_size, make_engine, make_optimization, make_source
+from metadist.draws import Draws
+from metadist.engine import Engine
+from metadist.figures import CurvePoint, adaptation_curve
+from metadist.messages import Chunk, ChunkReport, Weights, plan
+from metadist.server import Server
+from metadist.task import Split
+from metadist.worker import LEARNER_STREAM
+
+
+class Evaluator(Protocol):
+    """The part of a fleet that evaluation needs."""
+
+    def evaluate(
+        self, weights: Any, chunks: Sequence[Chunk], baselines: tuple[str, ...] = ()
+    ) -> list[dict[str, np.ndarray]]: ...
+
+
+class Interval(NamedTuple):
+    """Mean over tasks and the half-width of its 95 % confidence interval (Student's t; NaN for one task)."""
+
+    mean: float
+    ci95: float
+
+
+def interval(values: np.ndarray) -> Interval:
+    """values [T], one per task -> their mean and interval."""
+    count = len(values)
+    if count < 2:
+        return Interval(float(values.mean()), float("nan"))
+    quantile = float(stats.t.ppf(0.975, count - 1))
+    return Interval(float(values.mean()), quantile * float(values.std(ddof=1)) / count**0.5)
+
+
+def measure(
+    fleet: Evaluator, weights: Any, split: Split, num_tasks: int, size: int, baselines: tuple[str, ...] = ()
+) -> dict[str, np.ndarray]:
+    """Per-task results of tasks 0..num_tasks-1 of a split: {metric: [T, inner_steps + 1]}, {"baseline/metric": [T]}."""
+    results = fleet.evaluate(weights, plan(split, 0, num_tasks, size), baselines)
+    return {name: np.concatenate([result[name] for result in results]) for name in results[0]}
+
+
+def default_baselines(config: Config, shapes: Shapes) -> list[str]:
+    """What suits the kind of task, unless the job says."""
+    if config.evaluation.baselines is not None:
+        return list(config.evaluation.baselines)
+    if shapes.classification:
+        return ["nearest_class_mean", "from_scratch"]
+    return ["support_mean", "ridge", "from_scratch", "joint"]
+
+
+def evaluate_run(
+    config: Config, shapes: Shapes, engine: Engine, fleet: Evaluator, weights: Any, say: Callable[[str], None]
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """The full evaluation of a run's weights on `evaluation.split`: a summary as plain types, and per-task results.
+
+    Baselines see the same tasks; from_scratch, which is slow, the first `evaluation.baseline_tasks` of them.
+    """
+    own = config.evaluation
+    size = chunk_size(config, engine)
+    baselines = default_baselines(config, shapes)
+    quick = tuple(name for name in baselines if name not in ("from_scratch", "joint"))
+    say(f"evaluating {own.test_tasks} tasks of split {own.split!r}")
+    results = measure(fleet, weights, own.split, own.test_tasks, size, quick)
+    if "from_scratch" in baselines and own.baseline_tasks:
+        say(f"training from scratch on {min(own.baseline_tasks, own.test_tasks)} of them")
+        few = measure(fleet, weights, own.split, min(own.baseline_tasks, own.test_tasks), size, ("from_scratch",))
+        results |= {name: values for name, values in few.items() if name.startswith("from_scratch/")}
+    if "joint" in baselines:
+        say(f"training the joint baseline for {own.joint_steps} steps")
+        joint = measure(fleet, joint_weights(config, shapes), own.split, own.test_tasks, size)
+        results |= {f"joint/{name}": values for name, values in joint.items()}
+    return {"protocol": protocol(config, shapes, engine), **summary(results)}, results
+
+
+def protocol(config: Config, shapes: Shapes, engine: Engine) -> dict[str, Any]:
+    """How the numbers came about, in the words of a paper's table caption."""
+    own, task = config.evaluation, config.task
+    return {
+        "split": own.split,
+        "tasks": own.test_tasks,
+        **({"ways": own.ways or task.ways} if shapes.classification else {}),
+        "shots": own.shots or task.shots,
+        "queries": own.queries or task.queries,
+        "inner_steps": engine.learner.inner_steps if own.inner_steps is None else own.inner_steps,
+        "inner_lr": own.inner_lr or engine.learner.inner_lr,
+        "transductive": own.transductive,
+        "seed": config.seed,
+    }
+
+
+def summary(results: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Per metric: before adaptation, after each inner step, after the last; per baseline: its metrics."""
+    told: dict[str, Any] = {"baselines": {}}
+    for name, values in results.items():
+        baseline, slash, metric = name.rpartition("/")
+        curve = [interval(column)._asdict() for column in values.reshape(len(values), -1).T]
+        if slash:
+            told["baselines"].setdefault(baseline, {})[metric] = curve[0] if values.ndim == 1 else curve
+        else:
+            told[metric] = {"before": curve[0], "after": curve[-1], "by_inner_step": curve}
+    return told
+
+
+def joint_weights(config: Config, shapes: Shapes) -> Weights:
+    """theta trained on all tasks at once, as if they were one (no inner loop): what fine-tuning starts from without
+    meta-learning. Runs in this process."""
+    source = make_source(config)
+    engine = make_engine(config, shapes, device="cpu", inner_steps=0)
+    server = Server(engine.initial_theta().cpu().numpy(), make_optimization(config))
+    weights = server.weights()
+    for step in range(config.evaluation.joint_steps):
+        chunk = Chunk("train", step, 0, config.batch_size(config.num_workers))
+        draws = [Draws(config.seed, task, LEARNER_STREAM) for task in chunk.tasks]
+        theta = torch.from_numpy(weights.theta)
+        losses, rows = engine.meta_gradients(theta, [source(task) for task in chunk.tasks], step, 1, draws)
+        report = ChunkReport(chunk, losses.cpu().numpy(), rows.norm(dim=1).cpu().numpy(), {})
+        weights, _ = server.apply(step, (report, rows.cpu().numpy()))
+    return weights
+
+
+def write_results(results: Mapping[str, np.ndarray], path: Path) -> None:
+    """Per-task results as an Arrow file: `task`, `METRIC_after_K`, and a column per baseline (null where not run)."""
+    count = max(len(values) for values in results.values())
+    columns: dict[str, list[Any]] = {"task": list(range(count))}
+    for name, values in results.items():
+        flat = values.reshape(len(values), -1)
+        for k, column in enumerate(flat.T):
+            label = name.replace("/", "_") + (f"_after_{k}" if values.ndim == 2 else "")
+            columns[label] = column.tolist() + [None] * (count - len(values))
+    table = pa.table(columns)
+    with pa.ipc.new_file(path, table.schema) as writer:
+        writer.write_table(table)
+
+
+def draw_curve(told: Mapping[str, Any], title: str, path: Path) -> None:
+    """The adaptation curve with its baselines, as a PNG."""
+    metric = "accuracy" if "accuracy" in told else "loss"
+    points = [CurvePoint("meta-learned", k, *point.values()) for k, point in enumerate(told[metric]["by_inner_step"])]
+    for name, measured in told["baselines"].items():
+        curve = measured[metric]
+        if isinstance(curve, list):
+            points += [CurvePoint(name, k, *point.values()) for k, point in enumerate(curve)]
+        else:
+            points.append(CurvePoint(name, None, *curve.values()))
+    adaptation_curve(points, title, path, metric)

@@ -1,0 +1,60 @@
+"""How named tensors lie in the flat vector that crosses the wire."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Names and shapes, in the order in which they follow one another in a vector of `size` = P elements."""
+
+    names: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor]) -> "Layout":
+        return cls(tuple(tensors), tuple(tuple(tensor.shape) for tensor in tensors.values()))
+
+    @property
+    def sizes(self) -> list[int]:
+        return [math.prod(shape) for shape in self.shapes]
+
+    @property
+    def size(self) -> int:
+        return sum(self.sizes)
+
+    def flatten(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """{name: [*shape]} -> [P]."""
+        return torch.cat([tensors[name].reshape(-1) for name in self.names])
+
+    def flatten_rows(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """{name: [T, *shape]} -> [T, P]."""
+        return torch.cat([tensors[name].flatten(1) for name in self.names], dim=1)
+
+    def unflatten(self, vector: Tensor) -> dict[str, Tensor]:
+        """[P] -> {name: [*shape]}, each a copy of its own: slices of one differentiable vector are far slower."""
+        pieces = vector.split(self.sizes)
+        return {
+            name: piece.reshape(shape).clone()
+            for name, shape, piece in zip(self.names, self.shapes, pieces, strict=True)
+        }
+
+    def named_arrays(self, vector: np.ndarray) -> dict[str, np.ndarray]:
+        """[P] -> {name: [*shape]} as numpy views, for a checkpoint."""
+        pieces = np.split(vector, np.cumsum(self.sizes)[:-1])
+        return {
+            name: piece.reshape(shape) for name, shape, piece in zip(self.names, self.shapes, pieces, strict=True)
+        }
+
+    def vector(self, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+        """The inverse of `named_arrays`. Raises ValueError when a name is absent or has another shape."""
+        for name, shape in zip(self.names, self.shapes, strict=True):
+            if name not in arrays or arrays[name].shape != shape:
+                found = arrays[name].shape if name in arrays else "nothing"
+                raise ValueError(f"the weights hold {found} for {name!r}, the model needs shape {shape}")
+        return np.concatenate([arrays[name].reshape(-1) for name in self.names])

@@ -1,0 +1,101 @@
+"""The seam for algorithms: a learner declares mathematics, an engine computes and differentiates it."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple, Protocol
+
+import numpy as np
+from torch import Tensor
+
+from metadist.draws import Draws
+from metadist.losses import Loss
+from metadist.models import Model
+from metadist.task import Examples, Task
+
+Tensors = dict[str, Tensor]
+
+
+class Fast(NamedTuple):
+    """What the inner loop changes: `weights` (phi; the inner gradient is taken with respect to these) and `state`
+    that belongs to the inner optimizer or the method (moments, counters)."""
+
+    weights: Tensors
+    state: Tensors
+
+
+class Context(NamedTuple):
+    """What a task knows beside its examples: the meta-step, how many there are, and what `draw` drew for it."""
+
+    step: int
+    meta_steps: int
+    draws: Tensors
+
+
+class Differentiation(Protocol):
+    """What an engine offers to a learner that computes its own meta-gradient."""
+
+    def value_and_gradient(self, f: Callable[[Tensors], Tensor], at: Tensors) -> tuple[Tensor, Tensors]:
+        """f(at) and its gradient, exact through every inner step inside f."""
+        ...
+
+    def adapt(self, learner: "Learner", theta: Tensors, support: Examples, context: Context) -> Fast:
+        """The inner loop: `begin`, then `inner_steps` times `inner_loss`, its gradient, `update`."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Learner(ABC):
+    """One few-shot learning algorithm over `model` and `loss`. Stateless: everything meta-learned is in theta.
+
+    A subclass implements `begin` and `update` and, where its mathematics differs, any of the others. Every method is a
+    pure function of its arguments, so that an engine may run it per task, over a batch of tasks, or twice.
+    """
+
+    model: Model
+    loss: Loss
+    inner_lr: float = 0.1
+    inner_steps: int = 1
+    first_order: bool = False
+
+    engines: ClassVar[tuple[str, ...]] = ("loop", "vmap")
+
+    def layout(self) -> Tensors:
+        """Everything it meta-learns, by name, with initial values: by default the model's trainable parameters."""
+        return self.model.parameters
+
+    def draw(self, draws: Draws, support_size: int) -> dict[str, np.ndarray]:
+        """Random numbers this task needs, drawn from its own key; they arrive as `context.draws`."""
+        del draws, support_size
+        return {}
+
+    @abstractmethod
+    def begin(self, theta: Tensors, support: Examples, context: Context) -> Fast:
+        """Fast weights before the first inner step."""
+
+    def inner_loss(self, theta: Tensors, fast: Fast, support: Examples, k: int) -> Tensor:
+        """The scalar that inner step k descends: by default the mean loss on the support set."""
+        del k
+        return self.loss(self.predict(theta, fast, support.inputs), *support.targets)
+
+    @abstractmethod
+    def update(self, theta: Tensors, fast: Fast, gradient: Tensors, k: int) -> Fast:
+        """Fast weights after inner step k, given the gradient of `inner_loss` with respect to `fast.weights`."""
+
+    def outer_loss(self, theta: Tensors, fast: Fast, query: Examples, context: Context) -> Tensor:
+        """The scalar that theta descends: by default the mean loss on the query set after adaptation."""
+        del context
+        return self.loss(self.predict(theta, fast, query.inputs), *query.targets)
+
+    def predict(self, theta: Tensors, fast: Fast, inputs: tuple[Tensor, ...]) -> Tensor:
+        """Model outputs [n, ...] for inputs [n, ...], fast weights taking the place of theta's of the same name."""
+        return self.model({**theta, **fast.weights}, *inputs)
+
+    def meta_gradient(self, ops: Differentiation, theta: Tensors, task: Task, context: Context) -> tuple[Tensor, Tensors]:
+        """Outer loss and meta-gradient of one task: by default the derivative of the outer loss through adaptation."""
+
+        def objective(theta: Tensors) -> Tensor:
+            fast = ops.adapt(self, theta, task.support, context)
+            return self.outer_loss(theta, fast, task.query, context)
+
+        return ops.value_and_gradient(objective, theta)

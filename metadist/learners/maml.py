@@ -1,0 +1,42 @@
+"""Model-agnostic meta-learning and its relatives by order and by name pattern."""
+
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from metadist.errors import InputError
+from metadist.learners.learner import Context, Fast, Learner, Tensors
+from metadist.task import Examples
+
+
+@dataclass(frozen=True, kw_only=True)
+class MAML(Learner):
+    """phi_0 = theta;  phi_{k+1} = phi_k - inner_lr * grad L_support(phi_k);  meta-gradient = d L_query(phi_K) / d theta.
+
+    Finn, Abbeel, Levine 2017, Algorithm 2 (https://arxiv.org/abs/1703.03400). `first_order=True` is FOMAML, section 5.2:
+    the inner gradients are constants, so the meta-gradient is the query gradient at phi_K. `adapted` is a shell-style
+    pattern (or several, separated by commas) over parameter names: "head.*" is ANIL (Raghu et al. 2020,
+    https://arxiv.org/abs/1909.09157), "body.*" is BOIL (Oh et al. 2021); the rest is meta-learned but not adapted.
+
+    Losses are means over examples. The published code sums cross-entropy over the N*K support examples and divides by
+    K, so its inner rate of 0.4 for 5 ways is 2.0 here.
+    """
+
+    adapted: str = "*"
+
+    def __post_init__(self) -> None:
+        if not self.adapted_names():
+            names = ", ".join(self.model.parameters)
+            raise InputError(f"learner.adapted={self.adapted!r} matches no parameter of the model; it has: {names}")
+
+    def adapted_names(self) -> list[str]:
+        """Names of the parameters that the inner loop changes, in the model's order."""
+        patterns = [pattern.strip() for pattern in self.adapted.split(",")]
+        return [name for name in self.model.parameters if any(fnmatchcase(name, pattern) for pattern in patterns)]
+
+    def begin(self, theta: Tensors, support: Examples, context: Context) -> Fast:
+        del support, context
+        return Fast({name: theta[name] for name in self.adapted_names()}, {})
+
+    def update(self, theta: Tensors, fast: Fast, gradient: Tensors, k: int) -> Fast:
+        del theta, k
+        return fast._replace(weights={name: w - self.inner_lr * gradient[name] for name, w in fast.weights.items()})

@@ -1,0 +1,74 @@
+"""Reptile: towards the adapted weights, without differentiating the inner loop."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from metadist.draws import Draws
+from metadist.learners.learner import Context, Differentiation, Fast, Learner, Tensors
+from metadist.task import Examples, Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reptile(Learner):
+    """meta-gradient = theta - phi, with phi = theta after `inner_steps` minibatch steps on the support set.
+
+    Nichol, Achiam, Schulman 2018, section 2 (https://arxiv.org/abs/1803.02999): theta moves by meta_lr * mean(phi - theta),
+    which is the server's SGD with that meta-gradient; the batched version is a meta-batch of several tasks, the serial
+    one a meta-batch of one. Minibatches of `inner_batch` examples (0: the whole support set) run through random
+    permutations of the support set, drawn from the task's key. `inner_optimizer`: "sgd", or "adam" with beta1 = 0 as in the published
+    code, beta2 = 0.999; unlike there, the second moment starts from zero in every task, because a task is a function of
+    its name alone. The query set only measures.
+    """
+
+    inner_batch: int = 0
+    inner_optimizer: Literal["sgd", "adam"] = "sgd"
+    first_order: bool = True
+
+    def __post_init__(self) -> None:
+        if not self.first_order:
+            raise ValueError("Reptile has no second-order form: leave learner.first_order at true")
+
+    def draw(self, draws: Draws, support_size: int) -> dict[str, np.ndarray]:
+        """minibatches: int64 [inner_steps, inner_batch] row numbers; consecutive rows of one permutation are disjoint."""
+        if not self.inner_batch:
+            return {}
+        wanted = self.inner_steps * self.inner_batch
+        order: list[int] = []
+        while len(order) < wanted:
+            order += draws.choose(support_size, support_size)
+        return {"minibatches": np.array(order[:wanted]).reshape(self.inner_steps, self.inner_batch)}
+
+    def begin(self, theta: Tensors, support: Examples, context: Context) -> Fast:
+        del support
+        weights = {name: theta[name] for name in self.model.parameters}
+        state = dict(context.draws)
+        if self.inner_optimizer == "adam":
+            state |= {f"second_moment/{name}": torch.zeros_like(w) for name, w in weights.items()}
+        return Fast(weights, state)
+
+    def inner_loss(self, theta: Tensors, fast: Fast, support: Examples, k: int) -> Tensor:
+        if self.inner_batch:
+            rows = fast.state["minibatches"][k]
+            support = Examples(tuple(x[rows] for x in support.inputs), tuple(y[rows] for y in support.targets))
+        return self.loss(self.predict(theta, fast, support.inputs), *support.targets)
+
+    def update(self, theta: Tensors, fast: Fast, gradient: Tensors, k: int) -> Fast:
+        del theta
+        if self.inner_optimizer == "sgd":
+            return fast._replace(weights={n: w - self.inner_lr * gradient[n] for n, w in fast.weights.items()})
+        beta2, epsilon = 0.999, 1e-8
+        weights, state = {}, dict(fast.state)
+        for name, w in fast.weights.items():
+            moment = beta2 * state[f"second_moment/{name}"] + (1 - beta2) * gradient[name] ** 2
+            state[f"second_moment/{name}"] = moment
+            weights[name] = w - self.inner_lr * gradient[name] / ((moment / (1 - beta2 ** (k + 1))).sqrt() + epsilon)
+        return Fast(weights, state)
+
+    def meta_gradient(self, ops: Differentiation, theta: Tensors, task: Task, context: Context) -> tuple[Tensor, Tensors]:
+        fast = ops.adapt(self, theta, task.support, context)
+        gradient = {name: theta[name] - phi for name, phi in fast.weights.items()}
+        return self.outer_loss(theta, fast, task.query, context), gradient

@@ -1,0 +1,62 @@
+"""What driver, workers and server say to one another: names, flat numpy vectors and a few numbers."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from metadist.task import Split, TaskId
+
+
+class Weights(NamedTuple):
+    """theta [P] after `version` meta-updates."""
+
+    version: int
+    theta: np.ndarray
+
+
+class Chunk(NamedTuple):
+    """Tasks start, ..., stop - 1 of one meta-step (or of an evaluation): the unit of work, of a size fixed per run."""
+
+    split: Split
+    step: int
+    start: int
+    stop: int
+
+    @property
+    def tasks(self) -> list[TaskId]:
+        return [TaskId(self.split, self.step, index) for index in range(self.start, self.stop)]
+
+
+class ChunkReport(NamedTuple):
+    """What the driver and the server need to know of a computed chunk beside its gradient.
+
+    losses, norms: float64 [n], the outer loss and the meta-gradient's norm of each task; a task is finite when both
+    are. seconds: time per phase.
+    """
+
+    chunk: Chunk
+    losses: np.ndarray
+    norms: np.ndarray
+    seconds: dict[str, float]
+
+    def first_not_finite(self) -> TaskId | None:
+        """The first task whose loss or meta-gradient is not finite."""
+        bad = np.flatnonzero(~(np.isfinite(self.losses) & np.isfinite(self.norms)))
+        return self.chunk.tasks[bad[0]] if len(bad) else None
+
+
+def plan(split: Split, step: int, num_tasks: int, chunk_size: int) -> list[Chunk]:
+    """Tasks 0, ..., num_tasks - 1 cut into chunks of `chunk_size`, the last one possibly shorter."""
+    return [
+        Chunk(split, step, start, min(start + chunk_size, num_tasks)) for start in range(0, num_tasks, chunk_size)
+    ]
+
+
+def fold(gradients: Sequence[np.ndarray], size: int) -> np.ndarray:
+    """The float64 sum [P] of rows [n, P] (or partial sums [P]), one after another in the order given."""
+    total = np.zeros(size, np.float64)
+    for gradient in gradients:
+        for row in gradient.reshape(-1, size):
+            np.add(total, row, out=total)
+    return total

@@ -1,0 +1,10 @@
+"""Built-in networks. Any other `nn.Module` is named in the job as `module:callable`."""
+
+from metadist.models.bag import Bag
+from metadist.models.conv4 import Conv4
+from metadist.models.mlp import MLP
+from metadist.models.model import Model
+
+MODELS = {"mlp": MLP, "conv4": Conv4, "bag": Bag}
+
+__all__ = ["MODELS", "MLP", "Bag", "Conv4", "Model"]

@@ -1,0 +1,27 @@
+"""Fully connected network."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+class MLP(nn.Module):
+    """All inputs, flattened and joined -> hidden layers with ReLU -> `head`. [n, ...] each -> [n, outputs].
+
+    The sinusoid network of Finn et al. 2017, section 5.1, is `hidden=(40, 40)` on one input.
+    """
+
+    def __init__(self, input_shapes: Sequence[Sequence[int]], outputs: int, hidden: Sequence[int] = (40, 40)):
+        super().__init__()
+        widths = [sum(math.prod(shape) for shape in input_shapes), *hidden]
+        self.body = nn.Sequential()
+        for width_in, width_out in zip(widths, widths[1:], strict=False):
+            self.body.extend([nn.Linear(width_in, width_out), nn.ReLU()])
+        self.head = nn.Linear(widths[-1], outputs)
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        dtype = self.head.weight.dtype
+        joined = torch.cat([x.reshape(len(x), -1).to(dtype) for x in inputs], dim=1)
+        return self.head(self.body(joined))

@@ -1,0 +1,261 @@
+"""Runs from end to end: train one, evaluate one again, change its number of workers."""
+
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from metadist.checkpoint import Checkpoint, CheckpointStore, theta_sha256
+from metadist.config import Config, dump_config
+from metadist.config.build import (
+    Shapes, make_engine, make_optimization, make_source, open_data, task_shapes, worker_factory,
+)  # fmt: skip
+from metadist.engine import Engine
+from metadist.errors import InputError, Interrupted
+from metadist.evaluation import draw_curve, evaluate_run, write_results
+from metadist.fewshot import read_checkpoint
+from metadist.figures import training_curve
+from metadist.identity import check_continues, digest, run_identity
+from metadist.journal import Journal, read_journal
+from metadist.local_fleet import LocalFleet
+from metadist.messages import Weights
+from metadist.recording import Recording
+from metadist.stopping import Signals, Stop
+from metadist.task import Split, TaskId
+from metadist.tracking.jsonl import read_metrics
+from metadist.trainer import TARGET_FILE, Progress, Trainer
+from metadist.worker import set_up_process
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What the driver knows of a run before any worker exists: shapes, its own engine (for the layout), theta."""
+
+    shapes: Shapes
+    engine: Engine
+    theta: np.ndarray
+
+
+def prepare(config: Config, splits: Sequence[Split], checkpoint: Checkpoint | None = None) -> Prepared:
+    """Open the data, draw one task of each split needed, build the model; theta is initial, or the checkpoint's.
+
+    Raises InputError for whatever would go wrong later.
+    """
+    source, own = make_source(config), make_source(config, evaluation=True)
+    shapes = task_shapes(config, source)
+    for split in splits:
+        own(TaskId(split, 0, 0))
+    if shapes.classification and own.outputs > shapes.outputs:
+        raise InputError(f"evaluation.ways={own.outputs} is more than the {shapes.outputs} outputs of the model")
+    engine = make_engine(config, shapes, device="cpu")
+    if checkpoint is None:
+        return Prepared(shapes, engine, engine.initial_theta().numpy())
+    engine.learner.model.load_constants(checkpoint.weights)
+    return Prepared(shapes, engine, engine.layout.vector(checkpoint.weights))
+
+
+@contextmanager
+def open_fleet(config: Config, prepared: Prepared, target: int, say: Say) -> Iterator[Any]:
+    """The fleet a job asks for, closed at the end (with Ray, if it was started here)."""
+    own = config.fleet
+    constants = {name: value.cpu().numpy() for name, value in prepared.engine.learner.model.constants.items()}
+    make_worker = worker_factory(config, constants)
+    if own.backend == "local":
+        yield LocalFleet(make_worker, target, min(own.min_workers, target), say=say)
+        return
+    from metadist.ray_fleet import RayFleet, Resources, connect, disconnect
+
+    started = connect(own.address, target * own.cpus_per_worker, say)
+    resources = Resources(own.cpus_per_worker, own.gpus_per_worker, own.threads_per_worker, own.resources)
+    fleet = RayFleet(make_worker, target, min(own.min_workers, target), resources, own.mixed_devices, say)
+    try:
+        yield fleet
+    finally:
+        fleet.close()
+        if started:
+            disconnect()
+
+
+def train(config: Config, *, resume: str | Path | None = None, quiet: bool = False) -> dict[str, Any]:
+    """Meta-train, then evaluate the best weights; returns what `results.json` holds.
+
+    `resume`: None refuses a run directory that is in use; "auto" continues what is there, or starts; a path continues
+    from that run or checkpoint. Raises InputError, Diverged, or Interrupted (after saving).
+    """
+    began = time.monotonic()
+    run_dir = Path(config.run_dir or "runs/run").absolute()
+    config = config.model_copy(update={"run_dir": str(run_dir)})
+    checkpoint = find_checkpoint(config, run_dir, resume)
+    set_up_process(config.fleet.threads_per_worker)
+    validated: list[Split] = ["validation"] if config.evaluation.every else []
+    prepared = prepare(config, [*validated, config.evaluation.split], checkpoint)
+    identity = run_identity(config, prepared.engine)
+    drift = check_continues(checkpoint.run["identity"], identity) if checkpoint else []
+    run_dir.mkdir(parents=True, exist_ok=True)
+    (run_dir / "config.yaml").write_text(dump_config(config))
+    with ExitStack() as stack:
+        record = stack.enter_context(Recording(config, run_dir, checkpoint, quiet))
+        for change in drift:
+            record.say(f"{change}: from here on the bits may differ from an uninterrupted run")
+        target = first_target(config, run_dir, checkpoint)
+        fleet = stack.enter_context(open_fleet(config, prepared, target, record.say))
+        signals = stack.enter_context(Signals(record.say))
+        record.describe(identity, open_data(config))
+        trainer = make_trainer(config, run_dir, prepared, fleet, record, checkpoint, identity)
+        stack.callback(trainer.journal.close)
+        start = checkpoint.step if checkpoint else 0
+        record.say(banner(config, run_dir, prepared, start))
+        signals.deferred = True
+        weights, reason = trainer.run(start, Stop(signals, config.max_time_s, config.evaluation.patience))
+        signals.deferred = False
+        if signals.received is not None:
+            record.say(f"saved in {run_dir}; the same command with --resume auto goes on from there")
+            raise Interrupted(signals.received)
+        ending = {
+            "theta_sha256": theta_sha256(weights.theta),
+            "meta_steps": weights.version,
+            "ended_by": reason,
+            "identity": digest(identity),
+            "data_digest": identity["data_digest"],
+        }
+        told = conclude(config, prepared, fleet, trainer.store, weights, record)
+        told = {**ending, "seconds": round(time.monotonic() - began, 1), **told}
+        (run_dir / "results.json").write_text(json.dumps(told, indent=2) + "\n")
+        record.tracker.artifact(run_dir / "results.json")
+        return told
+
+
+def make_trainer(
+    config: Config,
+    run_dir: Path,
+    prepared: Prepared,
+    fleet: Any,
+    record: Recording,
+    checkpoint: Checkpoint | None,
+    identity: dict[str, Any],
+) -> Trainer:
+    """The trainer of a run, at its start or where the checkpoint left it."""
+    state = checkpoint.trainer if checkpoint else None
+    journalled = read_journal(run_dir / "journal.jsonl")
+    return Trainer(
+        config,
+        run_dir=run_dir,
+        engine=prepared.engine,
+        shapes=prepared.shapes,
+        fleet=fleet,
+        server=fleet.start_server(prepared.theta, make_optimization(config), state["server"] if state else None),
+        store=CheckpointStore(location(config, run_dir), config.checkpoint.keep_last, record.say),
+        journal=Journal(run_dir / "journal.jsonl"),
+        tracker=record.tracker,
+        facts=lambda: {
+            "identity": identity,
+            "shapes": prepared.shapes._asdict(),
+            "mlflow_run_id": record.mlflow_run_id(),
+        },
+        planned={entry["step"]: entry["target"] for entry in journalled if "step" in entry},
+        progress=Progress(**state["progress"]) if state else Progress(),
+    )
+
+
+def conclude(
+    config: Config, prepared: Prepared, fleet: Any, store: CheckpointStore, weights: Weights, record: Recording
+) -> dict[str, Any]:
+    """Evaluate the best weights by validation (the last ones where there was none), and leave files and figures."""
+    assert config.run_dir
+    run_dir = Path(config.run_dir)
+    if store.has_best():
+        best = store.load("best")
+        weights = Weights(best.step, prepared.engine.layout.vector(best.weights))
+    told = judge(config, prepared, fleet, weights, run_dir, record.say)
+    training_curve(read_metrics(run_dir / "metrics.jsonl"), run_dir / "training_curve.png")
+    for name in ("tasks.arrow", "adaptation_curve.png", "training_curve.png"):
+        record.tracker.artifact(run_dir / name)
+    metric = "accuracy" if "accuracy" in told else "loss"
+    final = {f"{config.evaluation.split}/{metric}": told[metric]["after"]["mean"]}
+    final[f"{config.evaluation.split}/{metric}_ci95"] = told[metric]["after"]["ci95"]
+    final[f"{config.evaluation.split}/{metric}_before"] = told[metric]["before"]["mean"]
+    record.tracker.metrics(final, weights.version)
+    return {"evaluated_step": weights.version, **told}
+
+
+def judge(
+    config: Config, prepared: Prepared, fleet: Any, weights: Weights, folder: Path, say: Say
+) -> dict[str, Any]:
+    """The full evaluation, its per-task results and its figure written to `folder`."""
+    told, results = evaluate_run(config, prepared.shapes, prepared.engine, fleet, weights, say)
+    write_results(results, folder / "tasks.arrow")
+    protocol = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in told["protocol"].items())
+    draw_curve(told, protocol, folder / "adaptation_curve.png")
+    return told
+
+
+def evaluate(config: Config, run: str | Path, *, checkpoint: str = "best", say: Say = print) -> dict[str, Any]:
+    """Evaluate a run's weights as `config` (the run's own, with changes) says; everything is left in
+    RUN/evaluations/NAME, one NAME per way of evaluating."""
+    saved = read_checkpoint(run, checkpoint)
+    set_up_process(config.fleet.threads_per_worker)
+    prepared = prepare(config, [config.evaluation.split], saved)
+    weights = Weights(saved.step, prepared.theta)
+    name = digest({"evaluation": config.evaluation.model_dump(mode="json"), "step": saved.step})
+    folder = Path(run) / "evaluations" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    with open_fleet(config, prepared, config.num_workers, say) as fleet:
+        told = judge(config, prepared, fleet, weights, folder, say)
+    told = {"theta_sha256": theta_sha256(weights.theta), "evaluated_step": saved.step, **told}
+    (folder / "results.json").write_text(json.dumps(told, indent=2) + "\n")
+    return told | {"folder": str(folder)}
+
+
+def scale(run_dir: str | Path, target: int) -> None:
+    """Ask a running job for `target` workers; it follows from its next meta-step."""
+    path = Path(run_dir)
+    if not (path / "config.yaml").exists():
+        raise InputError(f"{path} is not a run directory: it has no config.yaml")
+    if target < 1:
+        raise InputError(f"a run needs at least 1 worker, not {target}")
+    aside = path / f".{TARGET_FILE}"
+    aside.write_text(str(target))
+    aside.replace(path / TARGET_FILE)
+
+
+def find_checkpoint(config: Config, run_dir: Path, resume: str | Path | None) -> Checkpoint | None:
+    """Where a run goes on from, or None at its start. Raises InputError when the directory is in use unasked."""
+    if resume is not None and resume != "auto":
+        return read_checkpoint(resume, "latest")
+    if (run_dir / "config.yaml").exists() and resume is None:
+        raise InputError(
+            f"{run_dir} already holds a run: add --resume auto to continue it, or run_dir=... to start another"
+        )
+    store = CheckpointStore(location(config, run_dir))
+    return store.load("latest") if store.steps() else None
+
+
+def first_target(config: Config, run_dir: Path, checkpoint: Checkpoint | None) -> int:
+    """How many workers to begin with: what the job says; if it says what it said before, as many as there were."""
+    if checkpoint and yaml.safe_load(checkpoint.config)["num_workers"] == config.num_workers:
+        return checkpoint.trainer["target"]
+    (run_dir / TARGET_FILE).unlink(missing_ok=True)
+    return config.num_workers
+
+
+def location(config: Config, run_dir: Path) -> str:
+    """Where a run's checkpoints are."""
+    return config.checkpoint.location or str(run_dir / "checkpoints")
+
+
+def banner(config: Config, run_dir: Path, prepared: Prepared, start: int) -> str:
+    """What is about to happen, in one line."""
+    batch = config.batch_size(config.num_workers)
+    begins = f"continues at step {start}" if start else "starts"
+    return (
+        f"{run_dir} {begins}: {config.learner.name}, {prepared.engine.layout.size} parameters, "
+        f"{batch} tasks a step, {config.num_workers} workers, {prepared.engine.kind} engine"
+    )

@@ -1,0 +1,71 @@
+"""Where a run's numbers go: a file (the truth), the terminal, MLflow. Only the driver writes to them."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal, Protocol
+
+Status = Literal["FINISHED", "FAILED", "KILLED"]
+
+
+class Tracker(Protocol):
+    """Takes what a run reports, and passes over what it has no use for. No call waits for a network.
+
+    Metric names are paths such as `train/loss`, `validation/accuracy` (a fraction, 0 to 1), `throughput/tasks_per_s`,
+    `fleet/workers`; `step` is the number of meta-steps done.
+    """
+
+    def params(self, values: dict[str, str]) -> None:
+        """The resolved settings of the run, flat, by dotted key."""
+        ...
+
+    def tags(self, values: dict[str, str]) -> None:
+        """Facts about the run: versions, digests, git commit."""
+        ...
+
+    def metrics(self, values: Mapping[str, float], step: int) -> None: ...
+
+    def dataset(self, name: str, digest: str, source: str, context: str) -> None:
+        """Data the run used: its content digest, the path or URI it came from, and what for (`train`, `test`)."""
+        ...
+
+    def artifact(self, path: Path, folder: str = "") -> None:
+        """A file to keep with the run. It may be read later than this call returns, and must stay until `finish`."""
+        ...
+
+    def finish(self, status: Status) -> None:
+        """The end: FINISHED (done), FAILED (an error), KILLED (stopped by a person or the cluster)."""
+        ...
+
+
+class Trackers:
+    """Several trackers as one, called in the order given. An error of one is raised: none of them may fail quietly."""
+
+    def __init__(self, *trackers: Tracker) -> None:
+        self._trackers = trackers
+
+    def params(self, values: dict[str, str]) -> None:
+        for tracker in self._trackers:
+            tracker.params(values)
+
+    def tags(self, values: dict[str, str]) -> None:
+        for tracker in self._trackers:
+            tracker.tags(values)
+
+    def metrics(self, values: Mapping[str, float], step: int) -> None:
+        for tracker in self._trackers:
+            tracker.metrics(values, step)
+
+    def dataset(self, name: str, digest: str, source: str, context: str) -> None:
+        for tracker in self._trackers:
+            tracker.dataset(name, digest, source, context)
+
+    def artifact(self, path: Path, folder: str = "") -> None:
+        for tracker in self._trackers:
+            tracker.artifact(path, folder)
+
+    def finish(self, status: Status) -> None:
+        for tracker in self._trackers:
+            tracker.finish(status)
+
+
+__all__ = ["Status", "Tracker", "Trackers"]

@@ -1,0 +1,132 @@
+"""Progress for the person watching: a live line on a terminal, else one plain line every few seconds."""
+
+import os
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TextIO
+
+from metadist.tracking import Status
+
+_REDRAW_S = 0.1
+
+
+class ConsoleTracker:
+    """Writes `step 1200/6000 20.0% | loss 0.812 | validation 94.1% (best 94.3% @1100) | 212 tasks/s | ETA 12m`.
+
+    Understands `train/loss`, `validation/accuracy` (a fraction) or `validation/loss`, `throughput/tasks_per_s` and
+    `fleet/workers`; what has not been reported is left out. `every_s` is the time between plain lines; `quiet` leaves
+    only what `say` prints. No colours. May be called from several threads.
+    """
+
+    def __init__(
+        self, total_steps: int, stream: TextIO | None = None, every_s: float = 5.0, quiet: bool = False
+    ) -> None:
+        self._stream = sys.stderr if stream is None else stream
+        self._live = self._stream.isatty() and os.environ.get("TERM") != "dumb"
+        self._every_s = min(every_s, _REDRAW_S) if self._live else every_s
+        self._total, self._quiet = total_steps, quiet
+        self._latest: dict[str, float] = {}
+        self._best: tuple[float, int] | None = None
+        self._first: tuple[int, float] | None = None
+        self._step = 0
+        self._drawn_at = -float("inf")
+        self._drawn = ""
+        self._lock = threading.Lock()
+
+    def params(self, values: dict[str, str]) -> None:
+        pass
+
+    def tags(self, values: dict[str, str]) -> None:
+        pass
+
+    def dataset(self, name: str, digest: str, source: str, context: str) -> None:
+        pass
+
+    def artifact(self, path: Path, folder: str = "") -> None:
+        pass
+
+    def metrics(self, values: Mapping[str, float], step: int) -> None:
+        with self._lock:
+            now = time.monotonic()
+            self._first = self._first or (step, now)
+            self._step = step
+            self._latest.update(values)
+            self._keep_best(values, step)
+            if not self._quiet and now - self._drawn_at >= self._every_s:
+                self._draw(now)
+
+    def say(self, text: str) -> None:
+        """Prints a sentence on a line of its own; a live line is continued below it."""
+        with self._lock:
+            if self._live and self._drawn:
+                blank = " " * len(self._drawn)
+                self._stream.write(f"\r{blank}\r{text}\n{self._drawn}")
+            else:
+                self._stream.write(text + "\n")
+            self._stream.flush()
+
+    def finish(self, status: Status) -> None:
+        """Shows the last state and ends the line."""
+        with self._lock:
+            if self._quiet or self._first is None:
+                return
+            self._draw(time.monotonic())
+            if self._live:
+                self._stream.write("\n")
+                self._stream.flush()
+            self._drawn = ""
+
+    def _keep_best(self, values: Mapping[str, float], step: int) -> None:
+        if "validation/accuracy" in values:
+            value, better = values["validation/accuracy"], float.__gt__
+        elif "validation/loss" in values:
+            value, better = values["validation/loss"], float.__lt__
+        else:
+            return
+        if self._best is None or better(float(value), self._best[0]):
+            self._best = (float(value), step)
+
+    def _draw(self, now: float) -> None:
+        text = self._text(now)
+        if self._live:
+            text = text[: shutil.get_terminal_size().columns - 1]
+            self._stream.write("\r" + text.ljust(len(self._drawn)))
+        elif text != self._drawn:
+            self._stream.write(text + "\n")
+        self._stream.flush()
+        self._drawn, self._drawn_at = text, now
+
+    def _text(self, now: float) -> str:
+        latest, step = self._latest, self._step
+        parts = [f"step {step}/{self._total} {100 * step / max(self._total, 1):.1f}%"]
+        if "train/loss" in latest:
+            parts.append(f"loss {latest['train/loss']:.4g}")
+        if "validation/accuracy" in latest and self._best:
+            best, at = self._best
+            parts.append(f"validation {latest['validation/accuracy']:.1%} (best {best:.1%} @{at})")
+        elif "validation/loss" in latest and self._best:
+            best, at = self._best
+            parts.append(f"validation loss {latest['validation/loss']:.4g} (best {best:.4g} @{at})")
+        if "throughput/tasks_per_s" in latest:
+            parts.append(f"{latest['throughput/tasks_per_s']:.3g} tasks/s")
+        if "fleet/workers" in latest:
+            workers = int(latest["fleet/workers"])
+            parts.append(f"{workers} worker{'' if workers == 1 else 's'}")
+        if self._first and step > self._first[0] and step < self._total:
+            per_step_s = (now - self._first[1]) / (step - self._first[0])
+            parts.append(f"ETA {_duration(per_step_s * (self._total - step))}")
+        return " | ".join(parts)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.0f}s"
+    if seconds < 3600:
+        return f"{seconds / 60:.0f}m"
+    if seconds < 86400:
+        return f"{int(seconds // 3600)}h{int(seconds % 3600 // 60):02d}m"
+    return f"{int(seconds // 86400)}d{int(seconds % 86400 // 3600):02d}h"

@@ -1,0 +1,207 @@
+"""The training loop, and what it does every so often: log, validate, save."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from metadist.checkpoint import Checkpoint, CheckpointStore, theta_sha256
+from metadist.config import Config, dump_config
+from metadist.config.build import Shapes, chunk_size, metrics
+from metadist.engine import Engine
+from metadist.errors import Diverged
+from metadist.evaluation import interval, measure
+from metadist.journal import Journal
+from metadist.messages import Weights, plan
+from metadist.server import Stats
+from metadist.stopping import Stop
+from metadist.tracking import Tracker
+
+TARGET_FILE = "target_workers"
+LOG_EVERY_S = 5.0
+
+
+@dataclass
+class Progress:
+    """What the trainer must remember beside the server's state; all of it is in the checkpoint."""
+
+    best: float | None = None
+    since_best: int = 0
+
+
+@dataclass
+class Window:
+    """Times and tasks since the last logged step, in seconds."""
+
+    began: float = field(default_factory=time.perf_counter)
+    steps: int = 0
+    tasks: int = 0
+    compute_s: float = 0.0
+    update_s: float = 0.0
+
+
+class Trainer:
+    """One run's driver: tells the fleet which tasks to compute, the server to apply them, and others what came of it.
+
+    `weights` and gradients are whatever fleet and server hand around (references, where there are actors); the
+    trainer does not look inside. `planned` holds the target worker count of steps that an earlier try has journalled.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        run_dir: Path,
+        engine: Engine,
+        shapes: Shapes,
+        fleet: Any,
+        server: Any,
+        store: CheckpointStore,
+        journal: Journal,
+        tracker: Tracker,
+        facts: Callable[[], dict[str, Any]],
+        planned: Mapping[int, int],
+        progress: Progress,
+    ):
+        self.config = config
+        self.run_dir = run_dir
+        self.engine = engine
+        self.fleet = fleet
+        self.server = server
+        self.store = store
+        self.journal = journal
+        self.tracker = tracker
+        self.facts = facts
+        self.planned = planned
+        self.progress = progress
+        self.chunk_size = chunk_size(config, engine)
+        self.metric = next(iter(metrics(config, shapes)))
+        self._window = Window()
+        self._saved_at = time.monotonic()
+        self._saved_step = -1
+        self._target_changed_ns = 0
+
+    def run(self, start: int, stop: Stop) -> tuple[Weights, str]:
+        """Meta-steps `start`, ..., meta_steps - 1: the last weights, and why it ended ("done", or Stop's reason).
+
+        Raises Diverged, after saving the weights at which it happened.
+        """
+        weights, reason, step = self.server.weights(), None, start
+        for step in range(start, self.config.meta_steps):
+            tasks = plan("train", step, self._plan_batch(step), self.chunk_size)
+            began = time.perf_counter()
+            gradients = self.fleet.meta_gradients(weights, tasks)
+            computed = time.perf_counter()
+            try:
+                weights, stats = self.server.apply(step, *gradients)
+            except Diverged as error:
+                raise self._explain(error, step, weights) from None
+            self._count(stats, computed - began, time.perf_counter() - computed)
+            self._log(step + 1, stats, gradients)
+            improved = self._validate(step + 1, weights)
+            reason = stop.reason(self.progress.since_best)
+            self._save(step + 1, weights, best=improved, now=reason is not None)
+            if reason is not None:
+                break
+        else:
+            self._save(max(start, self.config.meta_steps), weights, best=False, now=True)
+        return self.fleet.fetch(weights), reason or "done"
+
+    def _plan_batch(self, step: int) -> int:
+        """The step's number of tasks, journalled before any is dealt, so that a repetition deals the same."""
+        target = self.planned.get(step)
+        if target is None:
+            self._follow_target()
+            target = self.fleet.target
+        elif target != self.fleet.target:
+            self.fleet.resize(target)
+        batch = self.config.batch_size(target)
+        self.journal.append({"step": step, "target": target, "tasks": batch})
+        return batch
+
+    def _follow_target(self) -> None:
+        """Take up a new number of workers that `metadist scale` has asked for."""
+        try:
+            changed_ns = (self.run_dir / TARGET_FILE).stat().st_mtime_ns
+        except FileNotFoundError:
+            return
+        if changed_ns != self._target_changed_ns:
+            self._target_changed_ns = changed_ns
+            self.fleet.resize(int((self.run_dir / TARGET_FILE).read_text()))
+
+    def _count(self, stats: Stats, compute_s: float, update_s: float) -> None:
+        window = self._window
+        window.steps += 1
+        window.tasks += stats.num_tasks
+        window.compute_s += compute_s
+        window.update_s += update_s
+
+    def _log(self, done: int, stats: Stats, gradients: Any) -> None:
+        window, elapsed = self._window, time.perf_counter() - self._window.began
+        if done % self.config.tracking.log_every and elapsed < LOG_EVERY_S and done < self.config.meta_steps:
+            return
+        reports = self.fleet.reports(gradients)
+        worked = sum(sum(report.seconds.values()) for report in reports)
+        sampled = sum(report.seconds["sample"] for report in reports)
+        values = {
+            "train/loss": stats.loss,
+            "train/gradient_norm": stats.gradient_norm,
+            "train/task_gradient_norm": stats.task_norm,
+            "train/gradient_agreement": stats.agreement,
+            "train/noise_scale_tasks": stats.noise_scale,
+            "train/meta_lr": stats.meta_lr,
+            "train/meta_batch_size": stats.num_tasks,
+            "throughput/tasks_per_s": window.tasks / elapsed,
+            "throughput/steps_per_s": window.steps / elapsed,
+            "time/compute_s": window.compute_s / window.steps,
+            "time/update_s": window.update_s / window.steps,
+            "time/sample_s_per_task": sampled / stats.num_tasks,
+            "time/adapt_s_per_task": (worked - sampled) / stats.num_tasks,
+            "fleet/workers": self.fleet.num_workers,
+            "fleet/target": self.fleet.target,
+        }
+        self.tracker.metrics(values, done)
+        self._window = Window()
+
+    def _validate(self, done: int, weights: Any) -> bool:
+        """Measure on the fixed validation tasks when it is time; whether they say this is the best so far."""
+        own = self.config.evaluation
+        if not own.every or (done % own.every and done != self.config.meta_steps):
+            return False
+        began = time.perf_counter()
+        results = measure(self.fleet, weights, "validation", own.tasks, self.chunk_size)
+        values = {}
+        for name, by_step in results.items():
+            values[f"validation/{name}"], values[f"validation/{name}_ci95"] = interval(by_step[:, -1])
+            values[f"validation/{name}_before"] = float(by_step[:, 0].mean())
+        values["time/validation_s"] = time.perf_counter() - began
+        self.tracker.metrics(values, done)
+        self._window.began += values["time/validation_s"]
+        score = values[f"validation/{self.metric}"] * (1 if self.metric == "accuracy" else -1)
+        improved = self.progress.best is None or score > self.progress.best
+        self.progress = Progress(score, 0) if improved else Progress(self.progress.best, self.progress.since_best + 1)
+        return improved
+
+    def _save(self, done: int, weights: Any, *, best: bool, now: bool) -> None:
+        """Checkpoint when it is time, when it is the best, or when it must be now."""
+        own = self.config.checkpoint
+        due = done % own.every == 0 or time.monotonic() - self._saved_at >= own.every_s
+        if not (due or best or now) or done == self._saved_step:
+            return
+        theta = self.fleet.fetch(weights).theta
+        model = self.engine.learner.model
+        named = self.engine.layout.named_arrays(theta) | {n: v.cpu().numpy() for n, v in model.constants.items()}
+        trainer = {"server": self.server.snapshot(), "progress": vars(self.progress), "target": self.fleet.target}
+        facts = {**self.facts(), "theta_sha256": theta_sha256(theta)}
+        self.store.save(Checkpoint(done, named, trainer, dump_config(self.config), {}, facts), best=best)
+        self.journal.append({"done": done, "theta_sha256": facts["theta_sha256"]}, sync=True)
+        self._saved_at, self._saved_step = time.monotonic(), done
+
+    def _explain(self, error: Diverged, step: int, weights: Any) -> Diverged:
+        self._save(step, weights, best=False, now=True)
+        task = str(error).split()[1]
+        return Diverged(
+            f"{error} at meta-step {step}: lower learner.inner_lr or meta_lr, or set optimizer.clip_norm; "
+            f"`metadist replay {self.run_dir} --task {task}` computes it again, step by step"
+        )

@@ -1,0 +1,105 @@
+"""A worker computes chunks: it samples their tasks and returns meta-gradients or measurements. It keeps no state."""
+
+import time
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+
+from metadist.baselines import CLOSED_FORM, from_scratch, scratch_seed
+from metadist.draws import Draws
+from metadist.engine import Engine
+from metadist.losses import Loss
+from metadist.messages import Chunk, ChunkReport, Weights, fold
+from metadist.sources import Source
+from metadist.task import Task
+
+LEARNER_STREAM, SCRATCH_STREAM = 1, 2
+
+
+def set_up_process(threads: int) -> None:
+    """Fix what the bits of a result depend on: torch threads (whatever the scheduler suggests), deterministic kernels.
+
+    An operation without a deterministic kernel then raises an error that names it.
+    """
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(True)
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How tasks are evaluated: with which engine (its learner's inner steps), tasks and metrics."""
+
+    engine: Engine
+    source: Source
+    metrics: dict[str, Loss]
+    transductive: bool
+    scratch_steps: int
+
+
+class Worker:
+    """Computes any chunk, any number of times, from nothing but the weights it is given."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        source: Source,
+        protocol: Protocol,
+        seed: int,
+        meta_steps: int,
+        aggregate: Literal["task", "chunk"] = "task",
+    ):
+        self.engine = engine
+        self.source = source
+        self.protocol = protocol
+        self.seed = seed
+        self.meta_steps = meta_steps
+        self.aggregate = aggregate
+
+    def meta_gradients(self, weights: Weights, chunk: Chunk) -> tuple[ChunkReport, np.ndarray]:
+        """Meta-gradients of the chunk's tasks at theta: a report, and rows [n, P] in theta's dtype.
+
+        With `aggregate="chunk"` the rows are added up here, in task order in float64: [P].
+        """
+        began = time.perf_counter()
+        tasks, draws = self._sample(self.source, chunk)
+        sampled = time.perf_counter()
+        theta = torch.from_numpy(np.array(weights.theta))
+        losses, rows = self.engine.meta_gradients(theta, tasks, chunk.step, self.meta_steps, draws)
+        gradient = rows.cpu().numpy()
+        norms = np.sqrt(np.einsum("ij,ij->i", gradient, gradient, dtype=np.float64))
+        if self.aggregate == "chunk":
+            gradient = fold([gradient], gradient.shape[1])
+        seconds = {"sample": sampled - began, "adapt": time.perf_counter() - sampled}
+        return ChunkReport(chunk, losses.cpu().numpy().astype(np.float64), norms, seconds), gradient
+
+    def evaluate(self, weights: Weights, chunk: Chunk, baselines: tuple[str, ...] = ()) -> dict[str, np.ndarray]:
+        """{metric: [n, inner_steps + 1]} of the chunk's tasks, before adaptation and after every inner step, and
+        {"baseline/metric": [n]} for each baseline named."""
+        protocol = self.protocol
+        tasks, draws = self._sample(protocol.source, chunk)
+        theta = torch.from_numpy(np.array(weights.theta))
+        measured = protocol.engine.evaluate(theta, tasks, protocol.metrics, protocol.transductive, draws)
+        results = {name: values.cpu().numpy().astype(np.float64) for name, values in measured.items()}
+        for baseline in baselines:
+            rows = [self._baseline(baseline, task, Draws(self.seed, task_id, SCRATCH_STREAM))
+                    for task_id, task in zip(chunk.tasks, tasks, strict=True)]
+            results |= {f"{baseline}/{name}": np.array([row[name] for row in rows]) for name in protocol.metrics}
+        return results
+
+    def _baseline(self, name: str, task: Task, draws: Draws) -> dict[str, float]:
+        tensors = self.protocol.engine.tensors(task)
+        if name == "from_scratch":
+            learner, steps = self.protocol.engine.learner, self.protocol.scratch_steps
+            outputs = from_scratch(learner, tensors, scratch_seed(draws), steps)
+        else:
+            outputs = torch.from_numpy(CLOSED_FORM[name](task))
+        targets = tensors.query.targets
+        return {metric: float(measure(outputs, *targets)) for metric, measure in self.protocol.metrics.items()}
+
+    def _sample(self, source: Source, chunk: Chunk) -> tuple[list[Task], list[Draws]]:
+        return (
+            [source(task_id) for task_id in chunk.tasks],
+            [Draws(self.seed, task_id, LEARNER_STREAM) for task_id in chunk.tasks],
+        )

@@ -1,0 +1,121 @@
+import io
+from types import SimpleNamespace
+
+import pytest
+
+from metadist.tracking.console import ConsoleTracker
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.fixture(autouse=True)
+def clock(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERM", "xterm")
+    now = [100.0]
+    monkeypatch.setattr("metadist.tracking.console.time", SimpleNamespace(monotonic=lambda: now[0]))
+    return now
+
+
+def test_the_line_says_all_that_is_known(clock):
+    stream = io.StringIO()
+    console = ConsoleTracker(6000, stream)
+    console.metrics({"validation/accuracy": 0.943}, step=1100)
+    clock[0] += 10
+    console.metrics(
+        {"train/loss": 0.8123, "validation/accuracy": 0.941, "throughput/tasks_per_s": 212.4, "fleet/workers": 2.0},
+        step=1200,
+    )
+    assert stream.getvalue().splitlines()[-1] == (
+        "step 1200/6000 20.0% | loss 0.8123 | validation 94.1% (best 94.3% @1100) | 212 tasks/s | 2 workers | ETA 8m"
+    )
+
+
+def test_what_is_absent_is_left_out(clock):
+    stream = io.StringIO()
+    ConsoleTracker(10, stream).metrics({"other": 1.0}, step=1)
+    assert stream.getvalue() == "step 1/10 10.0%\n"
+
+
+def test_the_best_of_a_loss_is_the_smallest(clock):
+    stream = io.StringIO()
+    console = ConsoleTracker(10, stream, every_s=0)
+    for step, loss in enumerate([0.5, 0.25, 0.75], start=1):
+        console.metrics({"validation/loss": loss, "fleet/workers": 1}, step)
+    assert "validation loss 0.75 (best 0.25 @2) | 1 worker |" in stream.getvalue().splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(9, "9s"), (600, "10m"), (5400, "1h30m"), (90000, "1d01h"), (3599, "60m")]
+)
+def test_the_remaining_time_is_readable(clock, seconds, text):
+    stream = io.StringIO()
+    console = ConsoleTracker(2, stream, every_s=0)
+    console.metrics({}, step=0)
+    clock[0] += seconds
+    console.metrics({}, step=1)
+    assert stream.getvalue().endswith(f"ETA {text}\n")
+
+
+def test_a_pipe_gets_a_plain_line_every_few_seconds(clock):
+    stream = io.StringIO()
+    console = ConsoleTracker(1000, stream, every_s=5)
+    for step in range(101):
+        console.metrics({"train/loss": 1.0}, step)
+        clock[0] += 0.125
+    console.finish("FINISHED")
+    lines = stream.getvalue().splitlines()
+    assert [line.split()[1] for line in lines] == ["0/1000", "40/1000", "80/1000", "100/1000"]
+    assert "\r" not in stream.getvalue() and "\x1b" not in stream.getvalue()
+
+
+def test_a_terminal_gets_one_line_that_fits_and_is_covered(clock, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "30")
+    stream = Terminal()
+    console = ConsoleTracker(1000, stream)
+    console.metrics({"train/loss": 0.123456, "throughput/tasks_per_s": 99.0}, step=1)
+    clock[0] += 1
+    console.metrics({"train/loss": 0.2}, step=2)
+    console.finish("FINISHED")
+    text = stream.getvalue()
+    assert text.count("\n") == 1 and text.endswith("\n")
+    assert all(len(part) < 30 for part in text.rstrip("\n").split("\r"))
+    assert "\x1b" not in text
+
+
+def test_the_live_line_is_redrawn_at_most_ten_times_a_second(clock):
+    stream = Terminal()
+    console = ConsoleTracker(1000, stream)
+    for step in range(100):
+        console.metrics({}, step)
+        clock[0] += 0.001
+    assert stream.getvalue().count("\r") == 1
+
+
+def test_a_sentence_does_not_break_the_live_line(clock):
+    stream = Terminal()
+    console = ConsoleTracker(10, stream)
+    console.say("before")
+    console.metrics({}, step=1)
+    console.say("a worker died")
+    blank = " " * len("step 1/10 10.0%")
+    assert stream.getvalue() == f"before\n\rstep 1/10 10.0%\r{blank}\ra worker died\nstep 1/10 10.0%"
+
+
+def test_a_dumb_terminal_gets_plain_lines(clock, monkeypatch):
+    monkeypatch.setenv("TERM", "dumb")
+    stream = Terminal()
+    ConsoleTracker(10, stream).metrics({}, step=1)
+    assert stream.getvalue() == "step 1/10 10.0%\n"
+
+
+def test_quiet_leaves_the_sentences(clock):
+    stream = io.StringIO()
+    console = ConsoleTracker(10, stream, quiet=True)
+    console.metrics({}, step=1)
+    console.say("a worker died")
+    console.finish("FINISHED")
+    assert stream.getvalue() == "a worker died\n"

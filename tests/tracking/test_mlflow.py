@@ -1,0 +1,288 @@
+import contextlib
+import http.server
+import math
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from metadist.tracking import Trackers
+from metadist.tracking import mlflow as module
+from metadist.tracking.mlflow import MlflowTracker
+from metadist.tracking.pending import Pending, metric_key
+
+# MLflow 3.17 with SQLAlchemy 2.1
+pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated:DeprecationWarning")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+
+
+def start(root, *, uri=None, run_id=None, said=None):
+    sentences = [] if said is None else said
+    return MlflowTracker(uri, "few-shot", "a run", run_id, root, sentences.append)
+
+
+@pytest.fixture(scope="module")
+def client(root):
+    from mlflow import MlflowClient
+
+    return MlflowClient(f"sqlite:///{root / 'mlflow.db'}")
+
+
+def values_of(client, run_id, key):
+    return [(metric.step, metric.value) for metric in client.get_metric_history(run_id, key)]
+
+
+def finished(tracker, said, status="FINISHED"):
+    tracker.finish(status, timeout_s=60)
+    assert said == []
+    return tracker.wait_run_id(0)
+
+
+def test_everything_arrives(root, client, tmp_path):
+    said = []
+    tracker = start(root, said=said)
+    both = Trackers(tracker)
+    both.params({"meta_lr": "0.001", "long": "x" * 7000, "odd[key]": "1"})
+    both.tags({"metadist.dataset_digest": "d" * 64, "mlflow.source.type": "JOB"})
+    both.dataset("omniglot", "0123456789" * 5, "/data/omniglot.arrow", "train")
+    (tmp_path / "config.yaml").write_text("seed: 0\n")
+    both.artifact(tmp_path / "config.yaml", "config")
+    both.artifact(tmp_path / "config.yaml")
+    for step in range(1500):
+        both.metrics({"train/loss": 1 / (step + 1), "acc@5": 0.5}, step)
+    both.metrics({"train/loss": math.nan, "a": math.inf, "b": 1.0}, 1500)
+    run_id = finished(tracker, said)
+
+    run = client.get_run(run_id)
+    assert run.info.status == "FINISHED" and run.info.run_name == "a run" and run.info.end_time > run.info.start_time
+    assert run.data.params == {"meta_lr": "0.001", "long": "x" * 6000, "odd_key_": "1"}
+    assert run.data.tags["metadist.dataset_digest"] == "d" * 64
+    assert run.data.tags["mlflow.source.type"] == "JOB"
+    assert run.data.tags["mlflow.user"] and run.data.tags["mlflow.source.name"]
+    assert values_of(client, run_id, "train/loss") == [(step, 1 / (step + 1)) for step in range(1500)]
+    assert len(values_of(client, run_id, "acc_5")) == 1500
+    assert values_of(client, run_id, "tracking/nonfinite") == [(1500, 2.0)]
+    assert "a" not in run.data.metrics and run.data.metrics["b"] == 1.0
+    (data,) = run.inputs.dataset_inputs
+    assert (data.dataset.name, data.dataset.digest) == ("omniglot", ("0123456789" * 5)[:36])
+    assert "/data/omniglot.arrow" in data.dataset.source
+    assert [(tag.key, tag.value) for tag in data.tags] == [("mlflow.data.context", "train")]
+    assert run.info.artifact_uri.startswith((root / "mlartifacts").as_uri())
+    assert (root / "mlartifacts" / run_id / "artifacts" / "config" / "config.yaml").read_text() == "seed: 0\n"
+    assert [file.path for file in client.list_artifacts(run_id)] == ["config", "config.yaml"]
+
+
+@pytest.mark.parametrize("status", ["FAILED", "KILLED"])
+def test_the_status_is_the_truth(root, client, status):
+    said = []
+    tracker = start(root, said=said)
+    run_id = finished(tracker, said, status)
+    tracker.finish("FINISHED")
+    assert client.get_run(run_id).info.status == status
+
+
+def test_a_resumed_run_is_continued_and_drift_is_told(root, client):
+    said = []
+    first = start(root, said=said)
+    first.params({"meta_lr": "0.1", "seed": "0"})
+    first.metrics({"train/loss": 1.0}, 1)
+    run_id = finished(first, said, "KILLED")
+
+    second = start(root, run_id=run_id, said=said)
+    assert second.wait_run_id(60) == run_id
+    assert client.get_run(run_id).info.status == "RUNNING"
+    second.params({"meta_lr": "0.2", "seed": "0", "new": "1"})
+    second.metrics({"train/loss": 0.5}, 2)
+    assert finished(second, said) == run_id
+    run = client.get_run(run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.params == {"meta_lr": "0.1", "seed": "0", "new": "1"}
+    assert run.data.tags["param_drift"] == "meta_lr: 0.1 -> 0.2"
+    assert values_of(client, run_id, "train/loss") == [(1, 1.0), (2, 0.5)]
+
+
+@pytest.mark.parametrize("kind", ["deleted", "unknown"])
+def test_a_run_that_is_gone_is_replaced_and_named(root, client, kind):
+    gone = "0" * 32
+    if kind == "deleted":
+        said = []
+        gone = finished(start(root, said=said), said)
+        client.delete_run(gone)
+    sentences = []
+    tracker = start(root, run_id=gone, said=sentences)
+    tracker.finish("FINISHED", timeout_s=60)
+    run_id = tracker.wait_run_id(0)
+    assert run_id != gone and len(sentences) == 1 and gone in sentences[0]
+    assert client.get_run(run_id).data.tags["resumed_from_run"] == gone
+
+
+def test_a_file_that_is_not_there_does_not_hold_up_the_numbers(root, client, tmp_path):
+    said = []
+    tracker = start(root, said=said)
+    tracker.artifact(tmp_path / "absent.png")
+    tracker.metrics({"a": 1.0}, 1)
+    tracker.finish("FINISHED", timeout_s=60)
+    assert len(said) == 1 and "absent.png" in said[0]
+    assert client.get_run(tracker.wait_run_id(0)).data.metrics == {"a": 1.0}
+
+
+def test_numbers_arrive_while_training_goes_on(root, client):
+    tracker = start(root)
+    run_id = tracker.wait_run_id(60)
+    tracker.metrics({"a": 1.0}, 1)
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline and not client.get_run(run_id).data.metrics:
+        time.sleep(0.1)
+    assert client.get_run(run_id).data.metrics == {"a": 1.0}
+    assert client.get_run(run_id).info.status == "RUNNING"
+    tracker.finish("FINISHED", timeout_s=60)
+
+
+@contextlib.contextmanager
+def refusing():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    yield f"http://127.0.0.1:{port}"
+
+
+@contextlib.contextmanager
+def hanging():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+class Broken(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(500)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    do_POST = do_GET
+
+    def log_message(self, format, *args):
+        pass
+
+
+@contextlib.contextmanager
+def broken():
+    with http.server.HTTPServer(("127.0.0.1", 0), Broken) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize("server", [refusing, hanging, broken])
+def test_a_bad_server_neither_slows_nor_stops_a_run(server, tmp_path):
+    said = []
+    with server() as uri:
+        tracker = start(tmp_path, uri=uri, run_id="f" * 32, said=said)
+        slowest_s, began = 0.0, time.perf_counter()
+        for step in range(1000):
+            before = time.perf_counter()
+            tracker.metrics({f"metric/{index}": 1.0 for index in range(10)}, step)
+            slowest_s = max(slowest_s, time.perf_counter() - before)
+            tracker.params({"a": str(step)})
+            tracker.tags({"b": str(step)})
+            tracker.dataset("d", "e", "f", "g")
+            tracker.artifact(tmp_path / "x")
+        assert (time.perf_counter() - began) / 5000 < 0.005 and slowest_s < 1
+        assert tracker.wait_run_id(0) == "f" * 32
+        before = time.perf_counter()
+        tracker.finish("FINISHED", timeout_s=1.0)
+        assert time.perf_counter() - before < 3
+        tracker._closed.wait(30)
+    assert "metrics.jsonl" in said[-1] and uri in said[-1]
+    assert len(said) <= 2
+
+
+def test_a_server_that_comes_back_gets_everything(root, client, monkeypatch):
+    monkeypatch.setattr(module, "_FIRST_BACKOFF_S", 0.2)
+    monkeypatch.setattr(module, "_FLUSH_EVERY_S", 0.1)
+    said = []
+    tracker = start(root, said=said)
+    run_id = tracker.wait_run_id(60)
+    moved = root / "elsewhere.db"
+    os.rename(root / "mlflow.db", moved)
+    (root / "mlflow.db").mkdir()
+    client._tracking_client.store.engine.dispose()
+    for step in range(100):
+        tracker.metrics({"a": float(step)}, step)
+    deadline = time.monotonic() + 60
+    while not said and time.monotonic() < deadline:
+        time.sleep(0.05)
+    (root / "mlflow.db").rmdir()
+    os.rename(moved, root / "mlflow.db")
+    tracker.metrics({"a": 100.0}, 100)
+    tracker.finish("FINISHED", timeout_s=60)
+    assert "cannot be written to" in said[0] and len(said) <= 2
+    assert values_of(client, run_id, "a") == [(step, float(step)) for step in range(101)]
+    assert client.get_run(run_id).info.status == "FINISHED"
+
+
+def test_a_hanging_server_does_not_hold_the_process():
+    code = (
+        "import sys; from pathlib import Path; from metadist.tracking.mlflow import MlflowTracker\n"
+        "assert 'mlflow' not in sys.modules\n"
+        "tracker = MlflowTracker(sys.argv[1], 'e', 'r', None, Path('.'), print); tracker.finish('KILLED', timeout_s=2)"
+    )
+    with hanging() as uri:
+        before = time.monotonic()
+        done = subprocess.run([sys.executable, "-c", code, uri], check=True, capture_output=True, timeout=60, text=True)
+        assert time.monotonic() - before < 30
+    assert "no answer within 2 s" in done.stdout and "Traceback" not in done.stderr
+
+
+def test_the_environment_is_set_only_where_the_user_did_not(tmp_path, monkeypatch):
+    names = ["MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_TIMEOUT", "MLFLOW_DISABLE_TELEMETRY"]
+    monkeypatch.setenv(names[1], "77")
+    for name in (names[0], names[2]):
+        monkeypatch.delenv(name)
+    with refusing() as uri:
+        start(tmp_path, uri=uri).finish("FINISHED", timeout_s=0)
+        assert [os.environ[name] for name in names] == ["1", "77", "true"]
+
+
+def test_what_waits_is_bounded_and_what_is_dropped_is_counted():
+    pending = Pending()
+    for step in range(30_000):
+        pending.add_metrics({"a": 1.0}, step, at_ms=0)
+    assert len(pending.metrics) == 20_000 and pending.metrics[0][3] == 10_000
+    later = pending.successor()
+    assert pending.metrics[-1] == ("tracking/dropped", 10_000.0, 0, 29_999)
+    later.add_metrics({"a": 1.0}, 30_000, at_ms=0)
+    later.put_back(pending)
+    assert len(later.metrics) == 20_000 and later.metrics[-1][3] == 30_000
+    later.successor()
+    assert later.metrics[-1][:2] == ("tracking/dropped", 10_002.0)
+
+
+@pytest.mark.parametrize(
+    "key", ["train/loss", "loss@5", "a=b", "acc[5w1s]", "/x", "../x", ".", "", "a//b", "a/../b", "x/" * 200, "\u00e9"]
+)
+def test_every_key_becomes_one_that_mlflow_takes(key):
+    from mlflow.utils.validation import _validate_metric_name, _validate_param_name, _validate_tag_name
+
+    clean = metric_key(key)
+    for validate in (_validate_metric_name, _validate_param_name, _validate_tag_name):
+        validate(clean)
+    assert 0 < len(clean) <= 250
+    assert metric_key("train/loss") == "train/loss" and metric_key("loss@5") == "loss_5"
