@@ -8,7 +8,6 @@ from torch import Tensor
 
 from metadist.draws import Draws
 from metadist.learners import Learner
-from metadist.losses import Loss
 from metadist.task import Task
 
 Baseline = Callable[[Task], np.ndarray]
@@ -28,7 +27,8 @@ def features(inputs: tuple[np.ndarray, ...]) -> np.ndarray:
 
 def _both(task: Task) -> tuple[np.ndarray, np.ndarray]:
     joined = features(tuple(np.concatenate(pair) for pair in zip(task.support.inputs, task.query.inputs, strict=True)))
-    return np.split(joined, [len(task.support.inputs[0])])
+    cut = len(task.support.inputs[0])
+    return joined[:cut], joined[cut:]
 
 
 def nearest_class_mean(task: Task) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Who computes which chunk: a pure state machine, `on(event, now) -> actions`, that knows nothing of Ray.
 
-Chunks are dealt as workers ask for them, so a slower worker gets fewer; the chunks of a worker that dies go to the front
-of the queue. No result depends on who computed it.
+Chunks are dealt as workers ask for them, so a slower worker gets fewer; the chunks of a worker that dies go to the
+front of the queue. No result depends on who computed it.
 """
 
 from collections import deque

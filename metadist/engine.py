@@ -38,9 +38,7 @@ class _Unroll:
         """Weights as the next inner step needs them, given whether an outer gradient passes through."""
         raise NotImplementedError
 
-    def trajectory(
-        self, learner: Learner, theta: Tensors, support: Examples, context: Context
-    ) -> Iterator[Fast]:
+    def trajectory(self, learner: Learner, theta: Tensors, support: Examples, context: Context) -> Iterator[Fast]:
         """Fast weights after 0, 1, ... `inner_steps` steps."""
         outer = any(value.requires_grad for value in theta.values())
         fast = learner.begin(theta, support, context)
@@ -49,9 +47,7 @@ class _Unroll:
             fast = self.inner_step(learner, theta, fast, support, k, outer)
             yield fast
 
-    def inner_step(
-        self, learner: Learner, theta: Tensors, fast: Fast, support: Examples, k: int, outer: bool
-    ) -> Fast:
+    def inner_step(self, learner: Learner, theta: Tensors, fast: Fast, support: Examples, k: int, outer: bool) -> Fast:
         """One inner step: a pure function of (theta, fast), which is all a cheaper differentiation needs."""
         fast = fast._replace(weights=self.start(fast.weights, outer))
         with torch.enable_grad():
@@ -63,10 +59,7 @@ class _Unroll:
             return learner.update(theta, fast, gradient, k)
 
     def adapt(self, learner: Learner, theta: Tensors, support: Examples, context: Context) -> Fast:
-        fast = None
-        for fast in self.trajectory(learner, theta, support, context):
-            pass
-        assert fast is not None
+        *_, fast = self.trajectory(learner, theta, support, context)
         return fast
 
 
@@ -85,9 +78,7 @@ class Recorded(_Unroll):
         return dict(zip(at, gradient, strict=True))
 
     def start(self, weights: Tensors, outer: bool) -> Tensors:
-        return {
-            name: w if outer and w.requires_grad else w.detach().requires_grad_() for name, w in weights.items()
-        }
+        return {name: w if outer and w.requires_grad else w.detach().requires_grad_() for name, w in weights.items()}
 
 
 class Transformed(_Unroll):
@@ -113,15 +104,15 @@ class Engine:
     their floating point fields are converted to `dtype`.
     """
 
-    def __init__(
-        self, learner: Learner, kind: Kind = "loop", device: str = "cpu", dtype: torch.dtype = torch.float32
-    ):
+    def __init__(self, learner: Learner, kind: Kind = "loop", device: str = "cpu", dtype: torch.dtype = torch.float32):
         if kind not in learner.engines:
             raise InputError(
                 f"engine.kind={kind!r} cannot compute {type(learner).__name__}: use {' or '.join(learner.engines)}"
             )
         if torch.device(device).type == "cuda" and not torch.cuda.is_available():
-            raise InputError("engine.device=cuda, but torch sees no GPU here: check fleet.gpus_per_worker and the driver")
+            raise InputError(
+                "engine.device=cuda, but torch sees no GPU here: check fleet.gpus_per_worker and the driver"
+            )
         self.learner = learner
         self.kind = kind
         self.device = torch.device(device)
@@ -183,7 +174,7 @@ class Engine:
         """{metric: [T, inner_steps + 1]}: each metric on the query set before adaptation and after every inner step.
 
         `transductive`: all query examples are predicted as one batch, sharing its normalisation statistics. Otherwise
-        each is predicted in a batch with the support set and without the other queries (Nichol et al. 2018, section 6.1).
+        each is predicted in a batch with the support set, without the other queries (Nichol et al. 2018, section 6.1).
         """
 
         def one(weights: Tensors, task: Task, drawn: Tensors) -> dict[str, Tensor]:
@@ -214,6 +205,17 @@ class Engine:
             return self.learner.predict(weights, fast, tuple(map(self._tensor, inputs)))
 
         return predict
+
+    def trace(self, theta: Tensor, task: Task, draws: Draws) -> list[tuple[float, float]]:
+        """Support loss and norm of the fast weights before and after every inner step of one task."""
+        weights, support = self._weights(theta), self.tensors(task).support
+        context = Context(0, 1, self._draw(len(support.inputs[0]), draws))
+        traced = []
+        for k, fast in enumerate(self._unroll.trajectory(self.learner, weights, support, context)):
+            loss = self.learner.inner_loss(weights, fast, support, min(k, self.learner.inner_steps - 1))
+            norm = torch.stack([w.detach().norm() for w in fast.weights.values()]).norm()
+            traced.append((float(loss.detach()), float(norm)))
+        return traced
 
     def tensors(self, task: Task) -> Task:
         """The task's arrays as tensors on the engine's device, floating point ones in its dtype."""

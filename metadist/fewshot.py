@@ -7,7 +7,8 @@ import numpy as np
 import torch
 import yaml
 
-from metadist.checkpoint import Checkpoint, CheckpointStore, load_checkpoint
+from metadist.checkpoint import CheckpointStore
+from metadist.checkpoint_format import Checkpoint, load_checkpoint
 from metadist.config import Config
 from metadist.config.build import Shapes, make_evaluation_engine
 from metadist.engine import Engine

@@ -47,9 +47,7 @@ class Layout:
     def named_arrays(self, vector: np.ndarray) -> dict[str, np.ndarray]:
         """[P] -> {name: [*shape]} as numpy views, for a checkpoint."""
         pieces = np.split(vector, np.cumsum(self.sizes)[:-1])
-        return {
-            name: piece.reshape(shape) for name, shape, piece in zip(self.names, self.shapes, pieces, strict=True)
-        }
+        return {name: piece.reshape(shape) for name, shape, piece in zip(self.names, self.shapes, pieces, strict=True)}
 
     def vector(self, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
         """The inverse of `named_arrays`. Raises ValueError when a name is absent or has another shape."""

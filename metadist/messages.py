@@ -48,9 +48,7 @@ class ChunkReport(NamedTuple):
 
 def plan(split: Split, step: int, num_tasks: int, chunk_size: int) -> list[Chunk]:
     """Tasks 0, ..., num_tasks - 1 cut into chunks of `chunk_size`, the last one possibly shorter."""
-    return [
-        Chunk(split, step, start, min(start + chunk_size, num_tasks)) for start in range(0, num_tasks, chunk_size)
-    ]
+    return [Chunk(split, step, start, min(start + chunk_size, num_tasks)) for start in range(0, num_tasks, chunk_size)]
 
 
 def fold(gradients: Sequence[np.ndarray], size: int) -> np.ndarray:

@@ -1,5 +1,6 @@
 """The fleet as Ray actors: carries out the controller's actions and tells it what happened."""
 
+import logging
 import math
 import os
 import time
@@ -10,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import ray
-from ray.actor import ActorHandle
 from ray.exceptions import RayError, RayTaskError
 
 from metadist.controller import Action, Assign, Controller, Done, Event, Joined, Lost, Retire, Say, Spawn, Target, Tick
@@ -37,7 +37,7 @@ def connect(address: str | None, cpus: float, say: Callable[[str], None]) -> boo
         if "RAY_AUTH_MODE" not in os.environ and (Path.home() / ".ray" / "auth_token").exists():
             os.environ["RAY_AUTH_MODE"] = "token"
         try:
-            ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, RayError, RuntimeError, ValueError) as error:
             raise InputError(f"no Ray cluster answers at {address}: {str(error).splitlines()[0]}") from None
         return True
@@ -45,7 +45,8 @@ def connect(address: str | None, cpus: float, say: Callable[[str], None]) -> boo
     here = os.cpu_count() or 1
     if cpus > here:
         say(f"the workers ask for {cpus:g} CPUs and this machine has {here}: they will share them")
-    ray.init(num_cpus=max(here, math.ceil(cpus)), include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    cpus = max(here, math.ceil(cpus))
+    ray.init(num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     return True
 
 
@@ -82,9 +83,7 @@ class ServerActor:
 
     def apply(self, step: int, *reports_and_gradients: Any) -> tuple[Weights, Stats]:
         half = len(reports_and_gradients) // 2
-        return self._server.apply(
-            step, *zip(reports_and_gradients[:half], reports_and_gradients[half:], strict=True)
-        )
+        return self._server.apply(step, *zip(reports_and_gradients[:half], reports_and_gradients[half:], strict=True))
 
     def weights(self) -> Weights:
         return self._server.weights()
@@ -96,7 +95,7 @@ class ServerActor:
 class RayServer:
     """The driver's view of the server: references go in, a reference to the new weights comes out."""
 
-    def __init__(self, actor: ActorHandle):
+    def __init__(self, actor: Any):
         self._actor = actor
 
     def apply(self, step: int, *chunks: tuple[Ref, Ref]) -> tuple[Ref, Stats]:
@@ -142,12 +141,12 @@ class RayFleet:
         self._resources = resources
         self._say = say
         self._controller = Controller(target, min_workers)
-        self._actors: dict[int, ActorHandle] = {}
+        self._actors: dict[int, Any] = {}
         self._joining: dict[Ref, int] = {}
         self._calls: dict[Ref, tuple[int, Chunk]] = {}
-        self._server: ActorHandle | None = None
+        self._server: Any | None = None
         self.pids: dict[int, int] = {}
-        self._submit: Callable[[ActorHandle, Chunk], Any] | None = None
+        self._submit: Callable[[Any, Chunk], Any] | None = None
         self._results: dict[Chunk, Any] = {}
         self._perform(self._controller.on(Tick(), time.monotonic()))
 
@@ -169,7 +168,9 @@ class RayFleet:
 
     def meta_gradients(self, weights: Ref, chunks: Sequence[Chunk]) -> list[tuple[Ref, Ref]]:
         """References to each chunk's report and gradient, in the order of `chunks`, all computed."""
-        return self._run(lambda actor, chunk: actor.meta_gradients.options(num_returns=2).remote(weights, chunk), chunks)
+        return self._run(
+            lambda actor, chunk: actor.meta_gradients.options(num_returns=2).remote(weights, chunk), chunks
+        )
 
     def evaluate(
         self, weights: Ref | Weights, chunks: Sequence[Chunk], baselines: tuple[str, ...] = ()
@@ -197,7 +198,7 @@ class RayFleet:
             ray.kill(actor)
         self._actors.clear()
 
-    def _run(self, submit: Callable[[ActorHandle, Chunk], Any], chunks: Sequence[Chunk]) -> list[Any]:
+    def _run(self, submit: Callable[[Any, Chunk], Any], chunks: Sequence[Chunk]) -> list[Any]:
         self._submit, self._results = submit, {}
         self._perform(self._controller.begin(chunks, time.monotonic()))
         while not self._controller.finished:
@@ -241,7 +242,8 @@ class RayFleet:
         done, rest = ray.wait(refs, num_returns=1, timeout=TICK_S, fetch_local=False)
         if done and rest:
             done += ray.wait(rest, num_returns=len(rest), timeout=0, fetch_local=False)[0]
-        return [self._event(ref) for ref in done] or [Tick()]
+        events = [self._event(ref) for ref in done if ref in self._calls or ref in self._joining]
+        return events or [Tick()]
 
     def _event(self, ref: Ref) -> Event:
         """What a finished call means. An exception of our own or the user's code is raised here, as it was there."""

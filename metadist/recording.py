@@ -7,7 +7,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from metadist.checkpoint import Checkpoint
+from metadist.checkpoint_format import Checkpoint
 from metadist.config import Config
 from metadist.data import Dataset
 from metadist.errors import Interrupted

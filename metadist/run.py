@@ -11,10 +11,18 @@ from typing import Any
 import numpy as np
 import yaml
 
-from metadist.checkpoint import Checkpoint, CheckpointStore, theta_sha256
+from metadist.checkpoint import CheckpointStore
+from metadist.checkpoint_format import Checkpoint, theta_sha256
 from metadist.config import Config, dump_config
 from metadist.config.build import (
-    Shapes, make_engine, make_optimization, make_source, open_data, task_shapes, worker_factory,
+    Shapes,
+    chunk_size,
+    make_engine,
+    make_optimization,
+    make_source,
+    open_data,
+    task_shapes,
+    worker_factory,
 )  # fmt: skip
 from metadist.engine import Engine
 from metadist.errors import InputError, Interrupted
@@ -186,9 +194,7 @@ def conclude(
     return {"evaluated_step": weights.version, **told}
 
 
-def judge(
-    config: Config, prepared: Prepared, fleet: Any, weights: Weights, folder: Path, say: Say
-) -> dict[str, Any]:
+def judge(config: Config, prepared: Prepared, fleet: Any, weights: Weights, folder: Path, say: Say) -> dict[str, Any]:
     """The full evaluation, its per-task results and its figure written to `folder`."""
     told, results = evaluate_run(config, prepared.shapes, prepared.engine, fleet, weights, say)
     write_results(results, folder / "tasks.arrow")
@@ -259,3 +265,24 @@ def banner(config: Config, run_dir: Path, prepared: Prepared, start: int) -> str
         f"{run_dir} {begins}: {config.learner.name}, {prepared.engine.layout.size} parameters, "
         f"{batch} tasks a step, {config.num_workers} workers, {prepared.engine.kind} engine"
     )
+
+
+def dry_run(config: Config) -> dict[str, Any]:
+    """Everything `train` would check before it starts workers, and the plan."""
+    checked: list[Split] = (
+        ["validation", config.evaluation.split] if config.evaluation.every else [config.evaluation.split]
+    )
+    prepared = prepare(config, checked)
+    engine = prepared.engine
+    return {
+        "run_dir": config.run_dir,
+        "learner": config.learner.name,
+        "parameters": engine.layout.size,
+        "engine": engine.kind,
+        "chunk_size": chunk_size(config, engine),
+        "tasks_per_step": config.batch_size(config.num_workers),
+        "workers": config.num_workers,
+        "inputs": prepared.shapes.inputs,
+        "outputs": prepared.shapes.outputs,
+        "identity": digest(run_identity(config, engine)),
+    }

@@ -20,7 +20,8 @@ class Source(Protocol):
     has the same array shapes. `outputs` is how many outputs a model needs (ways, or target values).
     """
 
-    outputs: int
+    @property
+    def outputs(self) -> int: ...
 
     def __call__(self, task_id: TaskId) -> Task: ...
 
@@ -82,8 +83,8 @@ class TableSource(ABC):
 class ClassSource(TableSource):
     """N-way K-shot classification where the groups of a table are the classes (scheme `classes`).
 
-    A task draws N groups (of one parent, if `within_parent`) and K + Q rows of each; the groups come in random order, so
-    that labels 0..N-1 carry no identity. support [N*K, ...], query [N*Q, ...], ordered by label.
+    A task draws N groups (of one parent, if `within_parent`) and K + Q rows of each; the groups come in random order,
+    so that labels 0..N-1 carry no identity. support [N*K, ...], query [N*Q, ...], ordered by label.
     """
 
     ways: int = field(kw_only=True)
@@ -117,7 +118,7 @@ class ClassSource(TableSource):
 
 @dataclass(frozen=True)
 class LabelledSource(TableSource):
-    """Classification where one group (a user, a device) is the task and its rows bring their labels (scheme `labelled`).
+    """Classification where one group (a user, a device) is the task, its rows bring the labels (scheme `labelled`).
 
     A task draws a group that has N labels with K + Q rows each, N of those labels, and K + Q rows of each. With
     `permute_labels` they are numbered in random order, so that a label means nothing beyond its task; without it they
@@ -159,7 +160,9 @@ class LabelledSource(TableSource):
         values, counts = np.unique(labels, return_counts=True)
         values = values[counts >= self._needed]
         places = draws.choose(len(values), self.ways)
-        members = [start + np.flatnonzero(labels == values[p]) for p in (places if self.permute_labels else sorted(places))]
+        members = [
+            start + np.flatnonzero(labels == values[p]) for p in (places if self.permute_labels else sorted(places))
+        ]
         return [[int(rows[place]) for place in draws.choose(len(rows), self._needed)] for rows in members]
 
 

@@ -50,7 +50,7 @@ class Stop:
         self._patience = patience
 
     def reason(self, validations_without_improvement: int) -> str | None:
-        """"signal", "time limit", "no improvement" or None."""
+        """ "signal", "time limit", "no improvement" or None."""
         if self._signals.received is not None:
             return "signal"
         if self._deadline is not None and time.monotonic() >= self._deadline:

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from metadist.checkpoint import Checkpoint, CheckpointStore, theta_sha256
+from metadist.checkpoint import CheckpointStore
+from metadist.checkpoint_format import Checkpoint, theta_sha256
 from metadist.config import Config, dump_config
 from metadist.config.build import Shapes, chunk_size, metrics
 from metadist.engine import Engine

@@ -13,7 +13,7 @@ from metadist.engine import Engine
 from metadist.losses import Loss
 from metadist.messages import Chunk, ChunkReport, Weights, fold
 from metadist.sources import Source
-from metadist.task import Task
+from metadist.task import Task, TaskId
 
 LEARNER_STREAM, SCRATCH_STREAM = 1, 2
 
@@ -83,10 +83,17 @@ class Worker:
         measured = protocol.engine.evaluate(theta, tasks, protocol.metrics, protocol.transductive, draws)
         results = {name: values.cpu().numpy().astype(np.float64) for name, values in measured.items()}
         for baseline in baselines:
-            rows = [self._baseline(baseline, task, Draws(self.seed, task_id, SCRATCH_STREAM))
-                    for task_id, task in zip(chunk.tasks, tasks, strict=True)]
+            rows = [
+                self._baseline(baseline, task, Draws(self.seed, task_id, SCRATCH_STREAM))
+                for task_id, task in zip(chunk.tasks, tasks, strict=True)
+            ]
             results |= {f"{baseline}/{name}": np.array([row[name] for row in rows]) for name in protocol.metrics}
         return results
+
+    def trace(self, weights: Weights, task_id: TaskId) -> list[tuple[float, float]]:
+        """Support loss and norm of the fast weights of one training task, before and after every inner step."""
+        task, draws = self.source(task_id), Draws(self.seed, task_id, LEARNER_STREAM)
+        return self.engine.trace(torch.from_numpy(np.array(weights.theta)), task, draws)
 
     def _baseline(self, name: str, task: Task, draws: Draws) -> dict[str, float]:
         tensors = self.protocol.engine.tensors(task)

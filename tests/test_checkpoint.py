@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from metadist.checkpoint import Checkpoint, CheckpointStore, DamagedCheckpoint, load_checkpoint, theta_sha256
+from metadist.checkpoint import CheckpointStore
+from metadist.checkpoint_format import Checkpoint, DamagedCheckpoint, load_checkpoint, theta_sha256
 from metadist.errors import InputError
 
 FILES = ("weights.safetensors", "trainer.pt", "config.yaml", "meta.json")
@@ -213,7 +214,7 @@ class Attack:
 
 @pytest.mark.parametrize("write", [torch.save, lambda value, path: path.write_bytes(pickle.dumps(value, 2))])
 def test_code_in_the_trainer_state_is_refused_and_not_run(tmp_path, monkeypatch, write):
-    from metadist import checkpoint as module
+    from metadist import checkpoint_format as module
 
     monkeypatch.chdir(tmp_path)
     store = CheckpointStore(tmp_path / "checkpoints")

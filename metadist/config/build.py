@@ -55,17 +55,16 @@ def make_source(config: Config, evaluation: bool = False) -> Source:
         return _call(config.data.source, resolve(config.data.source), {"seed": config.seed, **config.data.options})
     task, own = config.task, config.evaluation
     ways = own.ways if evaluation and own.ways else task.ways
-    sizes = {
-        "shots": own.shots if evaluation and own.shots else task.shots,
-        "queries": own.queries if evaluation and own.queries else task.queries,
-        "seed": config.seed,
-    }
+    shots = own.shots if evaluation and own.shots else task.shots
+    queries = own.queries if evaluation and own.queries else task.queries
     scheme = dataset.kind if task.scheme == "auto" else task.scheme
     if scheme == "classes":
-        return ClassSource(dataset.splits, **sizes, ways=ways, within_parent=task.within_parent)
+        return ClassSource(dataset.splits, shots, queries, config.seed, ways=ways, within_parent=task.within_parent)
     if scheme == "labelled":
-        return LabelledSource(dataset.splits, **sizes, ways=ways, permute_labels=task.permute_labels)
-    return ValueSource(dataset.splits, **sizes)
+        return LabelledSource(
+            dataset.splits, shots, queries, config.seed, ways=ways, permute_labels=task.permute_labels
+        )
+    return ValueSource(dataset.splits, shots, queries, config.seed)
 
 
 class Shapes(NamedTuple):
@@ -274,4 +273,3 @@ def _load_weights(module: torch.nn.Module, path: str) -> None:
         module.load_state_dict({name: torch.from_numpy(array) for name, array in arrays.items()})
     except RuntimeError as error:
         raise InputError(f"model.weights={path} does not fit the model: {' '.join(str(error).split())}") from None
-

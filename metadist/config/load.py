@@ -101,7 +101,7 @@ def _problem(details: Any, origin: dict[str, str]) -> str:
 
 
 def did_you_mean(word: str, known: Sequence[str]) -> str:
-    """"; did you mean ...?" for the nearest known word, or "; known: ..." when none is near."""
+    """ "; did you mean ...?" for the nearest known word, or "; known: ..." when none is near."""
     near = difflib.get_close_matches(word, known, 1) or [
         key for key in known if key.rpartition(".")[2] == word.rpartition(".")[2]
     ]

@@ -91,7 +91,9 @@ class Learner(ABC):
         """Model outputs [n, ...] for inputs [n, ...], fast weights taking the place of theta's of the same name."""
         return self.model({**theta, **fast.weights}, *inputs)
 
-    def meta_gradient(self, ops: Differentiation, theta: Tensors, task: Task, context: Context) -> tuple[Tensor, Tensors]:
+    def meta_gradient(
+        self, ops: Differentiation, theta: Tensors, task: Task, context: Context
+    ) -> tuple[Tensor, Tensors]:
         """Outer loss and meta-gradient of one task: by default the derivative of the outer loss through adaptation."""
 
         def objective(theta: Tensors) -> Tensor:

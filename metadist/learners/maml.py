@@ -10,10 +10,10 @@ from metadist.task import Examples
 
 @dataclass(frozen=True, kw_only=True)
 class MAML(Learner):
-    """phi_0 = theta;  phi_{k+1} = phi_k - inner_lr * grad L_support(phi_k);  meta-gradient = d L_query(phi_K) / d theta.
+    """phi_0 = theta;  phi_{k+1} = phi_k - inner_lr * grad L_support(phi_k);  meta-gradient d L_query(phi_K) / d theta.
 
-    Finn, Abbeel, Levine 2017, Algorithm 2 (https://arxiv.org/abs/1703.03400). `first_order=True` is FOMAML, section 5.2:
-    the inner gradients are constants, so the meta-gradient is the query gradient at phi_K. `adapted` is a shell-style
+    Finn, Abbeel, Levine 2017, Algorithm 2 (https://arxiv.org/abs/1703.03400). `first_order=True` is FOMAML, section
+    5.2: the inner gradients are constants, so it is the query gradient at phi_K. `adapted` is a shell-style
     pattern (or several, separated by commas) over parameter names: "head.*" is ANIL (Raghu et al. 2020,
     https://arxiv.org/abs/1909.09157), "body.*" is BOIL (Oh et al. 2021); the rest is meta-learned but not adapted.
 

@@ -16,12 +16,12 @@ from metadist.task import Examples, Task
 class Reptile(Learner):
     """meta-gradient = theta - phi, with phi = theta after `inner_steps` minibatch steps on the support set.
 
-    Nichol, Achiam, Schulman 2018, section 2 (https://arxiv.org/abs/1803.02999): theta moves by meta_lr * mean(phi - theta),
-    which is the server's SGD with that meta-gradient; the batched version is a meta-batch of several tasks, the serial
-    one a meta-batch of one. Minibatches of `inner_batch` examples (0: the whole support set) run through random
-    permutations of the support set, drawn from the task's key. `inner_optimizer`: "sgd", or "adam" with beta1 = 0 as in the published
-    code, beta2 = 0.999; unlike there, the second moment starts from zero in every task, because a task is a function of
-    its name alone. The query set only measures.
+    Nichol, Achiam, Schulman 2018, section 2 (https://arxiv.org/abs/1803.02999): theta moves by meta_lr times the mean
+    of phi - theta, which is the server's SGD with that meta-gradient; the batched version is a meta-batch of several
+    tasks, the serial one a meta-batch of one. Minibatches of `inner_batch` examples (0: the whole support set) run
+    through random permutations of the support set, drawn from the task's key. `inner_optimizer`: "sgd", or "adam" with
+    beta1 = 0 as in the published code, beta2 = 0.999; unlike there, the second moment starts from zero in every task,
+    because a task is a function of its name alone. The query set only measures.
     """
 
     inner_batch: int = 0
@@ -33,7 +33,7 @@ class Reptile(Learner):
             raise ValueError("Reptile has no second-order form: leave learner.first_order at true")
 
     def draw(self, draws: Draws, support_size: int) -> dict[str, np.ndarray]:
-        """minibatches: int64 [inner_steps, inner_batch] row numbers; consecutive rows of one permutation are disjoint."""
+        """minibatches: int64 [inner_steps, inner_batch] row numbers; those of one permutation are disjoint."""
         if not self.inner_batch:
             return {}
         wanted = self.inner_steps * self.inner_batch
@@ -68,7 +68,9 @@ class Reptile(Learner):
             weights[name] = w - self.inner_lr * gradient[name] / ((moment / (1 - beta2 ** (k + 1))).sqrt() + epsilon)
         return Fast(weights, state)
 
-    def meta_gradient(self, ops: Differentiation, theta: Tensors, task: Task, context: Context) -> tuple[Tensor, Tensors]:
+    def meta_gradient(
+        self, ops: Differentiation, theta: Tensors, task: Task, context: Context
+    ) -> tuple[Tensor, Tensors]:
         fast = ops.adapt(self, theta, task.support, context)
         gradient = {name: theta[name] - phi for name, phi in fast.weights.items()}
         return self.outer_loss(theta, fast, task.query, context), gradient

@@ -57,7 +57,9 @@ class Conv4(nn.Module):
         )
         size = channels * (shape[1] // 16) * (shape[2] // 16) if pool else channels
         if size == 0:
-            raise ValueError(f"four poolings need images of 16x16 or more, these are {shape[1]}x{shape[2]}: set pool=false")
+            raise ValueError(
+                f"four poolings need images of 16x16 or more, these are {shape[1]}x{shape[2]}: set pool=false"
+            )
         self.average = not pool
         self.head = nn.Linear(size, outputs)
 

@@ -1,0 +1,201 @@
+"""What a checkpoint directory holds, every byte verified at loading, no pickle.
+
+`step_00001200/` holds `weights.safetensors`, `trainer.pt`, `config.yaml` and, written last as the commit mark,
+`meta.json` with the size and sha256 of the others.
+"""
+
+import hashlib
+import io
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+import torch
+from pyarrow import fs as arrow_fs
+
+from metadist.errors import InputError
+
+FORMAT_VERSION = 1
+WEIGHTS, TRAINER, CONFIG, META = "weights.safetensors", "trainer.pt", "config.yaml", "meta.json"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """All that a run needs to go on. `step` meta-steps are done; `weights` are named arrays (their order is kept);
+    `trainer` holds plain values and tensors (optimizer, counters); `config` is the resolved YAML; `run` free-form JSON
+    values (digests, the MLflow run id).
+    """
+
+    step: int
+    weights: dict[str, np.ndarray]
+    trainer: dict[str, Any]
+    config: str
+    metrics: dict[str, float]
+    run: dict[str, Any]
+
+
+class DamagedCheckpoint(InputError):
+    """A checkpoint with missing, shortened or changed files. An earlier one may still be good."""
+
+
+def load_checkpoint(path: str | Path) -> Checkpoint:
+    """Reads one checkpoint directory (a local path or a URI) and verifies every byte.
+
+    Raises InputError that names the file and the remedy: DamagedCheckpoint for missing, shortened or changed files,
+    plain InputError for what a later metadist wrote, and for a `trainer.pt` that holds code.
+    """
+    fs, root = open_location(str(path))
+    meta = _read_meta(fs, root, path)
+    contents: dict[str, bytes] = {}
+    for file, expected in meta["files"].items():
+        if fs.get_file_info(f"{root}/{file}").type != arrow_fs.FileType.File:
+            raise _damaged(path, file, "is missing")
+        content = read(fs, f"{root}/{file}")
+        if len(content) != expected["bytes"]:
+            raise _damaged(path, file, f"has {len(content)} bytes instead of {expected['bytes']}")
+        if _sha256(content) != expected["sha256"]:
+            raise _damaged(path, file, "has changed since it was written (its sha256 differs)")
+        contents[file] = content
+    return _decode(path, meta, contents)
+
+
+def theta_sha256(vector: np.ndarray) -> str:
+    """A hash of dtype, shape and bytes: equal exactly when two vectors are equal to the bit."""
+    digest = hashlib.sha256(f"{vector.dtype.str}{list(vector.shape)}".encode())
+    digest.update(np.ascontiguousarray(vector).data)
+    return digest.hexdigest()
+
+
+def encode(checkpoint: Checkpoint) -> dict[str, bytes]:
+    """File name -> content, the commit mark last."""
+    weights = {name: np.asarray(array, order="C") for name, array in checkpoint.weights.items()}
+    files = {
+        WEIGHTS: safetensors.numpy.save(weights),
+        TRAINER: _encode_trainer(checkpoint.trainer),
+        CONFIG: checkpoint.config.encode(),
+    }
+    meta: dict[str, Any] = {
+        "format": FORMAT_VERSION,
+        "step": checkpoint.step,
+        "metrics": {name: float(value) for name, value in checkpoint.metrics.items()},
+        "weights": list(weights),
+        "run": json.loads(json.dumps(checkpoint.run)),
+        "files": {name: {"bytes": len(data), "sha256": _sha256(data)} for name, data in files.items()},
+    }
+    meta["sha256"] = _meta_sha256(meta)
+    return files | {META: json.dumps(meta, indent=2).encode()}
+
+
+def _encode_trainer(trainer: dict[str, Any]) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(trainer, buffer)
+    try:
+        torch.load(io.BytesIO(buffer.getvalue()), map_location="cpu", weights_only=True)
+    except UnpicklingError as error:
+        reason = str(error).splitlines()[0]
+        raise TypeError(f"The trainer state may hold only plain values and tensors ({reason})") from error
+    return buffer.getvalue()
+
+
+def _decode(path: str | Path, meta: dict[str, Any], contents: dict[str, bytes]) -> Checkpoint:
+    stored = safetensors.numpy.load(contents[WEIGHTS])
+    try:
+        trainer = torch.load(io.BytesIO(contents[TRAINER]), map_location="cpu", weights_only=True)
+    except UnpicklingError as error:
+        raise InputError(
+            f"{TRAINER} in {path} holds something other than plain values and tensors and was not loaded: "
+            "use a checkpoint from a source you trust."
+        ) from error
+    return Checkpoint(
+        step=meta["step"],
+        weights={name: stored[name].copy() for name in meta["weights"]},
+        trainer=trainer,
+        config=contents[CONFIG].decode(),
+        metrics=meta["metrics"],
+        run=meta["run"],
+    )
+
+
+def _read_meta(fs: arrow_fs.FileSystem, root: str, path: str | Path) -> dict[str, Any]:
+    if fs.get_file_info(f"{root}/{META}").type != arrow_fs.FileType.File:
+        raise _damaged(path, META, "is missing")
+    try:
+        meta = json.loads(read(fs, f"{root}/{META}"))
+    except ValueError as error:
+        raise _damaged(path, META, f"is not JSON ({error})") from error
+    if not isinstance(meta, dict) or not isinstance(meta.get("format"), int):
+        raise _damaged(path, META, "does not describe a checkpoint")
+    if meta["format"] > FORMAT_VERSION:
+        raise InputError(
+            f"The checkpoint {path} has format {meta['format']}, this metadist reads up to {FORMAT_VERSION}: "
+            "install the metadist that wrote it, or a later one."
+        )
+    if meta.get("sha256") != _meta_sha256(meta):
+        raise _damaged(path, META, "has changed since it was written (its sha256 differs)")
+    return meta
+
+
+def _meta_sha256(meta: dict[str, Any]) -> str:
+    described = {key: value for key, value in meta.items() if key != "sha256"}
+    return _sha256(json.dumps(described, sort_keys=True).encode())
+
+
+def _damaged(path: str | Path, file: str, what: str) -> DamagedCheckpoint:
+    return DamagedCheckpoint(f"{file} in the checkpoint {path} {what}: delete that directory and use another one.")
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def step_name(step: int) -> str:
+    return f"step_{step:08d}"
+
+
+def open_location(location: str) -> tuple[arrow_fs.FileSystem, str]:
+    """The file system and the path in it."""
+    if "://" not in location:
+        return arrow_fs.LocalFileSystem(), os.path.abspath(location)
+    try:
+        fs, root = arrow_fs.FileSystem.from_uri(location)
+    except ValueError as error:
+        raise InputError(f"{location} is no place that checkpoints can be in ({error}): give a path or URI.") from error
+    return fs, root.rstrip("/")
+
+
+def join(location: str, name: str) -> str:
+    """The place `name` under a path, or under a URI that may end in options (`s3://bucket/runs?region=...`)."""
+    if "://" not in location:
+        return os.path.join(os.path.abspath(location), name)
+    base, mark, options = location.partition("?")
+    return f"{base.rstrip('/')}/{name}{mark}{options}"
+
+
+def read(fs: arrow_fs.FileSystem, path: str) -> bytes:
+    with fs.open_input_stream(path) as stream:
+        return stream.read()
+
+
+def write(fs: arrow_fs.FileSystem, path: str, content: bytes) -> None:
+    with fs.open_output_stream(path) as stream:
+        stream.write(content)
+
+
+def write_synced(path: Path, content: bytes) -> None:
+    with path.open("wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def sync_directory(path: str | Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,267 @@
+"""The `metadist` command: reads arguments, presents results and errors, and is the only file that exits."""
+
+import json
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import click
+
+from metadist.cli_data import data
+from metadist.errors import Diverged, InputError, Interrupted
+
+ANY_ARGUMENTS = {"ignore_unknown_options": True}
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(metadata.version("metadist"), message="metadist %(version)s")
+def commands() -> None:
+    """Distributed meta-training: few-shot learners on Ray.
+
+    \b
+    metadist train jobs/digits.yaml
+    metadist train jobs/digits.yaml num_workers=4 learner.inner_lr=0.2
+    metadist evaluate runs/digits evaluation.inner_steps=10
+
+    -v anywhere shows the traceback of an error.
+    """
+
+
+commands.add_command(data)
+
+
+@commands.command(context_settings=ANY_ARGUMENTS)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+@click.option("--resume", help="auto: continue what is in run_dir, or start; or the path of a run or checkpoint.")
+@click.option("--address", help="Ray cluster, such as ray-head:6379; default RAY_ADDRESS, else one is started here.")
+@click.option("--dry-run", is_flag=True, help="Check everything, print the plan, train nothing.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress.")
+@click.option("--json", "as_json", is_flag=True, help="Print the results as JSON.")
+def train(
+    arguments: tuple[str, ...], resume: str | None, address: str | None, dry_run: bool, quiet: bool, as_json: bool
+) -> None:
+    """Train JOB.yaml [key=value ...], then evaluate.
+
+    \b
+    metadist train jobs/digits.yaml num_workers=2 --resume auto
+    """
+    from metadist import config as configuration
+    from metadist import run
+
+    files, overrides = split_arguments(arguments)
+    if not files and not overrides:
+        raise click.UsageError("name a job file, such as jobs/digits.yaml (`metadist config new` writes one)")
+    if address:
+        overrides.append(f"fleet.address={address}")
+    config = configuration.load_config(files, overrides)
+    if config.run_dir is None:
+        name = Path(files[-1]).stem if files else "run"
+        config = config.model_copy(update={"run_dir": str(Path("runs", name).absolute())})
+    if dry_run:
+        click.echo(json.dumps(run.dry_run(config), indent=2))
+        return
+    told = run.train(config, resume=resume, quiet=quiet)
+    click.echo(json.dumps(told, indent=2) if as_json else report(told))
+    if not as_json:
+        click.echo(f"\nresults    {config.run_dir}/results.json")
+        click.echo(f"evaluate   metadist evaluate {_short(config.run_dir)} evaluation.inner_steps=10")
+        if config.tracking.mlflow and not config.tracking.uri:
+            assert config.run_dir
+            click.echo(f"watch      mlflow ui --backend-store-uri sqlite:///{Path(config.run_dir).parent}/mlflow.db")
+
+
+@commands.command(context_settings=ANY_ARGUMENTS)
+@click.argument("run_directory", metavar="RUN", type=click.Path(path_type=Path))
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+@click.option("--checkpoint", default="best", show_default=True, help="best, latest or step_...")
+@click.option("--json", "as_json", is_flag=True, help="Print the results as JSON.")
+def evaluate(run_directory: Path, arguments: tuple[str, ...], checkpoint: str, as_json: bool) -> None:
+    """Evaluate a RUN again, [key=value ...] changed.
+
+    \b
+    metadist evaluate runs/digits evaluation.inner_steps=10 evaluation.transductive=false
+    """
+    from metadist import config as configuration
+    from metadist import run
+
+    _, overrides = split_arguments(arguments)
+    if not (run_directory / "config.yaml").exists():
+        raise InputError(f"{run_directory} is not a run directory: it has no config.yaml")
+    config = configuration.load_config([run_directory / "config.yaml"], overrides)
+    told = run.evaluate(config, run_directory, checkpoint=checkpoint, say=_to_stderr)
+    click.echo(json.dumps(told, indent=2) if as_json else f"{report(told)}\n\nresults    {told['folder']}")
+
+
+@commands.command()
+@click.argument("run_directory", metavar="RUN", type=click.Path(path_type=Path))
+@click.argument("workers", type=int)
+def scale(run_directory: Path, workers: int) -> None:
+    """Have a running job use another number of WORKERS from its next meta-step."""
+    from metadist import run
+
+    run.scale(run_directory, workers)
+    click.echo(f"{run_directory} will use {workers} workers")
+
+
+@commands.command()
+@click.argument("run_directory", metavar="RUN", type=click.Path(path_type=Path))
+@click.option(
+    "--verify", is_flag=True, help="Compare theta with every hash in the journal (the default without --task)."
+)
+@click.option("--task", "task_name", help="Compute one task, such as train:120:7, step by step instead.")
+def replay(run_directory: Path, verify: bool, task_name: str | None) -> None:
+    """Compute a run again from its journal, on one worker, and compare the bits; or look at one task.
+
+    \b
+    metadist replay runs/digits --verify
+    metadist replay runs/digits --task train:120:7
+    """
+    del verify
+    from metadist import replay as replaying
+    from metadist.task import TaskId
+
+    if task_name is None:
+        click.echo(json.dumps(replaying.replay(run_directory, _to_stderr), indent=2))
+        return
+    try:
+        task_id = TaskId.parse(task_name)
+    except ValueError as error:
+        raise InputError(f"--task {task_name}: write it as train:STEP:INDEX ({error})") from None
+    for row in replaying.replay_task(run_directory, task_id):
+        click.echo(json.dumps(row))
+
+
+@commands.command()
+def learners() -> None:
+    """The algorithms, with their engines and options."""
+    from dataclasses import fields
+
+    from metadist.learners import LEARNERS
+
+    for name, (kind, preset, line) in LEARNERS.items():
+        options = [field.name for field in fields(kind) if field.name not in ("model", "loss", *preset)]
+        click.echo(f"{name:10} {line}\n{'':10} engines: {', '.join(kind.engines)}; options: {', '.join(options)}")
+
+
+@commands.group()
+def config() -> None:
+    """Look at, check or begin a job file."""
+
+
+@config.command(context_settings=ANY_ARGUMENTS)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def show(arguments: tuple[str, ...]) -> None:
+    """Print JOB.yaml [key=value ...] with every default filled in."""
+    from metadist import config as configuration
+
+    click.echo(configuration.dump_config(configuration.load_config(*split_arguments(arguments))), nl=False)
+
+
+@config.command(context_settings=ANY_ARGUMENTS)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def validate(arguments: tuple[str, ...]) -> None:
+    """Say what is wrong with JOB.yaml [key=value ...], or that nothing is."""
+    from metadist import config as configuration
+
+    configuration.load_config(*split_arguments(arguments))
+    click.echo("valid")
+
+
+@config.command()
+def schema() -> None:
+    """The JSON schema of a job file, for editors."""
+    from metadist.config import Config
+
+    click.echo(json.dumps(Config.model_json_schema(), indent=2))
+
+
+@config.command()
+@click.argument("name")
+def new(name: str) -> None:
+    """Write NAME.yaml, a job that runs as it is."""
+    from metadist.config.template import new_job
+
+    path = Path(name).with_suffix(".yaml")
+    if path.exists():
+        raise InputError(f"{path} exists; choose another name")
+    path.write_text(new_job())
+    click.echo(f"wrote {path}: metadist train {path}")
+
+
+def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Job files and overrides: `key=value`, `--key=value` and `--key value` are all overrides."""
+    files: list[str] = []
+    overrides: list[str] = []
+    rest = iter(arguments)
+    for argument in rest:
+        if argument.startswith("--") and "=" not in argument:
+            overrides.append(f"{argument}={next(rest, '')}")
+        elif "=" in argument:
+            overrides.append(argument)
+        else:
+            files.append(argument)
+    return files, overrides
+
+
+def report(told: dict[str, Any]) -> str:
+    """The results as a table for people."""
+    protocol = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in told["protocol"].items())
+    metric = "accuracy" if "accuracy" in told else "loss"
+    lines = [f"theta      {told['theta_sha256']}", f"protocol   {protocol}", "", f"{metric} (mean, 95 % interval)"]
+    for k, point in enumerate(told[metric]["by_inner_step"]):
+        lines.append(f"  {f'after {k} inner steps' if k else 'before adaptation':24} {_figure(metric, point)}")
+    for name, measured in told["baselines"].items():
+        points = measured[metric] if isinstance(measured[metric], list) else [measured[metric]]
+        for k, point in enumerate(points):
+            label = name.replace("_", " ") + (f", {k} steps" if len(points) > 1 else "")
+            lines.append(f"  {label:24} {_figure(metric, point)}")
+    return "\n".join(lines)
+
+
+def _figure(metric: str, point: dict[str, float]) -> str:
+    if metric == "accuracy":
+        return f"{100 * point['mean']:.2f} % ± {100 * point['ci95']:.2f}"
+    return f"{point['mean']:.4f} ± {point['ci95']:.4f}"
+
+
+def _short(path: str | None) -> Path:
+    assert path
+    return Path(path).relative_to(Path.cwd()) if Path(path).is_relative_to(Path.cwd()) else Path(path)
+
+
+def _to_stderr(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    del frame
+    raise Interrupted(number)
+
+
+def main() -> None:
+    """Run a command and exit: 0 done, 1 failure, 2 bad input, 3 diverged, 130 and 143 stopped by a signal."""
+    arguments = [argument for argument in sys.argv[1:] if argument not in ("-v", "--verbose")]
+    verbose = len(arguments) < len(sys.argv) - 1
+    signal.signal(signal.SIGTERM, _interrupt)  # an exception, so that what is half done is cleaned up
+    try:
+        code = commands.main(arguments, prog_name="metadist", standalone_mode=False) or 0
+    except click.ClickException as error:
+        error.show()
+        code = 2
+    except (click.Abort, KeyboardInterrupt):
+        code = 130
+    except Interrupted as error:
+        code = 128 + error.signal_number
+    except Exception as error:  # noqa: BLE001 - the last resort; its traceback is one -v away
+        if verbose:
+            traceback.print_exc()
+        known = isinstance(error, InputError | Diverged)
+        hint = "" if known or verbose else " (-v shows the traceback)"
+        print(f"metadist: {'' if known else type(error).__name__ + ': '}{error}{hint}", file=sys.stderr)
+        code = 2 if isinstance(error, InputError) else 3 if isinstance(error, Diverged) else 1
+    sys.exit(code)

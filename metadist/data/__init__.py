@@ -1,0 +1,41 @@
+"""Few-shot data on disk: grouped Arrow tables, and the importers that write them (`metadist.data.importers`)."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from metadist.data.cache import cached
+    from metadist.data.summary import describe
+    from metadist.data.table import Dataset, Field, Table, open_dataset
+    from metadist.data.tokenizer import Tokenizer
+    from metadist.data.writer import About, DatasetWriter, Group, staging
+
+__all__ = [
+    "About",
+    "Dataset",
+    "DatasetWriter",
+    "Field",
+    "Group",
+    "Table",
+    "Tokenizer",
+    "cached",
+    "describe",
+    "open_dataset",
+    "staging",
+]
+
+_HOMES = {
+    "cache": ("cached",),
+    "summary": ("describe",),
+    "table": ("Dataset", "Field", "Table", "open_dataset"),
+    "tokenizer": ("Tokenizer",),
+    "writer": ("About", "DatasetWriter", "Group", "staging"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use: pyarrow is not loaded by those who need no data."""
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(f"{__name__}.{home}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,56 @@
+"""Built-in families, built once per machine."""
+
+import hashlib
+import inspect
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from metadist.data.importers.digits import digits
+from metadist.data.importers.sinusoid import sinusoid
+from metadist.data.splits import did_you_mean
+from metadist.data.table import FORMAT_VERSION
+from metadist.errors import InputError
+
+FAMILIES: dict[str, Callable[..., Path]] = {"digits": digits, "sinusoid": sinusoid}
+
+
+def cached(family: str, options: Mapping[str, Any] | None = None) -> Path:
+    """The directory of a built-in family ("digits", "sinusoid"), built first where it is not there yet.
+
+    It lies in $METADIST_CACHE, else ~/.cache/metadist, named by family, options (those of the importer) and format
+    version. Processes may race: each builds aside, one rename wins, the others discard theirs. Raises InputError on an
+    unknown family or option.
+    """
+    if family not in FAMILIES:
+        raise InputError(
+            f"{family!r} is no built-in data set{did_you_mean(family, FAMILIES)}; take {' or '.join(FAMILIES)}"
+        )
+    build = FAMILIES[family]
+    known = {name: parameter.default for name, parameter in inspect.signature(build).parameters.items()}
+    for name in ("out", "overwrite", "progress"):
+        known.pop(name)
+    for name in options or {}:
+        if name not in known:
+            raise InputError(f"{family} has no option {name!r}{did_you_mean(name, known)}; it has {', '.join(known)}")
+    chosen = {**known, **(options or {})}
+    key = hashlib.sha256(json.dumps([FORMAT_VERSION, chosen], sort_keys=True).encode()).hexdigest()[:16]
+    root = Path(os.environ.get("METADIST_CACHE") or Path.home() / ".cache" / "metadist")
+    final = root / f"{family}-{key}"
+    if final.is_dir():
+        return final
+    root.mkdir(parents=True, exist_ok=True)
+    own = root / f".{family}-{key}.{secrets.token_hex(4)}"
+    build(own, **chosen)
+    try:
+        os.rename(own, final)
+    except OSError:
+        if not final.is_dir():
+            raise
+    finally:
+        shutil.rmtree(own, ignore_errors=True)
+    return final

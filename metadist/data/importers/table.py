@@ -1,0 +1,187 @@
+"""Tables (Parquet, CSV, TSV, Arrow): one column names the group, others are inputs and targets."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from metadist.data.importers.columns import Rows, strings
+from metadist.data.importers.survey import Kind, Labels, Spec, Survey
+from metadist.data.splits import FRACTIONS, divide, split_named
+from metadist.data.table import Field
+from metadist.data.writer import About, DatasetWriter, Group, Progress, staging
+from metadist.errors import InputError
+from metadist.task import Split
+
+MASK = "_mask"
+
+Scaling = dict[str, tuple[np.ndarray, np.ndarray]]
+"""The offset and scale of each float field: numbers, or one per column of a stacked field."""
+
+
+def table(
+    source: str | Path,
+    out: str | Path,
+    *,
+    group: str,
+    inputs: Sequence[str],
+    targets: Sequence[str] = (),
+    parent: str | None = None,
+    split_column: str | None = None,
+    fractions: Sequence[float] = FRACTIONS,
+    seed: int = 0,
+    kind: Kind | None = None,
+    share: str | None = None,
+    standardize: bool = False,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Path:
+    """Import a Parquet, CSV, TSV or Arrow file, or a folder of files of one of these formats.
+
+    Memory is bounded by a few of the source's own blocks (Parquet row groups, say). `inputs` and `targets` are columns
+    (numbers, or equally long lists of numbers), taken as they are: integers stay integers, for embeddings.
+    "name=colA,colB" stacks columns to a vector of floats, and an input "name=column" is such a vector too; a target
+    "name=column" only gets a new name. Without targets the groups are the classes (kind "classes"); integer, bool and
+    text targets make kind "labelled" (int64; texts numbered in sorted order, which `extra["names"]` keeps), float
+    targets "values". Missing inputs (null, NaN) become 0 beside an input `<name>_mask`, True where present. Groups are
+    split by `split_column`, else by `fractions` and `seed`. Rows with the same value of `share` share their inputs.
+
+    `standardize` gives float fields the offset and scale of their mean and deviation over the train rows, so that
+    `gather` yields (value - mean) / deviation; its inverse is `value / field.scale + field.offset`. Stacked columns
+    are standardized one by one as they are stored; `extra["standardized"][field]` has their "offset" and "scale" for
+    the same inverse.
+    """
+    source, labels = Path(source), Labels(group, parent, split_column, share)
+    specs = [Spec.parse(text, "input") for text in inputs] + [Spec.parse(text, "target") for text in targets]
+    if not inputs:
+        raise InputError(f"no input column of {source} was named; name at least one")
+    options = {"importer": "table", "group": group, "inputs": list(inputs), "targets": list(targets), "parent": parent}
+    options |= {"split_column": split_column, "fractions": list(fractions), "seed": seed, "kind": kind}
+    options |= {"share": share, "standardize": standardize}
+    with staging(out, overwrite) as directory:
+        columns = [*labels.columns, *(column for spec in specs for column in spec.columns)]
+        survey = Survey(Rows(source, list(dict.fromkeys(columns)), labels.columns), specs, labels, kind)
+        splits = _splits(survey, fractions, seed)
+        scaling = _scaling(survey, splits) if standardize else {}
+        fields, extra = _fields(survey, scaling)
+        parents = survey.parents
+        groups = [Group(name, splits[name], rows, parents.get(name)) for name, rows in survey.group_rows.items()]
+        about = About(survey.kind, str(source), "as its source says", options, extra)
+        writer = DatasetWriter(directory, fields, groups, about, shared_rows=len(survey.items), progress=progress)
+        _write(writer, survey, scaling)
+        writer.finish()
+    return Path(out)
+
+
+def _splits(survey: Survey, fractions: Sequence[float], seed: int) -> dict[str, Split]:
+    if survey.labels.split is None:
+        return divide(survey.group_rows, fractions, seed)
+    splits: dict[str, Split] = {}
+    for name, text in survey.splits.items():
+        split = split_named(text)
+        if split is None:
+            column = survey.labels.split
+            raise InputError(f"column {column!r} of {survey.source} says {text!r}; write train, validation or test")
+        splits[name] = split
+    return splits
+
+
+def _fields(survey: Survey, scaling: Scaling) -> tuple[list[Field], dict[str, Any]]:
+    """The fields, and what the metadata must say beside them."""
+    fields: list[Field] = []
+    extra: dict[str, Any] = {"names": {name: list(known) for name, known in survey.names.items()}}
+    extra["standardized"] = {}
+    for spec in survey.specs:
+        shape, dtype = survey.shapes[spec.name], survey.dtypes[spec.name]
+        shared = survey.labels.share is not None and spec.role == "input"
+        field = Field(spec.name, spec.role, dtype.name, shape, shared=shared)
+        if spec.name in scaling:
+            offset, scale = scaling[spec.name]
+            if offset.ndim:
+                extra["standardized"][spec.name] = {"offset": offset.tolist(), "scale": scale.tolist()}
+            else:
+                field = replace(field, offset=float(offset), scale=float(scale))
+        fields.append(field)
+        if spec.name in survey.incomplete:
+            fields.append(Field(spec.name + MASK, "input", "bool", shape, shared=shared))
+    return fields, {name: content for name, content in extra.items() if content}
+
+
+def _scaling(survey: Survey, splits: dict[str, Split]) -> Scaling:
+    floats = [spec for spec in survey.specs if survey.dtypes[spec.name].kind == "f" and spec.name not in survey.texts]
+    moments = {spec.name: _Moments(by_column=len(spec.columns) > 1) for spec in floats}
+    for batch in survey.rows.batches():
+        names, codes, _ = strings(batch, survey.labels.group, survey.source)
+        chosen = np.array([splits[name] == "train" for name in names])[codes]
+        for spec in floats:
+            data, known = survey.read(spec, batch)
+            moments[spec.name].add(data[chosen], known[chosen])
+    return {name: found.offset_and_scale() for name, found in moments.items()}
+
+
+def _write(writer: DatasetWriter, survey: Survey, scaling: Scaling) -> None:
+    """The last pass."""
+    numbered = {group.name: number for number, group in enumerate(writer.groups)}
+    shared = [field.name for field in writer.fields if field.shared]
+    for batch in survey.rows.batches():
+        names, codes, _ = strings(batch, survey.labels.group, survey.source)
+        values = _values(writer.fields, survey, scaling, batch)
+        share = survey.labels.share
+        if share is not None:
+            labels, items, _ = strings(batch, share, survey.source)
+            items = np.array([survey.items[label] for label in labels])[items]
+            wrong = writer.add_shared(items, {name: values.pop(name) for name in shared})
+            if wrong is not None:
+                item = batch.column(share)[wrong].as_py()
+                raise InputError(
+                    f"rows of {survey.source} with {share} {item!r} differ in their inputs; make them equal"
+                )
+            values["index"] = items
+        writer.add(np.array([numbered[name] for name in names])[codes], values)
+
+
+def _values(fields: Sequence[Field], survey: Survey, scaling: Scaling, batch: pa.RecordBatch) -> dict[str, np.ndarray]:
+    """What each field stores for these rows."""
+    known_fields = {field.name: field for field in fields}
+    values: dict[str, np.ndarray] = {}
+    for spec in survey.specs:
+        field = known_fields[spec.name]
+        data, known = survey.read(spec, batch)
+        if spec.name in scaling and scaling[spec.name][0].ndim:
+            offset, scale = scaling[spec.name]
+            data = np.where(known, (data - offset) * scale, 0)
+        elif not known.all():
+            data = np.where(known, data, np.asarray(field.offset, data.dtype))  # `gather` makes it 0
+        values[spec.name] = data.astype(field.dtype, copy=False)
+        if spec.name in survey.incomplete:
+            values[spec.name + MASK] = known
+    return values
+
+
+class _Moments:
+    """Mean and variance over rows, streamed block by block (Chan, Golub, LeVeque 1979)."""
+
+    def __init__(self, by_column: bool) -> None:
+        self._axis = 0 if by_column else None
+        self._count: Any = 0.0
+        self._mean: Any = 0.0
+        self._squares: Any = 0.0
+
+    def add(self, data: np.ndarray, known: np.ndarray) -> None:
+        data = np.where(known, data, 0).astype(np.float64)
+        count = known.sum(axis=self._axis).astype(np.float64)
+        mean = data.sum(axis=self._axis) / np.maximum(count, 1)
+        squares = (np.where(known, data - mean, 0) ** 2).sum(axis=self._axis)
+        total = np.maximum(self._count + count, 1)
+        shift = mean - self._mean
+        self._squares = self._squares + squares + shift**2 * self._count * count / total
+        self._mean = self._mean + shift * count / total
+        self._count = self._count + count
+
+    def offset_and_scale(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and 1 / deviation; a constant keeps its scale."""
+        deviation = np.sqrt(self._squares / np.maximum(self._count, 1))
+        return np.asarray(self._mean), np.asarray(1 / np.where(deviation > 0, deviation, 1.0))

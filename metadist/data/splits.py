@@ -1,0 +1,70 @@
+"""Which group belongs to which split, and raw uniform draws: both fixed by a seed for good, on any numpy release."""
+
+import difflib
+import hashlib
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from metadist.errors import InputError
+from metadist.task import SPLITS, Split
+
+FRACTIONS = (0.64, 0.16, 0.20)
+
+_NAMES: dict[str, Split] = {
+    **{split: split for split in SPLITS},
+    "training": "train",
+    "val": "validation",
+    "valid": "validation",
+    "dev": "validation",
+}
+
+
+def split_named(text: str) -> Split | None:
+    """The split a folder or column value stands for ("val" and "valid" are validation), or None."""
+    return _NAMES.get(text.strip().lower())
+
+
+def shuffled(names: Iterable[str], seed: int) -> list[str]:
+    """The names in an order that depends only on them and the seed: by the sha256 of both."""
+    return sorted(names, key=lambda name: hashlib.sha256(f"{seed}:{name}".encode()).digest())
+
+
+def deal(names: Iterable[str], counts: Sequence[int], seed: int) -> dict[str, Split]:
+    """Shuffle the names, then give the first `counts[0]` to train, the next to validation, the next to test."""
+    order = shuffled(names, seed)
+    splits: list[Split] = [split for split, count in zip(SPLITS, counts, strict=True) for _ in range(count)]
+    return dict(zip(order, splits, strict=True))
+
+
+def divide(names: Iterable[str], fractions: Sequence[float], seed: int) -> dict[str, Split]:
+    """Split the groups by fractions (train, validation, test), rounded so that no split asked for is empty.
+
+    Raises InputError when the fractions do not sum to 1 or there are fewer groups than splits.
+    """
+    names = list(names)
+    if len(fractions) != 3 or min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-6:
+        raise InputError(f"fractions {tuple(fractions)} must be three numbers (train, validation, test) that sum to 1")
+    wanted = sum(fraction > 0 for fraction in fractions)
+    if len(names) < wanted:
+        raise InputError(f"{len(names)} groups cannot fill {wanted} splits; add groups or set a fraction to 0")
+    counts = [max(int(fraction * len(names)), int(fraction > 0)) for fraction in fractions]
+    while sum(counts) != len(names):
+        step = 1 if sum(counts) < len(names) else -1
+        pairs = zip(fractions, counts, strict=True)
+        lacking = [step * (f * len(names) - c) if f and c + step >= 1 else -np.inf for f, c in pairs]
+        counts[int(np.argmax(lacking))] += step
+    return deal(names, counts, seed)
+
+
+def uniforms(label: str, seed: int, count: int) -> np.ndarray:
+    """`count` draws from U[0, 1), float64, of the stream named by (label, seed): raw Philox words over 2^53."""
+    key = int.from_bytes(hashlib.sha256(f"{seed}:{label}".encode()).digest()[:16], "little")
+    words = np.random.Philox(key=key).random_raw(count)
+    return (words >> np.uint64(11)) * 2.0**-53
+
+
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """' (did you mean "x"?)', or nothing when no name is near."""
+    near = difflib.get_close_matches(name, list(names), n=1)
+    return f" (did you mean {near[0]!r}?)" if near else ""

@@ -1,0 +1,271 @@
+"""Writing a dataset in two passes with bounded memory, all or nothing.
+
+The first pass, the importer's, counts the rows of each group. In the second, each row is scattered to its final place
+in memory-mapped scratch files, which are then wrapped, not copied, as the one record batch of each split.
+"""
+
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from metadist.data.table import BLOCK_BYTES, FORMAT_VERSION, KEY, NEEDS, SHARED, Field, digest_of
+from metadist.errors import InputError
+from metadist.task import SPLITS, Split
+
+Progress = Callable[[int, int], None]
+"""Called now and then with the rows written so far and the rows in all."""
+
+VOCABULARY = "vocabulary.json"
+_OURS = {*(f"{split}.arrow" for split in SPLITS), SHARED, VOCABULARY}
+_RESERVED = ("group", "parent", "index")
+
+
+@dataclass(frozen=True)
+class Group:
+    name: str
+    split: Split
+    rows: int
+    parent: str | None = None
+
+
+@dataclass(frozen=True)
+class About:
+    """What a dataset says of itself. `options` is how it was imported, `extra` what it takes to read its fields."""
+
+    kind: str
+    source: str
+    licence: str
+    options: dict[str, Any]
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+@contextmanager
+def staging(out: str | Path, overwrite: bool) -> Iterator[Path]:
+    """A scratch directory beside `out` that becomes `out` when the block ends, and vanishes if it raises.
+
+    Raises InputError when `out` is not empty, unless `overwrite` is set and it holds a dataset and nothing else.
+    """
+    out = Path(os.path.abspath(out))
+    _check_free(out, overwrite)
+    created = [folder for folder in out.parents if not folder.exists()]
+    scratch = out.parent / f".{out.name}.{secrets.token_hex(4)}.partial"
+    try:
+        try:
+            scratch.mkdir(parents=True)
+        except OSError as error:
+            raise InputError(f"{out} cannot be written ({error.strerror}); choose another folder") from error
+        yield scratch
+        if out.exists() and any(out.iterdir()):
+            old = scratch.with_suffix(".old")
+            os.rename(out, old)
+            try:
+                os.rename(scratch, out)
+            except BaseException:
+                os.rename(old, out)
+                raise
+            shutil.rmtree(old)
+        else:
+            os.rename(scratch, out)
+    except BaseException:
+        shutil.rmtree(scratch, ignore_errors=True)
+        for folder in created:
+            if folder.exists() and not any(folder.iterdir()):
+                folder.rmdir()
+        raise
+
+
+def _check_free(out: Path, overwrite: bool) -> None:
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise InputError(f"{out} is a file; choose a folder for the dataset")
+    names = {entry.name for entry in out.iterdir()}
+    if names and not overwrite:
+        raise InputError(f"{out} exists and is not empty; choose another folder or overwrite it explicitly")
+    if names - _OURS:
+        raise InputError(f"{out} holds {min(names - _OURS)!r}, which is no part of a dataset; choose another folder")
+
+
+class DatasetWriter:
+    """Fills a directory (see `staging`) with the tables of the given groups.
+
+    Construct it with what the first pass found, `add` every row once in any order, then `finish`.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        fields: Sequence[Field],
+        groups: Sequence[Group],
+        about: About,
+        *,
+        shared_rows: int = 0,
+        progress: Progress | None = None,
+    ) -> None:
+        self.directory, self.about, self.progress = directory, about, progress
+        self.fields = tuple(fields)
+        self.groups = groups
+        self.num_rows = sum(group.rows for group in groups)
+        self._order = sorted(range(len(groups)), key=lambda g: (SPLITS.index(groups[g].split), groups[g].name))
+        self._check(shared_rows)
+        sizes = np.array([groups[g].rows for g in self._order], dtype=np.int64)
+        self._cursor = np.empty(len(groups), dtype=np.int64)  # next free row of each group, numbered over all splits
+        self._cursor[self._order] = np.cumsum(sizes) - sizes
+        self._ends = self._cursor + np.array([group.rows for group in groups], dtype=np.int64)
+        shapes = {f.name: (np.dtype(f.dtype), (shared_rows if f.shared else self.num_rows, *f.shape)) for f in fields}
+        if shared_rows:
+            shapes["index"] = (np.dtype(np.int64), (self.num_rows,))
+        need = 2 * sum(dtype.itemsize * int(np.prod(shape)) for dtype, shape in shapes.values())
+        if need > (free := shutil.disk_usage(directory).free):
+            raise InputError(
+                f"{directory.parent} has {free / 1e9:.1f} GB free and this needs {need / 1e9:.1f} GB there"
+            )
+        self._raw = {name: self._scratch(name, dtype, shape) for name, (dtype, shape) in shapes.items()}
+        self._seen = np.zeros(shared_rows, dtype=bool)
+        self._done = 0
+
+    def add(self, groups: np.ndarray, values: Mapping[str, np.ndarray]) -> None:
+        """Write rows: `groups` int [n] numbers their groups as given; `values` has [n, *shape] per field not shared,
+        and `index` int64 [n] where there are shared rows."""
+        order = np.argsort(groups, kind="stable")
+        numbers, first, counts = np.unique(groups[order], return_index=True, return_counts=True)
+        positions = np.empty(len(groups), dtype=np.int64)
+        rank = np.arange(len(groups)) - np.repeat(first, counts)
+        positions[order] = np.repeat(self._cursor[numbers], counts) + rank
+        self._cursor[numbers] += counts
+        if np.any(self._cursor[numbers] > self._ends[numbers]):
+            raise InputError(f"{self.about.source} changed while it was being read; import it again")
+        for name, data in values.items():
+            self._raw[name][positions] = data
+        self._done += len(groups)
+        if self.progress is not None:
+            self.progress(self._done, self.num_rows)
+
+    def add_shared(self, items: np.ndarray, values: Mapping[str, np.ndarray]) -> int | None:
+        """Write the shared fields of `items` (int64 [n], repeats allowed). Returns the place in `items` of one whose
+        values contradict what was written for the same item, or None."""
+        known = self._seen[items]
+        for name, data in values.items():
+            raw = self._raw[name]
+            data = data.astype(raw.dtype, copy=False)
+            wrong = np.flatnonzero(known)[_differ(raw[items[known]], data[known])]
+            raw[items] = data
+            wrong = np.concatenate([wrong, np.flatnonzero(_differ(raw[items], data))])
+            if len(wrong):
+                return int(wrong[0])
+        self._seen[items] = True
+        return None
+
+    def finish(self) -> None:
+        """Write the Arrow files and drop the scratch files. Raises InputError when rows are missing."""
+        if not np.array_equal(self._cursor, self._ends) or not self._seen.all():
+            raise InputError(f"{self.about.source} changed while it was being read; import it again")
+        shared = tuple(f for f in self.fields if f.shared)
+        if shared:
+            arrays = {f.name: self._raw[f.name] for f in shared}
+            digest = digest_of(shared, (), arrays.values())
+            self._write(
+                SHARED, {"split": "shared", "counts": {"rows": len(self._seen)}, "digest": digest}, shared, {}, arrays
+            )
+        start = 0
+        for split in SPLITS:
+            groups = [self.groups[g] for g in self._order if self.groups[g].split == split]
+            rows = sum(group.rows for group in groups)
+            if rows:
+                self._write_split(split, groups, slice(start, start + rows))
+            start += rows
+        self._raw.clear()
+        for file in self.directory.glob("*.raw"):
+            file.unlink()
+
+    def _check(self, shared_rows: int) -> None:
+        names = [f.name for f in self.fields]
+        for name in names:
+            if name in _RESERVED or names.count(name) > 1:
+                raise InputError(f"field {name!r} of {self.about.source} is reserved or given twice; rename it")
+        if not self.num_rows or any(group.rows < 1 for group in self.groups):
+            raise InputError(f"{self.about.source} holds no rows, or a group without rows; nothing can be imported")
+        if len({group.name for group in self.groups}) < len(self.groups):
+            raise InputError(f"{self.about.source} has a group in two splits; splits must not share groups")
+        if any(f.shared for f in self.fields) != bool(shared_rows):
+            raise ValueError("shared fields need shared_rows, and shared_rows a shared field")
+
+    def _scratch(self, name: str, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
+        number = len(list(self.directory.glob("*.raw")))
+        return np.memmap(self.directory / f"{number}.raw", dtype=dtype, mode="w+", shape=shape)
+
+    def _write_split(self, split: Split, groups: list[Group], rows: slice) -> None:
+        counts = [group.rows for group in groups]
+        own = tuple(f for f in self.fields if not f.shared)
+        arrays = {f.name: self._raw[f.name][rows] for f in own}
+        if "index" in self._raw:
+            arrays["index"] = self._raw["index"][rows]
+        parents = [group.parent for group in groups if group.parent is not None] or None
+        if parents is not None and len(parents) < len(groups):
+            raise InputError(f"{self.about.source} names a parent for some groups only; name one for each or for none")
+        names = [group.name for group in groups]
+        codes = {"group": self._codes(names, range(len(names)), counts)}
+        if parents is not None:
+            known = {parent: number for number, parent in enumerate(sorted(set(parents)))}
+            codes["parent"] = self._codes(list(known), [known[parent] for parent in parents], counts)
+        digest = digest_of(self.fields, (self.about.kind, names, counts, parents), arrays.values())
+        header = {"split": split, "counts": {"rows": sum(counts), "groups": len(groups)}, "digest": digest}
+        self._write(f"{split}.arrow", header, own, codes, arrays)
+
+    def _codes(self, names: Sequence[str], numbers: Sequence[int], counts: Sequence[int]) -> pa.DictionaryArray:
+        codes = self._scratch("codes", np.dtype(np.int32), (sum(counts),))
+        start = 0
+        for number, count in zip(numbers, counts, strict=True):
+            codes[start : start + count] = number
+            start += count
+        return pa.DictionaryArray.from_arrays(_arrow(pa.int32(), codes), pa.array(names, pa.string()))
+
+    def _write(
+        self,
+        name: str,
+        header: dict[str, Any],
+        fields: Sequence[Field],
+        codes: Mapping[str, pa.DictionaryArray],
+        arrays: Mapping[str, np.ndarray],
+    ) -> None:
+        types = {**{f.name: f.arrow_type for f in fields}, "index": pa.int64()}
+        columns = {**codes, **{column: _arrow(types[column], data) for column, data in arrays.items()}}
+        header = {
+            "version": FORMAT_VERSION,
+            "needs": NEEDS,
+            **header,
+            **asdict(self.about),
+            "fields": [asdict(f) for f in (fields if name == SHARED else self.fields)],
+            "ranges": {f.name: _range(arrays[f.name]) for f in fields},
+        }
+        schema = pa.schema(
+            [pa.field(column, data.type, nullable=False) for column, data in columns.items()],
+            metadata={KEY: json.dumps(header).encode()},
+        )
+        with pa.OSFile(str(self.directory / name), "wb") as sink, pa.ipc.new_file(sink, schema) as file:
+            file.write_batch(pa.record_batch(list(columns.values()), schema=schema))
+
+
+def _arrow(kind: pa.DataType, data: np.ndarray) -> pa.Array:
+    return pa.Array.from_buffers(kind, len(data), [None, pa.py_buffer(data)])
+
+
+def _differ(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Which rows differ, bool [n]."""
+    return (a != b).any(axis=tuple(range(1, a.ndim)))
+
+
+def _range(data: np.ndarray) -> list[float]:
+    """Smallest and largest stored value, found block by block."""
+    rows = max(1, BLOCK_BYTES // max(1, data[:1].nbytes))
+    blocks = [data[start : start + rows] for start in range(0, len(data), rows)]
+    return [min(block.min() for block in blocks).item(), max(block.max() for block in blocks).item()]

@@ -1,0 +1,82 @@
+"""Computing a run again from its journal: proof that its bits are what they should be, or a look at one task."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from metadist.checkpoint_format import theta_sha256
+from metadist.config import Config, load_config
+from metadist.config.build import chunk_size, make_optimization, make_worker
+from metadist.engine import Engine
+from metadist.errors import InputError
+from metadist.fewshot import read_checkpoint
+from metadist.journal import read_journal
+from metadist.local_fleet import LocalFleet
+from metadist.messages import Chunk, Weights, plan
+from metadist.run import prepare
+from metadist.task import TaskId
+from metadist.worker import set_up_process
+
+
+class Differs(RuntimeError):
+    """A replayed run has other bits than its journal says."""
+
+
+def replay(run_dir: str | Path, say: Callable[[str], None]) -> dict[str, Any]:
+    """Compute a run again from its first step on one worker in this process, with the batches its journal says, and
+    compare theta wherever the journal has its hash. Raises Differs at the first that is not equal."""
+    config = _config(run_dir)
+    records = read_journal(Path(run_dir) / "journal.jsonl")
+    batches = {record["step"]: record["tasks"] for record in records if "step" in record}
+    hashes = {record["done"]: record["theta_sha256"] for record in records if "done" in record}
+    if not hashes:
+        raise InputError(f"the journal of {run_dir} has no hash to compare with: let the run save once")
+    set_up_process(config.fleet.threads_per_worker)
+    prepared = prepare(config, [])
+    fleet = LocalFleet(lambda: make_worker(config, _constants(prepared.engine)))
+    server = fleet.start_server(prepared.theta, make_optimization(config), None)
+    weights, last = server.weights(), max(hashes)
+    for step in range(last):
+        chunks = plan("train", step, batches[step], chunk_size(config, prepared.engine))
+        weights, _ = server.apply(step, *fleet.meta_gradients(weights, chunks))
+        expected = hashes.get(step + 1)
+        if expected is None:
+            continue
+        if theta_sha256(weights.theta) != expected:
+            raise Differs(
+                f"after {step + 1} meta-steps theta is {theta_sha256(weights.theta)}, the journal says {expected}: "
+                "another build, device or thread count, data that changed, or a faulty machine"
+            )
+        say(f"step {step + 1} of {last}: equal")
+    return {"meta_steps": last, "hashes_compared": len(hashes), "theta_sha256": theta_sha256(weights.theta)}
+
+
+def replay_task(run_dir: str | Path, task_id: TaskId) -> list[dict[str, Any]]:
+    """One training task at the theta of the checkpoint of its meta-step: per inner step the support loss and the size
+    of the fast weights, then the outer loss and the meta-gradient. The first that is not finite is the culprit."""
+    config = _config(run_dir)
+    set_up_process(config.fleet.threads_per_worker)
+    saved = read_checkpoint(run_dir, f"step_{task_id.step:08d}")
+    prepared = prepare(config, [], saved)
+    worker = make_worker(config, _constants(prepared.engine))
+    rows = [
+        {"inner_step": k, "support_loss": loss, "fast_weight_norm": norm}
+        for k, (loss, norm) in enumerate(worker.trace(Weights(saved.step, prepared.theta), task_id))
+    ]
+    chunk = Chunk(task_id.split, task_id.step, task_id.index, task_id.index + 1)
+    report, gradient = worker.meta_gradients(Weights(saved.step, prepared.theta), chunk)
+    norm = float(np.linalg.norm(gradient.astype(np.float64)))
+    return [*rows, {"outer_loss": float(report.losses[0]), "meta_gradient_norm": norm}]
+
+
+def _config(run_dir: str | Path) -> Config:
+    path = Path(run_dir) / "config.yaml"
+    if not path.exists():
+        raise InputError(f"{run_dir} is not a run directory: it has no config.yaml")
+    return load_config([path])
+
+
+def _constants(engine: Engine) -> dict[str, np.ndarray]:
+    return {name: value.cpu().numpy() for name, value in engine.learner.model.constants.items()}

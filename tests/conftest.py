@@ -1,0 +1,36 @@
+"""Every test process computes on one thread: two processes with two threads each crawl, and bits depend on it."""
+
+import os
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # a test must not write a token into the user's home
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from pathlib import Path
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+REAL_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def omniglot_folder() -> Path:
+    """The official zips, where this machine has them."""
+    folder = REAL_DATA / "omniglot"
+    if not folder.is_dir():
+        pytest.skip(f"no Omniglot in {folder}: put images_background.zip and images_evaluation.zip there")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def ray_cluster():
+    """One local Ray for all tests that need actors; it claims more CPUs than there are, so that workers can join."""
+    import ray
+
+    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    yield
+    ray.shutdown()

@@ -1,0 +1,252 @@
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
+import pytest
+
+from metadist.data import Table, open_dataset
+from metadist.data.importers import table
+from metadist.errors import InputError
+
+N = 60
+GROUPS = [f"g{n % 6}" for n in range(N)]
+
+
+def columns(**more: Any) -> pa.Table:
+    base = {
+        "group": GROUPS,
+        "parent": [f"p{n % 6 // 2}" for n in range(N)],
+        "part": [("train", "train", "train", "train", "val", "test")[n % 6] for n in range(N)],
+        "age": [float(n) for n in range(N)],
+        "income": [1000.0 * n for n in range(N)],
+        "vector": [[n, n + 1, n + 2] for n in range(N)],
+        "y": [0.5 * n for n in range(N)],
+        "label": [n % 2 for n in range(N)],
+        "word": ["no" if n % 3 else "yes" for n in range(N)],
+    }
+    return pa.table({**base, **more})
+
+
+def save(tmp_path: Path, content: pa.Table, suffix: str = "parquet") -> Path:
+    file = tmp_path / f"source.{suffix}"
+    if suffix == "parquet":
+        pa.parquet.write_table(content, file, row_group_size=7)
+    elif suffix == "arrow":
+        with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_file(sink, content.schema) as out:
+            out.write_table(content, max_chunksize=7)
+    else:
+        options = pa.csv.WriteOptions(delimiter="\t" if suffix == "tsv" else ",")
+        pa.csv.write_csv(content.drop_columns(["vector"]), file, options)
+    return file
+
+
+def by_group(split: Table, field: str) -> dict[str, np.ndarray]:
+    column = split.column(field)
+    return {
+        name: column[start : start + count]
+        for name, start, count in zip(split.group_names, split.starts, split.counts, strict=True)
+    }
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "csv", "tsv", "arrow"])
+def test_all_formats_give_the_same_rows(tmp_path: Path, suffix: str) -> None:
+    source = save(tmp_path, columns(), suffix)
+    asked: dict[str, Any] = {"group": "group", "inputs": ["x=age,income"], "targets": ["y"], "parent": "parent"}
+    dataset = open_dataset(table(source, tmp_path / "set", **asked), verify=True)
+    assert dataset.kind == "values"
+    assert sorted(name for split in dataset.splits.values() for name in split.group_names) == sorted(set(GROUPS))
+    for split in dataset.splits.values():
+        for name, rows in by_group(split, "x").items():
+            ages = np.arange(int(name[1]), N, 6)
+            np.testing.assert_array_equal(rows, np.stack([ages, 1000 * ages], axis=1))
+        for name, rows in by_group(split, "y").items():
+            np.testing.assert_array_equal(rows, np.arange(int(name[1]), N, 6) * 0.5)
+        assert split.parents is not None
+        for name, parent in zip(split.group_names, split.parents, strict=True):
+            assert split.parent_names[parent] == f"p{int(name[1]) // 2}"
+    assert dataset.digest == "9fe02009ac00ea2ce0b43cc75a1ef58f"
+
+
+def test_a_folder_of_files_is_read_in_order_of_their_names(tmp_path: Path) -> None:
+    (tmp_path / "parts").mkdir()
+    whole = columns()
+    pa.parquet.write_table(whole.slice(30), tmp_path / "parts" / "b.parquet")
+    pa.parquet.write_table(whole.slice(0, 30), tmp_path / "parts" / "a.parquet")
+    asked: dict[str, Any] = {"group": "group", "inputs": ["age"]}
+    one = open_dataset(table(save(tmp_path, whole), tmp_path / "one", **asked))
+    assert open_dataset(table(tmp_path / "parts", tmp_path / "two", **asked)).digest == one.digest
+
+
+def test_kinds_follow_the_targets(tmp_path: Path) -> None:
+    source = save(tmp_path, columns(flag=[n % 2 == 0 for n in range(N)]))
+    classes = open_dataset(table(source, tmp_path / "classes", group="group", inputs=["vector"]))
+    assert classes.kind == "classes" and classes.fields[0].shape == (3,) and classes.fields[0].dtype == "int64"
+    labelled = open_dataset(
+        table(source, tmp_path / "labelled", group="group", inputs=["age"], targets=["word", "flag", "label"])
+    )
+    assert labelled.kind == "labelled" and labelled.metadata["extra"]["names"] == {"word": ["no", "yes"]}
+    assert [field.dtype for field in labelled.fields[1:]] == ["int64"] * 3
+    for split in labelled.splits.values():
+        ages = split.column("age").astype(int)
+        np.testing.assert_array_equal(split.column("word"), ages % 3 == 0)
+        np.testing.assert_array_equal(split.column("flag"), ages % 2 == 0)
+    values = table(source, tmp_path / "values", group="group", inputs=["age"], targets=["label"], kind="values")
+    assert open_dataset(values).fields[1].dtype == "float32"
+
+
+def test_plain_columns_are_taken_as_they_are_and_named_ones_are_float_vectors(tmp_path: Path) -> None:
+    source = save(tmp_path, columns())
+    asked = ["label", "one=label", "many=vector", "two=label,age"]
+    dataset = open_dataset(table(source, tmp_path / "set", group="group", inputs=asked, targets=["renamed=word"]))
+    assert [(field.name, field.dtype, field.shape) for field in dataset.fields] == [
+        ("label", "int64", ()),
+        ("one", "float64", (1,)),
+        ("many", "float64", (3,)),
+        ("two", "float64", (2,)),
+        ("renamed", "int64", ()),
+    ]
+
+
+def test_a_split_column_decides(tmp_path: Path) -> None:
+    source = save(tmp_path, columns())
+    dataset = open_dataset(table(source, tmp_path / "set", group="group", inputs=["age"], split_column="part"))
+    assert {split: t.group_names for split, t in dataset.splits.items()} == {
+        "train": ["g0", "g1", "g2", "g3"],
+        "validation": ["g4"],
+        "test": ["g5"],
+    }
+
+
+def test_missing_inputs_become_zero_with_a_mask(tmp_path: Path) -> None:
+    age = [None if n % 4 == 0 else float("nan") if n % 4 == 1 else float(n) for n in range(N)]
+    vector = [None if n < 9 else [n, None, 1.5] for n in range(N)]
+    source = save(tmp_path, columns(age=age, vector=vector, count=[None if n == 7 else n for n in range(N)]))
+    for standardize in (False, True):
+        out = table(
+            source, tmp_path / f"set{standardize}", group="group", inputs=["age", "vector", "count", "income"],
+            split_column="part", standardize=standardize,
+        )  # fmt: skip
+        dataset = open_dataset(out, verify=True)
+        names = ["age", "age_mask", "vector", "vector_mask", "count", "count_mask", "income"]
+        assert [field.name for field in dataset.fields] == names
+        for split in dataset.splits.values():
+            age_in, age_known, vector_in, vector_known, _, count_known, _ = split.gather(
+                np.arange(split.num_rows)
+            ).inputs
+            assert age_known.dtype == bool and vector_known.shape == (split.num_rows, 3)
+            number = split.column("count")
+            np.testing.assert_array_equal(age_known[count_known], (number % 4 > 1)[count_known])
+            assert not age_in[~age_known].any() and not vector_in[~vector_known].any()
+            np.testing.assert_array_equal(vector_known[count_known, 0], number[count_known] >= 9)
+            assert not vector_known[:, 1].any()
+
+
+def test_standardized_fields_and_their_inverse(tmp_path: Path) -> None:
+    source = save(tmp_path, columns(constant=[3.5] * N))
+    out = table(
+        source, tmp_path / "set", group="group", inputs=["age", "both=age,income", "constant", "vector"], targets=["y"],
+        split_column="part", standardize=True,
+    )  # fmt: skip
+    dataset = open_dataset(out)
+    train = dataset.splits["train"]
+    (age, both, constant, vector), (y,) = train.gather(np.arange(train.num_rows))
+    raw = np.concatenate([np.arange(g, N, 6) for g in range(4)]).astype(float)
+    for values in (age, y, *both.T):
+        np.testing.assert_allclose(values, (raw - raw.mean()) / raw.std(), atol=1e-6)
+    assert not constant.any() and vector.dtype == np.int64
+    np.testing.assert_allclose(age / dataset.fields[0].scale + dataset.fields[0].offset, raw, atol=1e-4)
+    told = dataset.metadata["extra"]["standardized"]["both"]
+    np.testing.assert_allclose(both[:, 1] / told["scale"][1] + told["offset"][1], 1000 * raw, atol=0.1)
+
+
+def test_rows_share_their_inputs(tmp_path: Path) -> None:
+    molecule = [f"m{n // 6}" for n in range(N)]
+    features = [[n // 6, 2 * (n // 6)] if n // 6 else None for n in range(N)]
+    source = save(tmp_path, columns(molecule=molecule, features=features))
+    asked: dict[str, Any] = {"group": "group", "inputs": ["features"], "targets": ["y"], "share": "molecule"}
+    dataset = open_dataset(table(source, tmp_path / "set", **asked), verify=True)
+    for split in dataset.splits.values():
+        assert split.column("features").shape == (10, 2)
+        (features_in, known), (y,) = split.gather(np.arange(split.num_rows))
+        np.testing.assert_array_equal(features_in[:, 1], 2 * (y * 2 // 6).astype(int))
+        np.testing.assert_array_equal(known[:, 0], y * 2 // 6 > 0)
+    refused(
+        save(tmp_path, columns(molecule=molecule)), tmp_path, "differ in their inputs", **{**asked, "inputs": ["age"]}
+    )
+
+
+def test_a_csv_column_may_change_its_type_late_and_names_stay_names(tmp_path: Path) -> None:
+    source = tmp_path / "late.csv"
+    lines = [f"{n % 3:03},{n},{n}" for n in range(200_000)]
+    source.write_text("\n".join(["task,a,b", *lines, '002,1.5,""', ""]))
+    dataset = open_dataset(table(source, tmp_path / "set", group="task", inputs=["x=a,b"]))
+    assert sorted(name for t in dataset.splits.values() for name in t.group_names) == ["000", "001", "002"]
+    assert [field.name for field in dataset.fields] == ["x", "x_mask"] and dataset.fields[0].dtype == "float64"
+
+
+def refused(source: Path, tmp_path: Path, message: str, **asked: Any) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        table(source, tmp_path / "out" / "set", **asked)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("more", "asked", "message"),
+    [
+        ({}, {"group": "grup"}, "no column 'grup' .did you mean 'group'.*; it has group, parent"),
+        ({}, {"inputs": ["x=age,incom"]}, "no column 'incom' .did you mean 'income'"),
+        ({}, {"inputs": []}, "no input column"),
+        ({}, {"inputs": ["word"]}, "column 'word' of .* is string, not numbers"),
+        ({}, {"inputs": ["age", "age"]}, "given twice"),
+        ({}, {"inputs": ["group=age"]}, "reserved"),
+        ({}, {"inputs": ["x=age,vector"]}, "stacks lists"),
+        ({}, {"group": "age"}, "column 'age' of .* is double, not names"),
+        ({"y": [NAN, None] + [1.0] * (N - 2)}, {"targets": ["y"]}, "'y' .* no value .null or NaN. in 2 rows"),
+        ({"y": [float("inf")] + [1.0] * (N - 1)}, {"targets": ["y"]}, "'y' .* an infinite value in 1 rows"),
+        ({"age": [-float("inf")] * 2 + [1.0] * (N - 2)}, {}, "'age' .* an infinite value in 2 rows"),
+        ({"word": [None] + ["a"] * (N - 1)}, {"targets": ["word"]}, "'word' .* no value in 1 rows"),
+        ({"group": [None, ""] + GROUPS[2:]}, {}, "'group' .* no value in 2 rows"),
+        ({"age": [None] * N}, {}, "'age' of .* has no value in any row"),
+        ({"parent": [f"p{n}" for n in range(N)]}, {"parent": "parent"}, "group 'g0' of .* has parent 'p0' and 'p6'"),
+        ({"part": ["later"] * N}, {"split_column": "part"}, "says 'later'; write train"),
+        ({"vector": [[1] * (1 + n % 2) for n in range(N)]}, {"inputs": ["vector"]}, "lists of several lengths"),
+        ({"vector": [[1] * (1 + (n > 9)) for n in range(N)]}, {"inputs": ["vector"]}, "lists of several lengths"),
+        ({}, {"targets": ["y"], "kind": "labelled"}, "'y' of .* is a float and no label"),
+        ({}, {"targets": ["word"], "kind": "values"}, "'word' of .* is text and no number"),
+        ({}, {"targets": ["y"], "kind": "classes"}, "takes no targets"),
+        ({}, {"kind": "values"}, "takes at least one target"),
+        ({}, {"fractions": (0.5, 0.1, 0.1)}, "sum to 1"),
+    ],
+)
+def test_unusable_tables_are_refused(tmp_path: Path, more: dict, asked: dict, message: str) -> None:
+    source = save(tmp_path, columns(**more))
+    refused(source, tmp_path, message, **{"group": "group", "inputs": ["age"], **asked})
+
+
+def test_unreadable_files_are_refused(tmp_path: Path) -> None:
+    asked: dict[str, Any] = {"group": "group", "inputs": ["age"]}
+    refused(tmp_path / "nowhere.csv", tmp_path, "does not exist", **asked)
+    for suffix in ("parquet", "arrow"):
+        source = save(tmp_path, columns(), suffix)
+        whole = source.read_bytes()
+        for content in (b"", b"group,age\n1,2\n", whole[: len(whole) // 2]):
+            source.write_bytes(content)
+            refused(source, tmp_path, "cannot be read as", **asked)
+        source.unlink()
+    csv = tmp_path / "source.csv"
+    for content in (b"", b"group,age\na,1\nb\n", b"group,age\na,1\n\xff\xfe,2\n"):
+        csv.write_bytes(content)
+        refused(csv, tmp_path, "cannot be read as csv", **asked)
+    csv.write_text("group,age\n")
+    refused(csv, tmp_path, "holds no rows", **asked)
+    csv.write_text("group,age\na,1\nb,old\nc,2\n")
+    refused(csv, tmp_path, "column 'age' of .* is string, not numbers", **asked)
+    csv.rename(tmp_path / "source.xlsx")
+    refused(tmp_path / "source.xlsx", tmp_path, "convert the data", **asked)

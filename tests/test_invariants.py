@@ -1,0 +1,174 @@
+"""The promise: one theta, to the bit, whatever number of workers ran, died, joined, or where the run was resumed."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from metadist.checkpoint_format import theta_sha256
+from metadist.config import Config, dump_config, load_config
+from metadist.config.build import chunk_size, make_optimization, make_worker
+from metadist.journal import read_journal
+from metadist.local_fleet import Fault, LocalFleet
+from metadist.messages import plan
+from metadist.replay import replay
+from metadist.run import prepare, scale, train
+
+JOB = [
+    "data.family=digits",
+    "task.ways=3",
+    "task.shots=2",
+    "task.queries=3",
+    "model.name=mlp",
+    "model.hidden=[16]",
+    "learner.inner_lr=0.1",
+    "meta_batch_size=10",
+    "engine.chunk_size=3",
+    "meta_steps=6",
+    "evaluation.every=3",
+    "evaluation.tasks=5",
+    "evaluation.test_tasks=5",
+    "evaluation.baseline_tasks=0",
+    "checkpoint.every=2",
+    "tracking.mlflow=false",
+]
+
+
+def job(run_dir: Path, *overrides: str) -> Config:
+    return load_config([], [*JOB, f"run_dir={run_dir}", *overrides])
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory) -> str:
+    """theta of the job on one worker in this process."""
+    run_dir = tmp_path_factory.mktemp("undisturbed") / "run"
+    return train(job(run_dir, "fleet.backend=local", "num_workers=1"))["theta_sha256"]
+
+
+def local_theta(workers: int, faults: list[Fault]) -> str:
+    """theta of the job on a local fleet whose workers die as scripted."""
+    config = load_config([], JOB)
+    prepared = prepare(config, [])
+    fleet = LocalFleet(lambda: make_worker(config), workers, faults=faults)
+    server = fleet.start_server(prepared.theta, make_optimization(config), None)
+    weights = server.weights()
+    for step in range(config.meta_steps):
+        chunks = plan("train", step, config.batch_size(workers), chunk_size(config, prepared.engine))
+        weights, _ = server.apply(step, *fleet.meta_gradients(weights, chunks))
+    return theta_sha256(weights.theta)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3, 7])
+def test_local_workers_do_not_change_theta(undisturbed, workers):
+    assert local_theta(workers, []) == undisturbed
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_local_deaths_do_not_change_theta(undisturbed, seed):
+    faults = [Fault(0.5 + (seed * 7 + i * 5) % 23 / 2, worker) for i, worker in enumerate([0, 1, 2, 0, 3])]
+    assert local_theta(3, faults) == undisturbed
+
+
+@pytest.mark.parametrize("aggregate", ["task", "chunk"])
+def test_each_aggregation_has_one_theta(tmp_path, aggregate):
+    def theta(workers: int) -> str:
+        overrides = ["fleet.backend=local", f"num_workers={workers}", f"engine.aggregate={aggregate}"]
+        return train(job(tmp_path / f"{workers}", *overrides))["theta_sha256"]
+
+    assert theta(1) == theta(3)
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_ray_workers_do_not_change_theta(ray_cluster, tmp_path, undisturbed, workers):
+    assert train(job(tmp_path / "run", f"num_workers={workers}"))["theta_sha256"] == undisturbed
+
+
+@pytest.mark.ray
+def test_a_worker_killed_in_a_step_does_not_change_theta(ray_cluster, tmp_path, undisturbed):
+    from metadist.ray_fleet import RayFleet
+
+    config = job(tmp_path / "run")
+    prepared = prepare(config, [])
+    said: list[str] = []
+    fleet = RayFleet(lambda: make_worker(config), 2, say=said.append)
+    server = fleet.start_server(prepared.theta, make_optimization(config), None)
+    weights = server.weights()
+    for step in range(config.meta_steps):
+        chunks = plan("train", step, 10, 3)
+        if step in (2, 4):
+            os.kill(next(iter(fleet.pids.values())), signal.SIGKILL)
+        weights, _ = server.apply(step, *fleet.meta_gradients(weights, chunks))
+    theta = fleet.fetch(weights).theta
+    fleet.close()
+    assert theta_sha256(theta) == undisturbed
+    assert sum("was lost" in text for text in said) == 2
+
+
+@pytest.mark.parametrize("stop_at", [1, 3, 4])
+def test_resume_does_not_change_theta(tmp_path, undisturbed, stop_at):
+    run_dir = tmp_path / "run"
+    train(job(run_dir, "fleet.backend=local", f"meta_steps={stop_at}"))
+    told = train(job(run_dir, "fleet.backend=local", "num_workers=3"), resume="auto")
+    assert told["theta_sha256"] == undisturbed
+
+
+@pytest.mark.ray
+def test_a_killed_driver_resumes_to_the_same_theta(tmp_path, undisturbed):
+    run_dir = tmp_path / "run"
+    (tmp_path / "job.yaml").write_text(dump_config(job(run_dir, "meta_steps=400")))
+    command = [
+        sys.executable,
+        "-m",
+        "metadist",
+        "train",
+        str(tmp_path / "job.yaml"),
+        "meta_steps=400",
+        "--resume",
+        "auto",
+    ]
+    driver = subprocess.Popen([*command, "-q"], start_new_session=True, stdout=subprocess.DEVNULL)
+    wait_for(lambda: any(entry.get("step", 0) >= 20 for entry in read_journal(run_dir / "journal.jsonl")), driver)
+    os.kill(driver.pid, signal.SIGKILL)
+    driver.wait()
+    continued = train(job(run_dir, "meta_steps=400", "fleet.backend=local"), resume="auto")
+    whole = train(job(tmp_path / "whole", "meta_steps=400", "fleet.backend=local"))
+    assert continued["theta_sha256"] == whole["theta_sha256"]
+    assert continued["meta_steps"] == 400
+
+
+def test_tasks_per_worker_follows_the_target_and_replays_to_the_same_theta(tmp_path):
+    run_dir = tmp_path / "run"
+    grows = ["meta_batch_size=null", "tasks_per_worker=4", "fleet.backend=local", "num_workers=1"]
+    train(job(run_dir, *grows, "meta_steps=2"))
+    scale(run_dir, 2)
+    train(job(run_dir, *grows, "meta_steps=4"), resume="auto")
+    scale(run_dir, 3)
+    told = train(job(run_dir, *grows, "meta_steps=6"), resume="auto")
+    batches = {entry["step"]: entry["tasks"] for entry in read_journal(run_dir / "journal.jsonl") if "step" in entry}
+    assert list(batches.values()) == [4, 4, 8, 8, 12, 12]
+    assert replay(run_dir, print)["theta_sha256"] == told["theta_sha256"]
+
+
+def test_a_journalled_target_is_replayed_on_resume(tmp_path):
+    """Steps that were dealt before a crash are dealt again as they were, though the target has changed since."""
+    run_dir = tmp_path / "run"
+    grows = ["meta_batch_size=null", "tasks_per_worker=4", "fleet.backend=local", "num_workers=1"]
+    train(job(run_dir, *grows, "meta_steps=2"))
+    with (run_dir / "journal.jsonl").open("a") as journal:
+        journal.write('{"step": 2, "target": 3, "tasks": 12}\n')
+    train(job(run_dir, *grows, "meta_steps=4"), resume="auto")
+    batches = {entry["step"]: entry["tasks"] for entry in read_journal(run_dir / "journal.jsonl") if "step" in entry}
+    assert batches == {0: 4, 1: 4, 2: 12, 3: 12}
+
+
+def wait_for(condition, process: subprocess.Popen, timeout_s: float = 90) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert process.poll() is None, "the process ended early"
+        assert time.monotonic() < deadline, "nothing happened in time"
+        time.sleep(0.05)
