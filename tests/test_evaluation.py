@@ -1,0 +1,63 @@
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from metadist.config import load_config
+from metadist.config.build import make_source, task_shapes
+from metadist.evaluation import default_baselines, interval, joint_weights, summary, write_results
+
+
+def test_interval_of_a_known_sample():
+    """Four values of mean 2.5 and variance 5/3: the t quantile of three degrees of freedom is 3.18245."""
+    mean, ci95 = interval(np.array([1.0, 2.0, 3.0, 4.0]))
+    assert mean == 2.5
+    assert ci95 == pytest.approx(3.18245 * (5 / 3) ** 0.5 / 2, rel=1e-5)
+
+
+def test_one_task_has_no_interval():
+    assert np.isnan(interval(np.array([1.0])).ci95)
+
+
+def test_interval_covers_the_truth_95_times_in_100():
+    rng = np.random.default_rng(0)
+    covered = [abs((found := interval(rng.normal(size=20))).mean) <= found.ci95 for _ in range(2000)]
+    assert np.mean(covered) == pytest.approx(0.95, abs=0.015)
+
+
+def test_summary_tells_curve_and_baselines():
+    told = summary({"accuracy": np.array([[0.0, 1.0], [1.0, 1.0]]), "ridge/accuracy": np.array([0.5, 0.5])})
+    assert [point["mean"] for point in told["accuracy"]["by_inner_step"]] == [0.5, 1.0]
+    assert told["accuracy"]["before"]["mean"] == 0.5
+    assert told["accuracy"]["after"]["mean"] == 1.0
+    assert told["baselines"]["ridge"]["accuracy"]["mean"] == 0.5
+
+
+def test_results_file_has_a_row_per_task_and_nulls_where_a_baseline_was_not_run(tmp_path):
+    write_results({"loss": np.array([[1.0, 0.5], [2.0, 1.5]]), "joint/loss": np.array([3.0])}, tmp_path / "tasks.arrow")
+    table = pa.ipc.open_file(tmp_path / "tasks.arrow").read_all()
+    assert table.to_pydict() == {
+        "task": [0, 1], "loss_after_0": [1.0, 2.0], "loss_after_1": [0.5, 1.5], "joint_loss": [3.0, None],
+    }  # fmt: skip
+
+
+def sinusoid(*overrides: str):
+    job = ["data.family=sinusoid", "data.options={groups: [50, 5, 5], points: 30}", "task.shots=10", "task.queries=10"]
+    config = load_config([], [*job, "model.name=mlp", "meta_batch_size=5", "fleet.backend=local", *overrides])
+    return config, task_shapes(config, make_source(config))
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("METADIST_CACHE", str(tmp_path / "cache"))
+
+
+def test_default_baselines_suit_the_task():
+    assert default_baselines(*sinusoid()) == ["support_mean", "ridge", "from_scratch", "joint"]
+    assert default_baselines(*sinusoid("evaluation.baselines=[ridge]")) == ["ridge"]
+
+
+def test_joint_training_learns_the_mean_function():
+    """Averaged over phases and amplitudes the curves cancel, so joint training ends near a flat, small function."""
+    config, shapes = sinusoid("evaluation.joint_steps=300", "meta_lr=0.01")
+    weights = joint_weights(config, shapes)
+    assert weights.version == 300

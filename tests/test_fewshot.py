@@ -1,0 +1,64 @@
+import numpy as np
+import pytest
+import torch
+
+import metadist
+from metadist.config import load_config
+from metadist.config.build import make_source
+from metadist.run import train
+from metadist.task import TaskId
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A short run on the digits, and a task it has not seen."""
+    folder = tmp_path_factory.mktemp("fewshot")
+    config = load_config(
+        [],
+        ["data.family=digits", "task.ways=3", "task.shots=5", "task.queries=5", "model.name=mlp", "meta_steps=30",
+         "learner.inner_lr=0.1", "evaluation.every=15", "evaluation.tasks=10", "evaluation.test_tasks=10",
+         "evaluation.baseline_tasks=0", "evaluation.inner_steps=5", "fleet.backend=local", "tracking.mlflow=false",
+         f"run_dir={folder / 'run'}"],
+    )  # fmt: skip
+    train(config, quiet=True)
+    return folder / "run", make_source(config)(TaskId("test", 0, 0))
+
+
+def test_a_loaded_run_classifies_a_new_task(run):
+    folder, task = run
+    adapted = metadist.load(folder).adapt(task.support.inputs[0], task.support.targets[0])
+    predicted = adapted.predict(task.query.inputs[0])
+    assert predicted.shape == (15,)
+    assert np.mean(predicted == task.query.targets[0]) > 0.6
+    assert adapted.outputs(task.query.inputs[0]).shape == (15, 3)
+
+
+def test_tensors_and_lists_are_taken_too(run):
+    folder, task = run
+    learner = metadist.load(folder)
+    labels = task.support.targets[0]
+    one = learner.adapt(torch.from_numpy(task.support.inputs[0]), labels.tolist())
+    other = learner.adapt(task.support.inputs[0], labels)
+    assert np.array_equal(one.outputs(task.query.inputs[0]), other.outputs(task.query.inputs[0]))
+
+
+def test_wrong_shapes_and_labels_are_told(run):
+    folder, task = run
+    learner = metadist.load(folder)
+    with pytest.raises(metadist.InputError, match=r"the model takes \[n, 1, 8, 8\]"):
+        learner.adapt(np.zeros((3, 8, 8), np.float32), [0, 1, 2])
+    with pytest.raises(metadist.InputError, match=r"labels must lie in 0\.\.2"):
+        learner.adapt(task.support.inputs[0], task.support.targets[0] + 1)
+
+
+def test_best_latest_and_a_directory_can_be_loaded(run):
+    folder, _ = run
+    latest = metadist.load(folder, "latest")
+    (last,) = sorted((folder / "checkpoints").glob("step_*"))[-1:]
+    assert torch.equal(latest.theta, metadist.load(last).theta)
+    metadist.load(folder, "best")
+
+
+def test_what_is_not_a_run_is_told(tmp_path):
+    with pytest.raises(metadist.InputError, match="is not a run directory"):
+        metadist.load(tmp_path)
