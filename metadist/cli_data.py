@@ -152,6 +152,8 @@ def sinusoid(**options: Any) -> None:
 
 @data.command()
 @_out
+@click.option("--turned/--upright", default=True, show_default=True,
+              help="Training digits in their seven other orientations as further classes.")  # fmt: skip
 def digits(**options: Any) -> None:
     """scikit-learn's 8x8 handwritten digits; works offline.
 

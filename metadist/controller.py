@@ -180,8 +180,11 @@ class Controller:
     def _surplus(self) -> list[Worker]:
         return sorted(self.in_flight)[self.target :]
 
+    def _needed(self) -> int:
+        return min(self.min_workers, self.target)
+
     def _deal(self) -> list[Action]:
-        if len(self.in_flight) < self.min_workers:
+        if len(self.in_flight) < self._needed():
             return []
         dealt: list[Action] = []
         staying = [worker for worker in self.in_flight if worker not in self._surplus()]
@@ -195,7 +198,7 @@ class Controller:
 
     def _notice(self, now: float) -> list[Action]:
         """Every `notice_s` seconds without enough workers, say so."""
-        if self.finished or len(self.in_flight) >= self.min_workers:
+        if self.finished or len(self.in_flight) >= self._needed():
             self._waiting_since = None
             return []
         if self._waiting_since is None:
@@ -203,4 +206,4 @@ class Controller:
         if now - self._waiting_since < self.notice_s:
             return []
         self._waiting_since = now
-        return [Say(f"waiting for workers: {len(self.in_flight)} of at least {self.min_workers} have joined")]
+        return [Say(f"waiting for workers: {len(self.in_flight)} of at least {self._needed()} have joined")]

@@ -1,5 +1,8 @@
 """Random draws that are a pure function of a task's name: no generator state, no worker rank, no clock."""
 
+from collections.abc import Iterator
+from itertools import islice
+
 import numpy as np
 
 from metadist.task import SPLITS, TaskId
@@ -30,15 +33,17 @@ class Draws:
         """A uniform integer in [0, n); its bias is under n / 2**64."""
         return self.word() * n >> 64
 
-    def choose(self, n: int, k: int) -> list[int]:
-        """k distinct integers of range(n) in random order: the first k steps of a Fisher-Yates shuffle, in O(k)."""
+    def shuffle(self, n: int) -> Iterator[int]:
+        """range(n) in random order (Fisher-Yates), one draw and O(1) memory for each number taken."""
         moved: dict[int, int] = {}
-        chosen = []
-        for i in range(k):
+        for i in range(n):
             j = i + self.below(n - i)
-            chosen.append(moved.get(j, j))
+            yield moved.get(j, j)
             moved[j] = moved.get(i, i)
-        return chosen
+
+    def choose(self, n: int, k: int) -> list[int]:
+        """k distinct integers of range(n) in random order."""
+        return list(islice(self.shuffle(n), k))
 
     def uniform(self, count: int) -> np.ndarray:
         """`count` float64 in [0, 1), 53 bits each."""

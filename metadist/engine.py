@@ -193,7 +193,7 @@ class Engine:
             return {name: torch.stack([result[name] for result in results]) for name in metrics}
 
     def adapt(self, theta: Tensor, support: Examples) -> Callable[..., Tensor]:
-        """Adapt to a support set; returns `predict(*inputs) -> outputs`, on tensors or arrays [n, ...]."""
+        """Adapt to a support set; returns `predict(*inputs, transductive=True) -> outputs [n, ...]`, see `evaluate`."""
         weights = self._weights(theta)
         support = Examples(tuple(map(self._tensor, support.inputs)), tuple(map(self._tensor, support.targets)))
         drawn = self._draw(len(support.inputs[0]), Draws(0, TaskId("test", 0, 0), stream=1))
@@ -201,8 +201,9 @@ class Engine:
             fast = self._unroll.adapt(self.learner, weights, support, Context(0, 1, drawn))
 
         @torch.no_grad()
-        def predict(*inputs: Tensor) -> Tensor:
-            return self.learner.predict(weights, fast, tuple(map(self._tensor, inputs)))
+        def predict(*inputs: Tensor, transductive: bool = True) -> Tensor:
+            query = Examples(tuple(map(self._tensor, inputs)), ())
+            return self._predict(weights, fast, Task(support, query), transductive)
 
         return predict
 

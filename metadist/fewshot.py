@@ -1,6 +1,6 @@
 """Using a trained run: load it, adapt to a few examples, predict."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,25 +21,32 @@ Arrays = np.ndarray | torch.Tensor | Sequence[float] | tuple[np.ndarray, ...]
 class Adapted:
     """A learner adapted to one support set."""
 
-    def __init__(self, outputs, classification: bool):
+    def __init__(self, outputs: Callable[..., torch.Tensor], classification: bool, transductive: bool):
         self._outputs = outputs
         self._classification = classification
+        self._transductive = transductive
 
-    def outputs(self, x: Arrays) -> np.ndarray:
-        """What the model gives for inputs [n, ...] (several inputs: a tuple of arrays): logits or values [n, ...]."""
-        return self._outputs(*_arrays(x)).cpu().numpy()
+    def outputs(self, x: Arrays, transductive: bool | None = None) -> np.ndarray:
+        """What the model gives for inputs [n, ...] (several inputs: a tuple of arrays): logits or values [n, ...].
 
-    def predict(self, x: Arrays) -> np.ndarray:
-        """Labels [n] of the support set's kind in classification, values [n, d] in regression."""
-        outputs = self.outputs(x)
+        `transductive`: the n examples share one batch, and its normalisation; False: each is predicted with the support
+        set alone, whatever else is asked. Default: as the run evaluates.
+        """
+        chosen = self._transductive if transductive is None else transductive
+        return self._outputs(*_arrays(x), transductive=chosen).cpu().numpy()
+
+    def predict(self, x: Arrays, transductive: bool | None = None) -> np.ndarray:
+        """Labels [n] of the support set's kind in classification, values [n, d] in regression; see `outputs`."""
+        outputs = self.outputs(x, transductive)
         return outputs.argmax(axis=-1) if self._classification else outputs
 
 
 class FewShotLearner:
     """A trained theta with its learner: `load(run).adapt(x, y).predict(x)`."""
 
-    def __init__(self, engine: Engine, theta: torch.Tensor, shapes: Shapes):
+    def __init__(self, engine: Engine, theta: torch.Tensor, shapes: Shapes, transductive: bool):
         self.engine = engine
+        self.transductive = transductive
         self.theta = theta
         self.shapes = shapes
 
@@ -57,7 +64,8 @@ class FewShotLearner:
             targets = tuple(array.astype(np.int64) for array in targets)
             if targets[0].min() < 0 or targets[0].max() >= self.shapes.outputs:
                 raise InputError(f"labels must lie in 0..{self.shapes.outputs - 1}: the model has that many outputs")
-        return Adapted(self.engine.adapt(self.theta, Examples(inputs, targets)), self.shapes.classification)
+        outputs = self.engine.adapt(self.theta, Examples(inputs, targets))
+        return Adapted(outputs, self.shapes.classification, self.transductive)
 
 
 def load(run: str | Path, checkpoint: str = "best") -> FewShotLearner:
@@ -91,7 +99,7 @@ def learner_of(checkpoint: Checkpoint, config: Config | None = None) -> FewShotL
         theta = engine.layout.vector(checkpoint.weights)
     except ValueError as error:
         raise InputError(f"this checkpoint is of another model: {error}") from None
-    return FewShotLearner(engine, torch.from_numpy(theta), shapes)
+    return FewShotLearner(engine, torch.from_numpy(theta), shapes, config.evaluation.transductive)
 
 
 def _arrays(x: Arrays) -> tuple[np.ndarray, ...]:

@@ -34,7 +34,7 @@ class Layout:
 
     def flatten_rows(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """{name: [T, *shape]} -> [T, P]."""
-        return torch.cat([tensors[name].flatten(1) for name in self.names], dim=1)
+        return torch.cat([tensors[name].reshape(len(tensors[name]), -1) for name in self.names], dim=1)
 
     def unflatten(self, vector: Tensor) -> dict[str, Tensor]:
         """[P] -> {name: [*shape]}, each a copy of its own: slices of one differentiable vector are far slower."""

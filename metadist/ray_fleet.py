@@ -81,9 +81,10 @@ class ServerActor:
         set_up_process(1)
         self._server = Server(theta, optimization, state)
 
-    def apply(self, step: int, *reports_and_gradients: Any) -> tuple[Weights, Stats]:
+    def apply(self, step: int, num_tasks: int | None, *reports_and_gradients: Any) -> tuple[Weights, Stats]:
         half = len(reports_and_gradients) // 2
-        return self._server.apply(step, *zip(reports_and_gradients[:half], reports_and_gradients[half:], strict=True))
+        chunks = zip(reports_and_gradients[:half], reports_and_gradients[half:], strict=True)
+        return self._server.apply(step, *chunks, num_tasks=num_tasks)
 
     def weights(self) -> Weights:
         return self._server.weights()
@@ -98,9 +99,9 @@ class RayServer:
     def __init__(self, actor: Any):
         self._actor = actor
 
-    def apply(self, step: int, *chunks: tuple[Ref, Ref]) -> tuple[Ref, Stats]:
+    def apply(self, step: int, *chunks: tuple[Ref, Ref], num_tasks: int | None = None) -> tuple[Ref, Stats]:
         reports, gradients = zip(*chunks, strict=True)
-        weights, stats = self._actor.apply.options(num_returns=2).remote(step, *reports, *gradients)
+        weights, stats = self._actor.apply.options(num_returns=2).remote(step, num_tasks, *reports, *gradients)
         try:
             return weights, ray.get(stats)
         except RayTaskError as error:

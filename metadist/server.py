@@ -1,6 +1,7 @@
 """The parameter server: owns theta and the outer optimizer."""
 
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -67,7 +68,7 @@ class Server:
         self._last: tuple[Weights, Stats] | None = None
         if state is not None:
             self._step = state["step"]
-            self._optimizer.load_state_dict(state["optimizer"])
+            self._optimizer.load_state_dict(deepcopy(state["optimizer"]))
 
     def weights(self) -> Weights:
         """theta as it is now, a copy."""
@@ -75,20 +76,23 @@ class Server:
 
     def snapshot(self) -> dict[str, Any]:
         """Plain types and tensors from which, with theta, an equal server is built."""
-        return {"step": self._step, "optimizer": self._optimizer.state_dict()}
+        return {"step": self._step, "optimizer": deepcopy(self._optimizer.state_dict())}
 
-    def apply(self, step: int, *chunks: tuple[ChunkReport, np.ndarray]) -> tuple[Weights, Stats]:
+    def apply(
+        self, step: int, *chunks: tuple[ChunkReport, np.ndarray], num_tasks: int | None = None
+    ) -> tuple[Weights, Stats]:
         """Meta-update number `step` from chunks in task order; applying the last one again returns its kept result.
 
         Each chunk is its report and float rows [n, P], or their float64 sum [P]. Raises ValueError for a step out of
-        order or tasks that are not 0..T-1, each once; Diverged for a loss or gradient that is not finite.
+        order, or training tasks that are not 0..T-1, each once (T is `num_tasks`, where given); Diverged for a loss or
+        gradient that is not finite.
         """
         if step == self._step - 1 and self._last is not None:
             return self._last
         if step != self._step:
             raise ValueError(f"the server has applied {self._step} meta-steps; it cannot apply step {step}")
         reports = [report for report, _ in chunks]
-        _check_coverage(step, reports)
+        _check_coverage(step, reports, num_tasks)
         for report in reports:
             task = report.first_not_finite()
             if task is not None:
@@ -127,14 +131,15 @@ def _norm(vector: np.ndarray) -> float:
     return float(np.sqrt(np.sum(np.square(vector))))  # not a BLAS product: its order depends on the thread count
 
 
-def _check_coverage(step: int, reports: Sequence[ChunkReport]) -> None:
+def _check_coverage(step: int, reports: Sequence[ChunkReport], num_tasks: int | None) -> None:
     expected = 0
     for report in reports:
-        if report.chunk.step != step or report.chunk.start != expected or len(report.losses) != len(report.chunk.tasks):
-            raise ValueError(f"meta-step {step} needs task {expected} next; got {report.chunk}")
-        expected = report.chunk.stop
-    if not expected:
-        raise ValueError(f"meta-step {step} has no tasks")
+        chunk = report.chunk
+        if chunk[:3] != ("train", step, expected) or len(report.losses) != len(chunk.tasks):
+            raise ValueError(f"meta-step {step} needs training task {expected} next; got {chunk}")
+        expected = chunk.stop
+    if not expected or expected != (num_tasks or expected):
+        raise ValueError(f"meta-step {step} needs {num_tasks or 'some'} tasks; got {expected}")
 
 
 def _stats(mean: np.ndarray, chunks: Sequence[tuple[ChunkReport, np.ndarray]], num_tasks: int, rate: float) -> Stats:

@@ -1,8 +1,9 @@
 """Where tasks come from: a source is a pure function TaskId -> Task."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Protocol
 
 import numpy as np
@@ -78,6 +79,12 @@ class TableSource(ABC):
     def _needed(self) -> int:
         return self.shots + self.queries
 
+    def _places(self, sizes: Sequence[int], draws: Draws) -> list[list[int]]:
+        """K + Q places in sets of the given sizes. All support sets are drawn first: they do not depend on Q."""
+        orders = [draws.shuffle(size) for size in sizes]
+        supports = [list(islice(order, self.shots)) for order in orders]
+        return [support + list(islice(order, self.queries)) for support, order in zip(supports, orders, strict=True)]
+
 
 @dataclass(frozen=True)
 class ClassSource(TableSource):
@@ -112,8 +119,9 @@ class ClassSource(TableSource):
 
     def rows(self, table: Table, pool: np.ndarray, draws: Draws) -> list[list[int]]:
         groups = [pool[place] for place in draws.choose(len(pool), self.ways)]
-        spans = [(int(table.starts[group]), int(table.counts[group])) for group in groups]
-        return [[start + row for row in draws.choose(count, self._needed)] for start, count in spans]
+        starts = [int(table.starts[group]) for group in groups]
+        ways = self._places([int(table.counts[group]) for group in groups], draws)
+        return [[start + place for place in places] for start, places in zip(starts, ways, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -141,8 +149,8 @@ class LabelledSource(TableSource):
         return self.ways
 
     def eligible(self, split: Split, table: Table) -> list[np.ndarray]:
-        labels = _labels(table).astype(np.int64)
-        span = int(labels.max(initial=0)) + 1
+        known, labels = np.unique(_labels(table), return_inverse=True)
+        span = len(known)
         pairs, rows = np.unique(np.arange(len(table.counts)).repeat(table.counts) * span + labels, return_counts=True)
         ways = np.bincount(pairs[rows >= self._needed] // span, minlength=len(table.counts))
         groups = np.flatnonzero(ways >= self.ways)
@@ -163,7 +171,8 @@ class LabelledSource(TableSource):
         members = [
             start + np.flatnonzero(labels == values[p]) for p in (places if self.permute_labels else sorted(places))
         ]
-        return [[int(rows[place]) for place in draws.choose(len(rows), self._needed)] for rows in members]
+        ways = self._places([len(rows) for rows in members], draws)
+        return [[int(rows[place]) for place in places] for rows, places in zip(members, ways, strict=True)]
 
 
 @dataclass(frozen=True)

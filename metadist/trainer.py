@@ -90,12 +90,13 @@ class Trainer:
         """
         weights, reason, step = self.server.weights(), None, start
         for step in range(start, self.config.meta_steps):
-            tasks = plan("train", step, self._plan_batch(step), self.chunk_size)
+            batch = self._plan_batch(step)
+            tasks = plan("train", step, batch, self.chunk_size)
             began = time.perf_counter()
             gradients = self.fleet.meta_gradients(weights, tasks)
             computed = time.perf_counter()
             try:
-                weights, stats = self.server.apply(step, *gradients)
+                weights, stats = self.server.apply(step, *gradients, num_tasks=batch)
             except Diverged as error:
                 raise self._explain(error, step, weights) from None
             self._count(stats, computed - began, time.perf_counter() - computed)

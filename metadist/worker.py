@@ -101,7 +101,7 @@ class Worker:
             learner, steps = self.protocol.engine.learner, self.protocol.scratch_steps
             outputs = from_scratch(learner, tensors, scratch_seed(draws), steps)
         else:
-            outputs = torch.from_numpy(CLOSED_FORM[name](task))
+            outputs = torch.from_numpy(CLOSED_FORM[name](task)).to(self.protocol.engine.device)
         targets = tensors.query.targets
         return {metric: float(measure(outputs, *targets)) for metric, measure in self.protocol.metrics.items()}
 

@@ -21,20 +21,33 @@ def run(tmp_path_factory):
          f"run_dir={folder / 'run'}"],
     )  # fmt: skip
     train(config, quiet=True)
-    return folder / "run", make_source(config)(TaskId("test", 0, 0))
+    source = make_source(config)
+    return folder / "run", [source(TaskId("test", 0, index)) for index in range(20)]
 
 
-def test_a_loaded_run_classifies_a_new_task(run):
-    folder, task = run
+def test_a_loaded_run_classifies_new_tasks(run):
+    folder, tasks = run
+    learner = metadist.load(folder)
+    right = []
+    for task in tasks:
+        adapted = learner.adapt(task.support.inputs[0], task.support.targets[0])
+        predicted = adapted.predict(task.query.inputs[0])
+        assert predicted.shape == (15,)
+        assert adapted.outputs(task.query.inputs[0]).shape == (15, 3)
+        right.append(predicted == task.query.targets[0])
+    assert np.mean(right) > 0.5
+
+
+def test_one_example_alone_is_predicted_with_the_support_set(run):
+    folder, (task, *_) = run
     adapted = metadist.load(folder).adapt(task.support.inputs[0], task.support.targets[0])
-    predicted = adapted.predict(task.query.inputs[0])
-    assert predicted.shape == (15,)
-    assert np.mean(predicted == task.query.targets[0]) > 0.6
-    assert adapted.outputs(task.query.inputs[0]).shape == (15, 3)
+    together = adapted.outputs(task.query.inputs[0], transductive=False)
+    alone = adapted.outputs(task.query.inputs[0][:1], transductive=False)
+    assert np.allclose(together[:1], alone, atol=1e-5)
 
 
 def test_tensors_and_lists_are_taken_too(run):
-    folder, task = run
+    folder, (task, *_) = run
     learner = metadist.load(folder)
     labels = task.support.targets[0]
     one = learner.adapt(torch.from_numpy(task.support.inputs[0]), labels.tolist())
@@ -43,7 +56,7 @@ def test_tensors_and_lists_are_taken_too(run):
 
 
 def test_wrong_shapes_and_labels_are_told(run):
-    folder, task = run
+    folder, (task, *_) = run
     learner = metadist.load(folder)
     with pytest.raises(metadist.InputError, match=r"the model takes \[n, 1, 8, 8\]"):
         learner.adapt(np.zeros((3, 8, 8), np.float32), [0, 1, 2])

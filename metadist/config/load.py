@@ -3,6 +3,7 @@
 import difflib
 import re
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_args
 
@@ -11,15 +12,23 @@ from pydantic import BaseModel, ValidationError
 
 from metadist.config.schema import Config, Open
 from metadist.errors import InputError
+from metadist.learners import Learner
+
+_LEARNER_KEYS = [f"learner.{field.name}" for field in fields(Learner) if field.name not in ("model", "loss")]
 
 
 class _Yaml(yaml.SafeLoader):
     """YAML 1.1 that reads 1e-3 as the number everyone means."""
 
 
-_Yaml.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
+class _Dumper(yaml.SafeDumper):
+    """Quotes the texts that `_Yaml` would read as numbers."""
+
+
+for _kind in (_Yaml, _Dumper):
+    _kind.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+    )
 
 
 def load_config(files: Sequence[str | Path] = (), overrides: Sequence[str] = ()) -> Config:
@@ -43,7 +52,7 @@ def load_config(files: Sequence[str | Path] = (), overrides: Sequence[str] = ())
 
 def dump_config(config: Config) -> str:
     """YAML that `load_config` reads back as the same configuration."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    return yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False)
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -68,7 +77,8 @@ def _override(text: str) -> dict[str, Any]:
         tree: Any = yaml.load(value, _Yaml)
     except yaml.YAMLError:
         tree = value
-    for part in reversed(key.replace("-", "_").split(".")):
+    key = key.replace("-", "_") if text.startswith("--") else key
+    for part in reversed(key.split(".")):
         tree = {part: tree}
     return tree
 
@@ -88,10 +98,11 @@ def _merge(into: dict[str, Any], tree: dict[str, Any], origin: dict[str, str], s
 
 def _problem(details: Any, origin: dict[str, str]) -> str:
     path = ".".join(str(part) for part in details["loc"])
-    source = origin.get(path) or next((s for key, s in origin.items() if key.startswith(path + ".")), None)
+    within = (s for key, s in origin.items() if key.startswith(path + ".") or path.startswith(key + "."))
+    source = origin.get(path) or next(within, None)
     where = f" (in {source})" if source else ""
     if details["type"] == "extra_forbidden":
-        return f"{path} is not a setting{where}{did_you_mean(path, known_keys(Config))}"
+        return f"{path} is not a setting{where}{did_you_mean(path, [*_LEARNER_KEYS, *known_keys(Config)])}"
     if details["type"] == "missing":
         return f"{path} is missing: `metadist config schema` says what it takes"
     message = details["msg"].removeprefix("Value error, ")
@@ -102,9 +113,9 @@ def _problem(details: Any, origin: dict[str, str]) -> str:
 
 def did_you_mean(word: str, known: Sequence[str]) -> str:
     """ "; did you mean ...?" for the nearest known word, or "; known: ..." when none is near."""
-    near = difflib.get_close_matches(word, known, 1) or [
-        key for key in known if key.rpartition(".")[2] == word.rpartition(".")[2]
-    ]
+    near = [key for key in known if key.rpartition(".")[2] == word.rpartition(".")[2]] or difflib.get_close_matches(
+        word, [key for key in known if not word.startswith(key + ".")], 1
+    )
     if near:
         return f"; did you mean {near[0]}?"
     parent = word.rpartition(".")[0]

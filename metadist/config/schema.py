@@ -24,8 +24,8 @@ class Open(BaseModel):
 
     @property
     def options(self) -> dict[str, Any]:
-        """The keys that are not the schema's own."""
-        return dict(self.model_extra or {})
+        """The keys that are not the schema's own; one set to null is as if it were not there."""
+        return {key: value for key, value in (self.model_extra or {}).items() if value is not None}
 
 
 class DataConfig(Section):
@@ -136,7 +136,7 @@ class TrackingConfig(Section):
 class Config(Section):
     """A whole run. `metadist config show JOB.yaml` prints one resolved."""
 
-    seed: Natural = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     run_dir: str | None = Field(None, description="default: runs/NAME of the job file")
     num_workers: Count = 2
     meta_steps: Count = 1000

@@ -60,6 +60,10 @@ class Learner(ABC):
 
     engines: ClassVar[tuple[str, ...]] = ("loop", "vmap")
 
+    def __post_init__(self) -> None:
+        if self.inner_steps < 0 or self.inner_lr <= 0:
+            raise ValueError(f"inner_steps={self.inner_steps} must be 0 or more and inner_lr={self.inner_lr} above 0")
+
     def layout(self) -> Tensors:
         """Everything it meta-learns, by name, with initial values: by default the model's trainable parameters."""
         return self.model.parameters

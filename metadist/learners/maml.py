@@ -24,6 +24,7 @@ class MAML(Learner):
     adapted: str = "*"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.adapted_names():
             names = ", ".join(self.model.parameters)
             raise InputError(f"learner.adapted={self.adapted!r} matches no parameter of the model; it has: {names}")

@@ -29,6 +29,9 @@ class Reptile(Learner):
     first_order: bool = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.inner_batch < 0:
+            raise ValueError(f"inner_batch={self.inner_batch} must be 0 (the whole support set) or more")
         if not self.first_order:
             raise ValueError("Reptile has no second-order form: leave learner.first_order at true")
 

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _NormBase
 
 from metadist.errors import InputError
 
@@ -28,18 +28,30 @@ class Model:
         }
         frozen = {name: value.detach() for name, value in module.named_parameters() if not value.requires_grad}
         self.constants: dict[str, Tensor] = frozen | {name: value.detach() for name, value in module.named_buffers()}
+        self._places = _places(module)
+        self._versions = {name: value._version for name, value in self.constants.items()}
         if not self.parameters:
             raise InputError("the model has no trainable parameter: leave requires_grad on for what is to be learned")
 
     def __call__(self, weights: Mapping[str, Tensor], *inputs: Tensor) -> Any:
         """weights {name: [*shape]}, inputs [n, ...] each -> outputs [n, ...]."""
-        return functional_call(self.module, {**self.constants, **weights}, inputs)
+        given = {**self.constants, **weights}
+        placed = {place: given[name] for place, name in self._places.items() if name in given}
+        outputs = functional_call(self.module, placed, inputs, tie_weights=False)
+        for name, value in self.constants.items():
+            if value._version != self._versions[name]:
+                raise InputError(
+                    f"the model changed its buffer {name!r} in forward, which tasks would leak through: "
+                    "keep no state between calls, or compute it anew in each"
+                )
+        return outputs
 
     def load_constants(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Take frozen weights and buffers from a checkpoint or from the driver."""
         self.constants = {
             name: torch.from_numpy(np.array(arrays[name])).to(self.constants[name]) for name in self.constants
         }
+        self._versions = {name: value._version for name, value in self.constants.items()}
 
     def to(self, device: torch.device, dtype: torch.dtype) -> "Model":
         """Move the constants (and their floating point type) to where tasks are computed."""
@@ -48,14 +60,28 @@ class Model:
             name: value.to(device, dtype if value.is_floating_point() else value.dtype)
             for name, value in self.constants.items()
         }
+        self._versions = {name: value._version for name, value in self.constants.items()}
         return self
+
+
+def _places(module: nn.Module) -> dict[str, str]:
+    """Each place of a parameter or buffer -> its name, which tied ones share. A layer used under two names has one
+    place: torch's own `tie_weights` sets it twice and does not restore it (pytorch#164759)."""
+    names: dict[int, str] = {}
+    places: dict[str, str] = {}
+    for path, layer in module.named_modules():
+        for own in (layer.named_parameters, layer.named_buffers):
+            for name, tensor in own(recurse=False, remove_duplicate=False):
+                place = f"{path}.{name}" if path else name
+                places[place] = names.setdefault(id(tensor), place)
+    return places
 
 
 def refuse_state(module: nn.Module) -> None:
     """Raise InputError for a layer that is not a pure function of its weights and inputs."""
     for name, layer in module.named_modules():
         kind = type(layer).__name__
-        if isinstance(layer, _BatchNorm | nn.InstanceNorm1d | nn.InstanceNorm2d) and layer.track_running_stats:
+        if isinstance(layer, _NormBase) and layer.track_running_stats:
             raise InputError(
                 f"layer {name!r} ({kind}) keeps running statistics, which tasks would leak through: "
                 "build it with track_running_stats=False, or use GroupNorm or LayerNorm"
@@ -64,5 +90,5 @@ def refuse_state(module: nn.Module) -> None:
             raise InputError(
                 f"layer {name!r} ({kind}) draws from a global generator, so a run could not be repeated: set its p to 0"
             )
-        if isinstance(layer, nn.RNNBase) and layer.dropout > 0:
+        if isinstance(layer, nn.RNNBase | nn.MultiheadAttention) and layer.dropout > 0:
             raise InputError(f"layer {name!r} ({kind}) uses dropout from a global generator: set its dropout to 0")

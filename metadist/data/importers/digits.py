@@ -11,21 +11,38 @@ from metadist.data.writer import About, DatasetWriter, Group, Progress, staging
 CLASS_COUNTS = (4, 3, 3)
 
 
-def digits(out: str | Path, *, seed: int = 0, overwrite: bool = False, progress: Progress | None = None) -> Path:
+def digits(
+    out: str | Path,
+    *,
+    turned: bool = True,
+    seed: int = 0,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Path:
     """Write scikit-learn's digits with 4 classes for train, 3 for validation, 3 for test, chosen by `seed`.
 
-    Field `image`: uint8 (1, 8, 8), 0 to 16, scale 1/16.
+    Field `image`: uint8 (1, 8, 8), 0 to 16, scale 1/16. `turned` adds each training class in its seven other
+    orientations (turned and mirrored) as classes "3/turn1" to "3/turn7": four are few to meta-learn from.
     """
     from sklearn.datasets import load_digits
 
     with staging(out, overwrite) as directory:
         flat, labels = (np.asarray(array) for array in load_digits(return_X_y=True))
         splits = deal([str(digit) for digit in range(10)], CLASS_COUNTS, seed)
-        groups = [Group(str(digit), splits[str(digit)], int((labels == digit).sum())) for digit in range(10)]
+        groups, blocks = [], []
+        for digit in range(10):
+            upright = flat[labels == digit].astype(np.uint8).reshape(-1, 1, 8, 8)
+            for turn in range(8 if turned and splits[str(digit)] == "train" else 1):
+                name = f"{digit}/turn{turn}" if turn else str(digit)
+                groups.append(Group(name, splits[str(digit)], len(upright)))
+                image = np.rot90(upright, turn % 4, axes=(2, 3))
+                blocks.append(image[..., ::-1] if turn >= 4 else image)
         source = "scikit-learn's digits: test part of the UCI Optical Recognition of Handwritten Digits data"
-        about = About("classes", source, "CC BY 4.0 (UCI)", {"importer": "digits", "seed": seed})
+        options = {"importer": "digits", "turned": turned, "seed": seed}
         field = Field("image", "input", "uint8", (1, 8, 8), scale=1 / 16)
+        about = About("classes", source, "CC BY 4.0 (UCI)", options)
         writer = DatasetWriter(directory, [field], groups, about, progress=progress)
-        writer.add(labels, {"image": flat.astype(np.uint8).reshape(-1, 1, 8, 8)})
+        for number, block in enumerate(blocks):
+            writer.add(np.full(len(block), number), {"image": np.ascontiguousarray(block)})
         writer.finish()
     return Path(out)

@@ -1,0 +1,230 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import save_file
+
+from metadist.config import load_config
+from metadist.config.build import (
+    Shapes,
+    aggregation,
+    chunk_size,
+    engine_kind,
+    make_engine,
+    make_evaluation_engine,
+    make_loss,
+    make_model,
+    make_optimization,
+    make_source,
+    make_worker,
+    metrics,
+    resolve,
+    task_shapes,
+)
+from metadist.errors import InputError
+from metadist.learners import LEARNERS, MAML, Reptile
+from metadist.losses import cross_entropy, mean_squared_error
+from metadist.messages import Chunk, Weights
+from metadist.models import MLP, Bag, Conv4
+from metadist.sources import ClassSource, ValueSource
+from metadist.task import TaskId
+
+JOBS = sorted((Path(__file__).resolve().parents[2] / "jobs").glob("*.yaml"))
+IMAGES = Shapes([[1, 28, 28]], False, None, 5, True)
+VECTORS = Shapes([[4]], False, None, 3, True)
+TEXT = Shapes([[12], [12]], True, 50, 5, True)
+CURVES = Shapes([[1]], False, None, 1, False)
+
+
+def config_of(*overrides: str):
+    return load_config([], ["data.family=digits", *overrides])
+
+
+@pytest.mark.parametrize("job", JOBS, ids=lambda job: job.stem)
+def test_every_job_file_builds_its_engine_without_its_data(job):
+    config = load_config([job])
+    name = job.stem.partition("_")[0]
+    shapes = {"omniglot": IMAGES, "digits": IMAGES, "clinc150": TEXT, "sinusoid": CURVES}[name]
+    engine, later = make_engine(config, shapes), make_evaluation_engine(config, shapes)
+    assert later.learner.inner_steps == (config.evaluation.inner_steps or engine.learner.inner_steps)
+    assert torch.equal(engine.initial_theta(), later.initial_theta())
+    make_optimization(config)
+
+
+@pytest.mark.parametrize(("shapes", "kind"), [
+    (IMAGES, Conv4), (VECTORS, MLP), (TEXT, Bag), (CURVES, MLP), (Shapes([[3, 4, 4]], False, None, 2, True), MLP),
+])  # fmt: skip
+def test_the_model_follows_the_inputs(shapes, kind):
+    assert isinstance(make_model(config_of(), shapes).module, kind)
+
+
+def test_the_models_weights_are_a_function_of_the_seed():
+    first, again, other = (make_engine(config_of(f"seed={seed}"), VECTORS).initial_theta() for seed in (1, 1, 2))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+def test_a_text_model_has_the_datas_vocabulary_unless_the_job_says_otherwise():
+    assert make_model(config_of(), TEXT).parameters["embedding.weight"].shape[0] == 50
+    config = config_of("model.name=bag", "model.vocabulary_size=70")
+    assert make_model(config, TEXT).parameters["embedding.weight"].shape[0] == 70
+
+
+@pytest.mark.parametrize(("override", "sentence"), [
+    ("learner.inner_lrr=0.1", "learner maml has no option 'inner_lrr'; did you mean inner_lr?"),
+    ("learner.inner_steps=1.5", "learner maml: inner_steps=1.5: input should be a valid integer"),
+    ("learner.inner_lr=fast", "learner maml: inner_lr='fast': input should be a valid number"),
+    ("learner.name=mamml", "'mamml' is neither built in nor of the form module:attribute; did you mean maml?"),
+    ("learner.adapted=haed.*", "learner.adapted='haed.*' matches no parameter of the model"),
+    ("model.hiden=[3]", "model mlp has no option 'hiden'; did you mean hidden?"),
+    ("model.hidden=3", "model mlp: hidden=3: input should be"),
+    ("model.name=mpl", "'mpl' is neither built in nor of the form module:attribute; did you mean mlp?"),
+    ("model.name=torch.nn:Linear", "torch.nn:Linear needs the option 'in_features'"),
+    ("model.name=fractions:Fraction", "gave a Fraction; it must give a torch.nn.Module"),
+    ("learner.name=torch.nn:Linear", "learner.name=torch.nn:Linear is not a metadist.Learner class"),
+    ("loss=hinge", "'hinge' is neither built in"),
+])  # fmt: skip
+def test_options_are_checked_against_what_they_are_options_of(override, sentence):
+    with pytest.raises(InputError) as raised:
+        make_engine(config_of("model.name=mlp", override), VECTORS)
+    assert sentence in str(raised.value)
+
+
+def test_a_second_order_reptile_is_an_input_error():
+    with pytest.raises(InputError, match="learner reptile: Reptile has no second-order form"):
+        make_engine(config_of("learner.name=reptile", "learner.first_order=false"), VECTORS)
+
+
+@pytest.mark.parametrize(("name", "sentence"), [
+    ("nothing_here:Thing", "nothing_here:Thing: No module named 'nothing_here'; modules are looked for in"),
+    ("torch.nn:Lineear", "module torch.nn has no 'Lineear'"),
+    ("conv", "'conv' is neither built in nor of the form module:attribute; did you mean conv4?"),
+])  # fmt: skip
+def test_what_a_name_does_not_resolve_to_is_said(name, sentence):
+    with pytest.raises(InputError) as raised:
+        resolve(name)
+    assert sentence in str(raised.value)
+
+
+def test_modules_of_the_current_directory_are_found(tmp_path, monkeypatch):
+    (tmp_path / "tests_own_model.py").write_text(
+        "from torch import nn\n\ndef network(width: int = 2):\n    return nn.Linear(4, width)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", ["/nowhere", *__import__("sys").path])
+    model = make_model(config_of("model.name=tests_own_model:network", "model.width=3"), VECTORS)
+    assert model.parameters["weight"].shape == (3, 4)
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+def test_every_learner_can_be_named(name):
+    learner = make_engine(config_of(f"learner.name={name}", "learner.inner_steps=3"), VECTORS).learner
+    assert learner.inner_steps == 3
+    assert isinstance(learner, Reptile if name == "reptile" else MAML)
+    assert learner.first_order == (name in ("fomaml", "reptile"))
+
+
+def test_a_name_sets_options_that_a_job_may_override():
+    learner = make_engine(config_of("learner.name=anil", "learner.adapted=head.weight"), VECTORS).learner
+    assert isinstance(learner, MAML) and learner.adapted_names() == ["head.weight"]
+
+
+def test_numbers_in_learner_options_may_be_written_with_an_exponent():
+    assert make_engine(config_of("learner.inner_lr=1e-3"), VECTORS).learner.inner_lr == 1e-3
+
+
+def test_losses_and_metrics_follow_the_kind_of_task():
+    config = config_of()
+    assert make_loss(config, VECTORS) is cross_entropy and make_loss(config, CURVES) is mean_squared_error
+    assert list(metrics(config, VECTORS)) == ["accuracy", "loss"] and list(metrics(config, CURVES)) == ["loss"]
+    assert make_loss(config_of("loss=torch.nn.functional:l1_loss"), CURVES) is torch.nn.functional.l1_loss
+
+
+def test_convolutions_run_task_by_task_on_a_cpu_and_the_rest_batched():
+    config = config_of()
+    images, vectors = make_model(config, IMAGES), make_model(config, VECTORS)
+    assert [engine_kind(config, m, d) for m in (images, vectors) for d in ("cpu", "cuda")] == [
+        "loop", "vmap", "vmap", "vmap",
+    ]  # fmt: skip
+    assert engine_kind(config_of("engine.kind=vmap"), images, "cpu") == "vmap"
+
+
+def test_chunks_and_aggregation_follow_the_engine_alone():
+    engines = [make_engine(config_of(), shapes) for shapes in (IMAGES, VECTORS)]
+    assert [chunk_size(config_of("num_workers=9"), engine) for engine in engines] == [4, 32]
+    assert chunk_size(config_of("engine.chunk_size=7"), engines[0]) == 7
+    assert [aggregation(config_of(), engine) for engine in engines] == ["task", "task"]
+    big = config_of("engine.chunk_size=100000")
+    assert aggregation(big, engines[1]) == "chunk" and aggregation(big.model_copy(), engines[0]) == "chunk"
+    assert aggregation(config_of("engine.aggregate=chunk"), engines[1]) == "chunk"
+
+
+def test_the_server_gets_its_settings():
+    config = config_of("meta_lr=0.5", "meta_steps=9", "optimizer.name=adamw", "optimizer.clip_norm=3",
+                       "tasks_per_worker=4", "num_workers=3", "optimizer.batch_rule=linear")  # fmt: skip
+    optimization = make_optimization(config)
+    assert (optimization.optimizer, optimization.meta_lr, optimization.meta_steps) == ("adamw", 0.5, 9)
+    assert (optimization.clip_norm, optimization.reference_batch) == (3, 12)
+    assert optimization.rate(0, 24) == 1.0
+
+
+def test_initial_weights_are_read_from_a_file(tmp_path):
+    config = config_of("model.name=mlp", "model.hidden=[]", f"model.weights={tmp_path / 'w.safetensors'}")
+    with pytest.raises(InputError, match="is not a safetensors file that can be read"):
+        make_model(config, VECTORS)
+    save_file({"head.weight": np.ones((3, 4), np.float32), "head.bias": np.full(3, 2, np.float32)},
+              tmp_path / "w.safetensors")  # fmt: skip
+    assert make_engine(config, VECTORS).initial_theta().tolist() == [1] * 12 + [2] * 3
+    save_file({"head.weight": np.ones((2, 4), np.float32)}, tmp_path / "w.safetensors")
+    with pytest.raises(InputError, match="does not fit the model"):
+        make_model(config, VECTORS)
+
+
+@pytest.fixture
+def cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("METADIST_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+def test_sources_of_training_and_evaluation_differ_as_the_job_says(cache):
+    config = config_of("task.ways=3", "task.shots=2", "evaluation.ways=2", "evaluation.queries=4")
+    training, evaluation = make_source(config), make_source(config, evaluation=True)
+    assert isinstance(training, ClassSource) and isinstance(evaluation, ClassSource)
+    assert (training.ways, training.shots, training.queries) == (3, 2, 15)
+    assert (evaluation.ways, evaluation.shots, evaluation.queries) == (2, 2, 4)
+
+
+def test_shapes_are_read_off_a_task(cache):
+    config = config_of("task.ways=3")
+    assert task_shapes(config, make_source(config)) == Shapes([[1, 8, 8]], False, None, 3, True)
+    curves = load_config([], ["data.family=sinusoid", "data.options={groups: [5, 2, 2]}"])
+    assert isinstance(make_source(curves), ValueSource)
+    assert task_shapes(curves, make_source(curves)) == CURVES
+
+
+def test_missing_data_names_the_command_that_makes_it(tmp_path):
+    config = load_config([], [f"data.path={tmp_path / 'none'}"])
+    with pytest.raises(InputError, match=r"there is no data in .*none: make it with `metadist data \.\.\. --out"):
+        make_source(config)
+
+
+def test_a_users_own_source_gets_the_seed_and_its_options(tmp_path, monkeypatch):
+    (tmp_path / "tests_own_source.py").write_text(
+        "import numpy as np\nfrom metadist import Draws, Task\n\n"
+        "class Lines:\n    outputs = 1\n\n"
+        "    def __init__(self, seed: int, slope: float):\n        self.seed, self.slope = seed, slope\n\n"
+        "    def __call__(self, task_id):\n        x = Draws(self.seed, task_id).uniform(8)[:, None]\n"
+        "        return Task.of(x[:3], self.slope * x[:3], x[3:], self.slope * x[3:])\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", ["/nowhere", *__import__("sys").path])
+    own = ["data.source=tests_own_source:Lines", "seed=5"]
+    config = load_config([], [*own, "data.options={slope: 2e0}", "fleet.backend=local"])
+    task = make_source(config)(TaskId("train", 0, 0))
+    assert np.array_equal(task.query.targets[0], 2 * task.query.inputs[0])
+    worker = make_worker(config)
+    report, rows = worker.meta_gradients(Weights(0, worker.engine.initial_theta().numpy()), Chunk("train", 0, 0, 2))
+    assert np.isfinite(report.losses).all() and rows.shape == (2, worker.engine.layout.size)
+    with pytest.raises(InputError, match="tests_own_source:Lines needs the option 'slope'"):
+        make_source(load_config([], own))
+    with pytest.raises(InputError, match="has no option 'slop'; did you mean slope?"):
+        make_source(load_config([], [*own, "data.options={slop: 2}"]))

@@ -1,0 +1,83 @@
+import random
+
+import numpy as np
+import pytest
+from test_worker import make_worker, weights_of
+
+from metadist.controller import TooManyLosses
+from metadist.local_fleet import Fault, LocalFleet
+from metadist.messages import plan
+
+WORKER = make_worker()
+WEIGHTS = weights_of(WORKER)
+PLAN = plan("train", 1, 11, 2)
+
+
+def gradients(fleet: LocalFleet) -> tuple[np.ndarray, np.ndarray]:
+    results = fleet.meta_gradients(WEIGHTS, PLAN)
+    assert [report.chunk for report in fleet.reports(results)] == PLAN
+    return np.concatenate([rows for _, rows in results]), np.concatenate([report.losses for report, _ in results])
+
+
+def undisturbed() -> tuple[np.ndarray, np.ndarray]:
+    results = [WORKER.meta_gradients(WEIGHTS, chunk) for chunk in PLAN]
+    return np.concatenate([rows for _, rows in results]), np.concatenate([report.losses for report, _ in results])
+
+
+@pytest.mark.parametrize("workers", [1, 2, 5, 20])
+def test_the_number_of_workers_changes_no_bit(workers):
+    for result, expected in zip(gradients(LocalFleet(lambda: WORKER, workers)), undisturbed(), strict=True):
+        assert np.array_equal(result, expected)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_deaths_at_any_time_change_no_bit(seed):
+    draw = random.Random(seed)
+    faults = [Fault(draw.uniform(0, 8), draw.randrange(1, 6)) for _ in range(8)] + [Fault(draw.uniform(0, 4), 0)]
+    said: list[str] = []
+    fleet = LocalFleet(lambda: WORKER, draw.randint(1, 3), min_workers=1, faults=faults, say=said.append)
+    for _ in range(2):
+        for result, expected in zip(gradients(fleet), undisturbed(), strict=True):
+            assert np.array_equal(result, expected)
+    assert any("was lost (scripted)" in text for text in said)
+
+
+def test_a_death_costs_time_and_is_said():
+    said: list[str] = []
+    quiet, hit = LocalFleet(lambda: WORKER, 2), LocalFleet(lambda: WORKER, 2, faults=[Fault(2.5, 0)], say=said.append)
+    gradients(quiet)
+    gradients(hit)
+    assert hit.now > quiet.now and len(said) == 1
+
+
+def test_two_workers_take_half_the_virtual_time():
+    times = []
+    for workers in (1, 2):
+        fleet = LocalFleet(lambda: WORKER, workers)
+        gradients(fleet)
+        times.append(fleet.now)
+    assert times == [1 + 6, 1 + 3]
+
+
+def test_a_fleet_is_resized_between_batches():
+    fleet = LocalFleet(lambda: WORKER, 2, min_workers=2)
+    gradients(fleet)
+    for target in (4, 1):
+        fleet.resize(target)
+        for result, expected in zip(gradients(fleet), undisturbed(), strict=True):
+            assert np.array_equal(result, expected)
+        assert fleet.target == fleet.num_workers == target
+
+
+def test_evaluation_comes_back_in_the_order_of_its_chunks():
+    chunks = plan("test", 0, 5, 2)
+    fleet = LocalFleet(lambda: WORKER, 3, faults=[Fault(1.5, 1)])
+    for result, chunk in zip(fleet.evaluate(WEIGHTS, chunks), chunks, strict=True):
+        for name, values in WORKER.evaluate(WEIGHTS, chunk).items():
+            assert np.array_equal(result[name], values)
+
+
+def test_workers_that_only_die_end_the_run():
+    fleet = LocalFleet(lambda: WORKER, 1, faults=[Fault(1.0 + n, n) for n in range(30)])
+    with pytest.raises(TooManyLosses, match="scripted"):
+        gradients(fleet)

@@ -1,0 +1,127 @@
+"""Training through Ray actors: kinds of data, a user's own pieces, errors, resources."""
+
+import sys
+import textwrap
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+import pytest
+
+from metadist.config import load_config
+from metadist.data import importers
+from metadist.errors import InputError
+from metadist.run import train
+
+pytestmark = pytest.mark.ray
+
+SMALL = [
+    "num_workers=2", "evaluation.every=0", "evaluation.test_tasks=60", "evaluation.baseline_tasks=0",
+    "evaluation.baselines=[]", "tracking.mlflow=false", "engine.chunk_size=8",
+]  # fmt: skip
+
+
+def go(tmp_path, *overrides: str):
+    return train(load_config([], [*SMALL, f"run_dir={tmp_path / 'run'}", *overrides]), quiet=True)
+
+
+def test_per_user_labelled_table(ray_cluster, tmp_path):
+    """Each user likes points on one side of a line of their own: nothing to learn but from the support set."""
+    rng = np.random.default_rng(0)
+    users = np.repeat(np.arange(120), 40)
+    x = rng.normal(size=(len(users), 2))
+    angle = rng.uniform(0, 2 * np.pi, 120)[users]
+    likes = np.where(x[:, 0] * np.cos(angle) + x[:, 1] * np.sin(angle) > 0, "yes", "no")
+    pq.write_table(pa.table({"user": users, "a": x[:, 0], "b": x[:, 1], "likes": likes}), tmp_path / "likes.parquet")
+    importers.table(tmp_path / "likes.parquet", tmp_path / "data", group="user", inputs=["x=a,b"], targets=["likes"])
+    task = ["task.ways=2", "task.shots=5", "task.queries=5", "learner.inner_lr=0.3", "learner.inner_steps=3"]
+    told = go(tmp_path, f"data.path={tmp_path / 'data'}", *task, "meta_steps=60", "meta_lr=0.01", "meta_batch_size=16")
+    assert told["accuracy"]["before"]["mean"] == pytest.approx(0.5, abs=0.12)
+    assert told["accuracy"]["after"]["mean"] > 0.75
+
+
+def test_two_input_table(ray_cluster, tmp_path):
+    """y = slope of the group * x1 + x2, from two input fields of different width."""
+    rng = np.random.default_rng(0)
+    groups = np.repeat(np.arange(100), 30)
+    x1, x2 = rng.normal(size=(len(groups), 1)), rng.normal(size=(len(groups), 2))
+    y = rng.uniform(-2, 2, 100)[groups] * x1[:, 0] + x2[:, 0]
+    columns = {"g": groups, "p": x1[:, 0], "q": x2[:, 0], "r": x2[:, 1], "y": y}
+    pa.csv.write_csv(pa.table(columns), tmp_path / "two.csv")
+    importers.table(tmp_path / "two.csv", tmp_path / "data", group="g", inputs=["one=p", "two=q,r"], targets=["y"])
+    task = ["task.shots=10", "task.queries=10", "learner.inner_lr=0.05", "learner.inner_steps=2", "model.hidden=[32]"]
+    told = go(tmp_path, f"data.path={tmp_path / 'data'}", *task, "meta_steps=150", "meta_lr=0.01", "meta_batch_size=16")
+    assert told["loss"]["after"]["mean"] < 0.6 * told["loss"]["before"]["mean"]
+
+
+def test_own_model_loss_learner_and_source_from_a_module_beside_the_job(ray_cluster, tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text(
+        textwrap.dedent('''
+        import numpy as np, torch
+        from metadist import Draws, MAML, Task
+
+        class Lines:
+            """y = slope * x: a family of tasks."""
+            outputs = 1
+            def __init__(self, seed, steep=1.0):
+                self.seed, self.steep = seed, steep
+            def __call__(self, task_id):
+                draws = Draws(self.seed, task_id)
+                slope, x = self.steep * draws.normal(1), draws.uniform(12).astype(np.float32)[:, None]
+                y = (slope * x).astype(np.float32)
+                return Task.of(x[:6], y[:6], x[6:], y[6:])
+
+        def network(width: int = 8):
+            return torch.nn.Sequential(torch.nn.Linear(1, width), torch.nn.Tanh(), torch.nn.Linear(width, 1))
+
+        def absolute(outputs, target):
+            return (outputs - target).abs().mean()
+
+        class SignMAML(MAML):
+            def update(self, theta, fast, gradient, k):
+                steps = {n: self.inner_lr * torch.tanh(g) for n, g in gradient.items()}
+                return fast._replace(weights={n: w - steps[n] for n, w in fast.weights.items()})
+        ''')
+    )  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    pieces = ["data.source=mine:Lines", "data.options={steep: 2.0}", "model.name=mine:network", "model.width=16"]
+    told = go(
+        tmp_path, *pieces, "loss=mine:absolute", "learner.name=mine:SignMAML", "learner.inner_lr=1e-1", "meta_steps=5"
+    )
+    sys.modules.pop("mine", None)
+    assert told["meta_steps"] == 5
+    assert set(told) >= {"loss", "theta_sha256"}
+
+
+def test_an_error_in_a_workers_code_is_the_error_that_was_raised(ray_cluster, tmp_path, monkeypatch):
+    (tmp_path / "broken.py").write_text(
+        "import torch\nclass Net(torch.nn.Linear):\n    def forward(self, x):\n        raise KeyError('no thing')\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    model = ["model.name=broken:Net", "model.in_features=64", "model.out_features=3", "meta_steps=2"]
+    with pytest.raises(KeyError, match="no thing"):
+        go(tmp_path, "data.family=digits", "task.ways=3", *model)
+    sys.modules.pop("broken", None)
+
+
+def test_workers_that_cannot_be_placed_are_waited_for_in_words(ray_cluster):
+    from metadist.controller import Say
+    from metadist.ray_fleet import RayFleet, Resources
+
+    said: list[str] = []
+    fleet = RayFleet(lambda: None, 1, resources=Resources(cpus=64, gpus=1), say=said.append)  # pyright: ignore
+    fleet._perform([Say("waiting for workers: 0 of at least 1 have joined")])
+    fleet.close()
+    assert "each asks for 64 CPU and 1 GPU" in said[0]
+    assert "of 0 GPU free" in said[0]
+
+
+def test_unequal_machines_are_refused(ray_cluster):
+    from metadist.ray_fleet import RayFleet
+
+    fleet = RayFleet(lambda: None, 1)  # pyright: ignore
+    fleet._admit(0, "CPU AVX512")
+    with pytest.raises(InputError, match="computes on CPU AVX2, the others on CPU AVX512"):
+        fleet._admit(1, "CPU AVX2")
+    fleet.close()
