@@ -19,6 +19,7 @@ from metadist.tracking.mlflow import MlflowTracker
 from metadist.tracking.provenance import git_tags, version_tags
 
 SIGNAL_GRACE_S = 2.0
+RUN_ID_FILE = "mlflow_run_id"
 
 
 class Recording:
@@ -33,9 +34,10 @@ class Recording:
         trackers: list[Tracker] = [JsonlTracker(run_dir / "metrics.jsonl"), self._console]
         self._mlflow: MlflowTracker | None = None
         if own.mlflow:
-            run_id = checkpoint.run.get("mlflow_run_id") if checkpoint else None
             name = own.run_name or run_dir.name
-            self._mlflow = MlflowTracker(own.uri, own.experiment, name, run_id, run_dir.parent, self.say)
+            run_id = known_run_id(run_dir, checkpoint)
+            note = (run_dir / RUN_ID_FILE).write_text
+            self._mlflow = MlflowTracker(own.uri, own.experiment, name, run_id, run_dir.parent, self.say, note)
             trackers.append(self._mlflow)
         self.tracker: Tracker = Trackers(*trackers)
 
@@ -72,6 +74,15 @@ class Recording:
             if self._mlflow:
                 self._mlflow.finish(status, SIGNAL_GRACE_S)
         self.tracker.finish(status)
+
+
+def known_run_id(run_dir: Path, checkpoint: Checkpoint | None) -> str | None:
+    """The MLflow run that this run directory already has; a checkpoint of another one does not count."""
+    if (run_dir / RUN_ID_FILE).exists():
+        return (run_dir / RUN_ID_FILE).read_text()
+    if checkpoint and checkpoint.run["run_dir"] == str(run_dir):
+        return checkpoint.run["mlflow_run_id"]
+    return None
 
 
 def flat(tree: dict[str, Any], path: str = "") -> dict[str, str]:

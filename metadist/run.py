@@ -167,6 +167,7 @@ def make_trainer(
             "identity": identity,
             "shapes": prepared.shapes._asdict(),
             "mlflow_run_id": record.mlflow_run_id(),
+            "run_dir": str(run_dir),
         },
         planned={entry["step"]: entry["target"] for entry in journalled if "step" in entry},
         progress=Progress(**state["progress"]) if state else Progress(),

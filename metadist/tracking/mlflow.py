@@ -37,7 +37,8 @@ class MlflowTracker:
 
     `uri` defaults to MLFLOW_TRACKING_URI, else to an SQLite file and an artifact folder under `run_root`. With `run_id`
     that run is continued; when it is gone a new one says so in the tag `resumed_from_run`. Parameters cannot change in
-    MLflow: changed ones are listed in the tag `param_drift`. Failures are told through `say`, one sentence an outage,
+    MLflow: changed ones are listed in the tag `param_drift`. `opened` is called, from another thread, with the id of
+    the run once there is one. Failures are told through `say`, one sentence an outage,
     possibly from another thread.
     """
 
@@ -49,13 +50,14 @@ class MlflowTracker:
         run_id: str | None,
         run_root: Path,
         say: Callable[[str], None],
+        opened: Callable[[str], None] = lambda run_id: None,
     ) -> None:
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         self._run_root = Path(run_root).absolute()
         self._uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{self._run_root / 'mlflow.db'}"
-        self._experiment, self._run_name, self._say = experiment, run_name, say
+        self._experiment, self._run_name, self._say, self._opened = experiment, run_name, say, opened
         self._run_id, self._run_opened = run_id, threading.Event()
         self._started_ms = int(time.time() * 1000)
         self._known_params: dict[str, str] = {}
@@ -162,6 +164,8 @@ class MlflowTracker:
             self._run_id = run.info.run_id
             if gone:
                 self._say(f"MLflow at {self._uri} no longer has run {gone}: a new run, {self._run_id}, was started.")
+        assert self._run_id is not None
+        self._opened(self._run_id)
         self._run_opened.set()
         return client
 

@@ -1,0 +1,98 @@
+"""What surrounds the loop: stopping early, the best weights, MLflow's record of it all."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mlflow import MlflowClient
+from safetensors.numpy import save_file
+
+from metadist.checkpoint import CheckpointStore
+from metadist.config import Config, load_config
+from metadist.errors import Diverged, InputError
+from metadist.run import prepare, train
+from metadist.tracking.jsonl import read_metrics
+
+JOB = [
+    "data.family=digits", "task.ways=3", "task.shots=2", "task.queries=3", "model.name=mlp", "model.hidden=[16]",
+    "learner.inner_lr=0.1", "meta_batch_size=6", "meta_steps=6", "evaluation.every=2", "evaluation.tasks=5",
+    "evaluation.test_tasks=5", "evaluation.baseline_tasks=0", "fleet.backend=local",
+]  # fmt: skip
+
+
+def job(run_dir: Path, *overrides: str, mlflow: bool = False) -> Config:
+    return load_config([], [*JOB, f"run_dir={run_dir}", f"tracking.mlflow={mlflow}", *overrides])
+
+
+def test_training_stops_when_validation_no_longer_improves(tmp_path):
+    told = train(job(tmp_path / "run", "meta_lr=1e-12", "meta_steps=100", "evaluation.patience=2"), quiet=True)
+    assert told["ended_by"] == "no improvement"
+    assert told["meta_steps"] == 6  # validated at 2 (the best), 4 and 6
+    assert told["evaluated_step"] == 2
+
+
+def test_training_stops_at_the_time_limit_and_resumes_from_there(tmp_path):
+    limited = job(tmp_path / "run", "max_time_s=0.5", "meta_steps=100000", "evaluation.every=0")
+    told = train(limited, quiet=True)
+    assert told["ended_by"] == "time limit"
+    assert 0 < told["meta_steps"] < 100000
+    further = train(limited, resume="auto", quiet=True)
+    assert further["meta_steps"] > told["meta_steps"]
+
+
+def test_the_best_weights_by_validation_are_evaluated(tmp_path):
+    told = train(job(tmp_path / "run"), quiet=True)
+    scores = {row["step"]: row["validation/accuracy"] for row in read_metrics(tmp_path / "run" / "metrics.jsonl")
+              if "validation/accuracy" in row}  # fmt: skip
+    best = max(scores, key=lambda step: (scores[step], -step))
+    assert told["evaluated_step"] == best
+    assert CheckpointStore(tmp_path / "run" / "checkpoints").load("best").step == best
+
+
+def test_mlflow_holds_the_run_and_a_resume_continues_it(tmp_path):
+    train(job(tmp_path / "runs" / "one", "meta_steps=4", mlflow=True), quiet=True)
+    train(job(tmp_path / "runs" / "one", "meta_steps=6", mlflow=True), resume="auto", quiet=True)
+    client = MlflowClient(f"sqlite:///{tmp_path / 'runs' / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("metadist")
+    assert experiment is not None
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert run.info.status == "FINISHED"
+    assert run.data.params["learner.inner_lr"] == "0.1"
+    assert run.data.tags["metadist.run_dir"].endswith("one")
+    assert run.inputs.dataset_inputs[0].dataset.digest
+    steps = [metric.step for metric in client.get_metric_history(run.info.run_id, "validation/accuracy")]
+    assert steps == [2, 4, 6]
+    artifacts = {item.path for item in client.list_artifacts(run.info.run_id)}
+    assert artifacts >= {"config.yaml", "results.json", "adaptation_curve.png", "training_curve.png", "tasks.arrow"}
+
+
+def test_divergence_is_a_failed_run_with_its_weights_saved(tmp_path):
+    with pytest.raises(Diverged, match="lower learner.inner_lr"):
+        train(job(tmp_path / "runs" / "two", "learner.inner_lr=1e30", "learner.inner_steps=3", mlflow=True), quiet=True)
+    client = MlflowClient(f"sqlite:///{tmp_path / 'runs' / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("metadist")
+    assert experiment is not None
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert run.info.status == "FAILED"
+    assert CheckpointStore(tmp_path / "runs" / "two" / "checkpoints").steps()
+
+
+def test_given_weights_are_where_training_starts(tmp_path):
+    config = job(tmp_path / "run")
+    layout = prepare(config, []).engine.layout
+    named = {name: np.full(shape, 0.5, np.float32) for name, shape in zip(layout.names, layout.shapes, strict=True)}
+    save_file(named, tmp_path / "start.safetensors")
+    prepared = prepare(job(tmp_path / "run", f"model.weights={tmp_path / 'start.safetensors'}"), [])
+    assert np.all(prepared.theta == 0.5)
+    with pytest.raises(InputError, match="does not fit the model"):
+        prepare(job(tmp_path / "run", f"model.weights={tmp_path / 'start.safetensors'}", "model.hidden=[17]"), [])
+
+
+def test_results_hold_the_protocol_and_the_identity(tmp_path):
+    train(job(tmp_path / "run"), quiet=True)
+    told = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert told["protocol"]["queries"] == 3
+    assert told["protocol"]["transductive"] is True
+    assert len(told["identity"]) == 16
+    assert told["accuracy"]["before"]["ci95"] > 0
