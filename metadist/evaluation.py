@@ -149,8 +149,8 @@ def draw_curve(told: Mapping[str, Any], title: str, path: Path) -> None:
     """The adaptation curve with its baselines, as a PNG."""
     metric = "accuracy" if "accuracy" in told else "loss"
     points = [CurvePoint("meta-learned", k, *point.values()) for k, point in enumerate(told[metric]["by_inner_step"])]
-    for name, measured in told["baselines"].items():
-        curve = measured[metric]
+    for baseline, measured in told["baselines"].items():
+        name, curve = baseline.replace("_", " "), measured[metric]
         if isinstance(curve, list):
             points += [CurvePoint(name, k, *point.values()) for k, point in enumerate(curve)]
         else:
