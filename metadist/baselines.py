@@ -14,10 +14,20 @@ Baseline = Callable[[Task], np.ndarray]
 RIDGE = 1.0
 
 
+def is_text(inputs: tuple[np.ndarray, ...]) -> bool:
+    """Whether the inputs are token numbers [n, length] and the mask of those present."""
+    return (
+        len(inputs) == 2
+        and np.issubdtype(inputs[0].dtype, np.integer)
+        and inputs[1].dtype == bool
+        and inputs[0].shape == inputs[1].shape
+    )
+
+
 def features(inputs: tuple[np.ndarray, ...]) -> np.ndarray:
     """Raw features [n, d], float64: token fields with their mask as bags of words of unit length, others flattened."""
     first = inputs[0]
-    if np.issubdtype(first.dtype, np.integer) and len(inputs) > 1 and inputs[1].dtype == bool:
+    if is_text(inputs):
         words, place = np.unique(first, return_inverse=True)
         bag = np.zeros((len(first), len(words)))
         np.add.at(bag, (np.arange(len(first))[:, None], place.reshape(first.shape)), inputs[1])
@@ -61,8 +71,8 @@ CLOSED_FORM: dict[str, Baseline] = {
 }
 
 
-def from_scratch(learner: Learner, task: Task, seed: int, steps: int, lr: float = 0.01) -> Tensor:
-    """Query outputs [n, ...] of the model trained on the support set alone, from random weights, by `steps` of Adam.
+def from_scratch(learner: Learner, task: Task, seed: int, steps: int, lr: float = 0.01) -> dict[str, Tensor]:
+    """Weights of the model trained on the support set alone, from random ones, by `steps` of Adam.
 
     Weights of matrices and kernels are redrawn uniformly within 1/sqrt(fan_in) from the task's seed; vectors (biases,
     normalisation) keep their initial value. `task` holds tensors.
@@ -80,8 +90,7 @@ def from_scratch(learner: Learner, task: Task, seed: int, steps: int, lr: float 
         optimizer.zero_grad()
         learner.loss(learner.model(weights, *task.support.inputs), *task.support.targets).backward()
         optimizer.step()
-    with torch.no_grad():
-        return learner.model(weights, *task.query.inputs)
+    return {name: value.detach() for name, value in weights.items()}
 
 
 def scratch_seed(draws: Draws) -> int:

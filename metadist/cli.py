@@ -1,6 +1,7 @@
 """The `metadist` command: reads arguments, presents results and errors, and is the only file that exits."""
 
 import json
+import os
 import signal
 import sys
 import traceback
@@ -70,9 +71,10 @@ def train(
     if not as_json:
         click.echo(f"\nresults    {config.run_dir}/results.json")
         click.echo(f"evaluate   metadist evaluate {_short(config.run_dir)} evaluation.inner_steps=10")
-        if config.tracking.mlflow and not config.tracking.uri:
+        if config.tracking.mlflow and not (config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")):
             assert config.run_dir
-            click.echo(f"watch      mlflow ui --backend-store-uri sqlite:///{Path(config.run_dir).parent}/mlflow.db")
+            database = Path(config.run_dir).absolute().parent / "mlflow.db"
+            click.echo(f"watch      mlflow ui --backend-store-uri sqlite:///{database}")
 
 
 @commands.command(context_settings=ANY_ARGUMENTS)
@@ -102,9 +104,9 @@ def evaluate(run_directory: Path, arguments: tuple[str, ...], checkpoint: str, a
 @click.argument("workers", type=int)
 def scale(run_directory: Path, workers: int) -> None:
     """Have a running job use another number of WORKERS from its next meta-step."""
-    from metadist import run
+    from metadist import run_dir
 
-    run.scale(run_directory, workers)
+    run_dir.scale(run_directory, workers)
     click.echo(f"{run_directory} will use {workers} workers")
 
 
@@ -212,14 +214,17 @@ def report(told: dict[str, Any]) -> str:
     """The results as a table for people."""
     protocol = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in told["protocol"].items())
     metric = "accuracy" if "accuracy" in told else "loss"
-    lines = [f"theta      {told['theta_sha256']}", f"protocol   {protocol}", "", f"{metric} (mean, 95 % interval)"]
+    lines = [f"theta      {told['theta_sha256']} after {told['meta_steps']} steps"] if "theta_sha256" in told else []
+    lines.append(f"evaluated  {told['evaluated_theta_sha256']} (step {told['evaluated_step']})")
+    lines += [f"protocol   {protocol}", "", f"{metric} (mean, 95 % interval)"]
     for k, point in enumerate(told[metric]["by_inner_step"]):
         lines.append(f"  {f'after {k} inner steps' if k else 'before adaptation':24} {_figure(metric, point)}")
     for name, measured in told["baselines"].items():
         points = measured[metric] if isinstance(measured[metric], list) else [measured[metric]]
         for k, point in enumerate(points):
             label = name.replace("_", " ") + (f", {k} steps" if len(points) > 1 else "")
-            lines.append(f"  {label:24} {_figure(metric, point)}")
+            some = f" ({measured['tasks']} tasks)" if measured["tasks"] < told["protocol"]["tasks"] else ""
+            lines.append(f"  {label:24} {_figure(metric, point)}{some}")
     return "\n".join(lines)
 
 

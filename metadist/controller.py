@@ -68,8 +68,16 @@ class Say(NamedTuple):
     text: str
 
 
+class Waiting(NamedTuple):
+    """Tell the user that fewer workers have joined than there should be, and whether the run stands still for it."""
+
+    joined: int
+    target: int
+    paused: bool
+
+
 Event = Joined | Lost | Done | Target | Tick
-Action = Spawn | Retire | Assign | Say
+Action = Spawn | Retire | Assign | Say | Waiting
 
 
 class TooManyLosses(RuntimeError):
@@ -80,7 +88,7 @@ class Controller:
     """Keeps `target` workers and gets every chunk of the current batch computed once.
 
     At most `depth` chunks are in flight per worker; with fewer than `min_workers` joined nothing is dealt. More than
-    `max_losses` deaths within `window_s` seconds raise TooManyLosses with the last reason.
+    `max_losses` deaths (or four times the target) within `window_s` seconds raise TooManyLosses with the last reason.
     """
 
     def __init__(
@@ -110,6 +118,11 @@ class Controller:
     def finished(self) -> bool:
         """Every chunk of the batch has been returned."""
         return not self.remaining
+
+    @property
+    def stands_still(self) -> bool:
+        """Nothing is being computed, for want of workers."""
+        return not self.finished and not any(self.in_flight.values())
 
     @property
     def num_workers(self) -> int:
@@ -148,7 +161,7 @@ class Controller:
         self._losses.append(now)
         while self._losses[0] < now - self.window_s:
             self._losses.popleft()
-        if len(self._losses) > self.max_losses:
+        if len(self._losses) > max(self.max_losses, 4 * self.target):
             raise TooManyLosses(
                 f"{len(self._losses)} workers were lost within {self.window_s:.0f} s, the last one because: {reason}"
             )
@@ -197,13 +210,14 @@ class Controller:
         return dealt
 
     def _notice(self, now: float) -> list[Action]:
-        """Every `notice_s` seconds without enough workers, say so."""
-        if self.finished or len(self.in_flight) >= self._needed():
+        """While workers are missing, say so: every `notice_s` seconds if the run is paused, else a sixth as often."""
+        if len(self.in_flight) >= self.target:
             self._waiting_since = None
             return []
         if self._waiting_since is None:
             self._waiting_since = now
-        if now - self._waiting_since < self.notice_s:
+        paused = len(self.in_flight) < self._needed()
+        if self.finished or now - self._waiting_since < self.notice_s * (1 if paused else 6):
             return []
         self._waiting_since = now
-        return [Say(f"waiting for workers: {len(self.in_flight)} of at least {self._needed()} have joined")]
+        return [Waiting(len(self.in_flight), self.target, paused)]

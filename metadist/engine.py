@@ -54,7 +54,7 @@ class _Unroll:
             gradient = self.inner_gradient(
                 lambda weights: learner.inner_loss(theta, fast._replace(weights=weights), support, k),
                 fast.weights,
-                second_order=not learner.first_order,
+                second_order=outer and not learner.first_order,
             )
             return learner.update(theta, fast, gradient, k)
 
@@ -170,6 +170,8 @@ class Engine:
         metrics: dict[str, Loss],
         transductive: bool = True,
         draws: Sequence[Draws] | None = None,
+        step: int = 0,
+        meta_steps: int = 1,
     ) -> dict[str, Tensor]:
         """{metric: [T, inner_steps + 1]}: each metric on the query set before adaptation and after every inner step.
 
@@ -179,7 +181,7 @@ class Engine:
 
         def one(weights: Tensors, task: Task, drawn: Tensors) -> dict[str, Tensor]:
             measured: list[list[Tensor]] = []
-            for fast in self._unroll.trajectory(self.learner, weights, task.support, Context(0, 1, drawn)):
+            for fast in self._unroll.trajectory(self.learner, weights, task.support, Context(step, meta_steps, drawn)):
                 with torch.no_grad():
                     outputs = self._predict(weights, fast, task, transductive)
                     measured.append([metric(outputs, *task.query.targets) for metric in metrics.values()])
@@ -224,6 +226,10 @@ class Engine:
 
     def _weights(self, theta: Tensor) -> Tensors:
         return self.layout.unflatten(theta.to(self.device, self.dtype))
+
+    def outputs(self, weights: Tensors, task: Task, transductive: bool) -> Tensor:
+        """Query outputs of the bare model with `weights`, in one batch or each with the support set, see `evaluate`."""
+        return self._predict(self.learner.model.parameters, Fast(weights, {}), task, transductive)
 
     def _predict(self, theta: Tensors, fast: Fast, task: Task, transductive: bool) -> Tensor:
         if transductive:

@@ -10,12 +10,14 @@ import torch
 from scipy import stats
 
 from metadist.config import Config
-from metadist.config.build import Shapes, chunk_size, make_engine, make_optimization, make_source
+from metadist.config.build import Shapes, chunk_size, make_engine, make_source
 from metadist.draws import Draws
 from metadist.engine import Engine
+from metadist.errors import InputError
 from metadist.figures import CurvePoint, adaptation_curve
+from metadist.learners import MAML
 from metadist.messages import Chunk, ChunkReport, Weights, plan
-from metadist.server import Server
+from metadist.server import Optimization, Server
 from metadist.task import Split
 from metadist.worker import LEARNER_STREAM
 
@@ -52,13 +54,16 @@ def measure(
     return {name: np.concatenate([result[name] for result in results]) for name in results[0]}
 
 
-def default_baselines(config: Config, shapes: Shapes) -> list[str]:
+def default_baselines(config: Config, shapes: Shapes) -> Sequence[str]:
     """What suits the kind of task, unless the job says."""
-    if config.evaluation.baselines is not None:
-        return list(config.evaluation.baselines)
-    if shapes.classification:
-        return ["nearest_class_mean", "from_scratch"]
-    return ["support_mean", "ridge", "from_scratch", "joint"]
+    suited = ["nearest_class_mean"] if shapes.classification else ["support_mean", "ridge", "joint"]
+    suited.append("from_scratch")
+    chosen = suited if config.evaluation.baselines is None else list(config.evaluation.baselines)
+    unfit = [name for name in chosen if name not in suited]
+    if unfit:
+        kind = "classification" if shapes.classification else "regression"
+        raise InputError(f"evaluation.baselines: {unfit[0]} does not suit {kind}; take of {', '.join(suited)}")
+    return chosen
 
 
 def evaluate_run(
@@ -88,12 +93,14 @@ def evaluate_run(
 def protocol(config: Config, shapes: Shapes, engine: Engine) -> dict[str, Any]:
     """How the numbers came about, in the words of a paper's table caption."""
     own, task = config.evaluation, config.task
+    sizes: dict[str, Any] = {"source": config.data.source}
+    if not config.data.source:
+        sizes = {"ways": own.ways or task.ways} if shapes.classification else {}
+        sizes |= {"shots": own.shots or task.shots, "queries": own.queries or task.queries}
     return {
         "split": own.split,
         "tasks": own.test_tasks,
-        **({"ways": own.ways or task.ways} if shapes.classification else {}),
-        "shots": own.shots or task.shots,
-        "queries": own.queries or task.queries,
+        **sizes,
         "inner_steps": engine.learner.inner_steps if own.inner_steps is None else own.inner_steps,
         "inner_lr": own.inner_lr or engine.learner.inner_lr,
         "transductive": own.transductive,
@@ -108,27 +115,31 @@ def summary(results: Mapping[str, np.ndarray]) -> dict[str, Any]:
         baseline, slash, metric = name.rpartition("/")
         curve = [interval(column)._asdict() for column in values.reshape(len(values), -1).T]
         if slash:
-            told["baselines"].setdefault(baseline, {})[metric] = curve[0] if values.ndim == 1 else curve
+            measured = told["baselines"].setdefault(baseline, {"tasks": len(values)})
+            measured[metric] = curve[0] if values.ndim == 1 else curve
         else:
             told[metric] = {"before": curve[0], "after": curve[-1], "by_inner_step": curve}
     return told
 
 
 def joint_weights(config: Config, shapes: Shapes) -> Weights:
-    """theta trained on all tasks at once, as if they were one (no inner loop): what fine-tuning starts from without
-    meta-learning. Runs in this process."""
-    source = make_source(config)
-    engine = make_engine(config, shapes, device="cpu", inner_steps=0)
-    server = Server(engine.initial_theta().cpu().numpy(), make_optimization(config))
+    """theta trained by Adam at meta_lr on all tasks at once, as if they were one (no inner loop): what fine-tuning
+    starts from without meta-learning. Runs in this process."""
+    source, steps = make_source(config), config.evaluation.joint_steps
+    run = make_engine(config, shapes, device="cpu")
+    engine = Engine(MAML(model=run.learner.model, loss=run.learner.loss, inner_steps=0), "vmap")
+    optimization = Optimization(meta_lr=config.meta_lr, meta_steps=steps)
+    server = Server(engine.initial_theta().numpy(), optimization)
     weights = server.weights()
-    for step in range(config.evaluation.joint_steps):
+    for step in range(steps):
         chunk = Chunk("train", step, 0, config.batch_size(config.num_workers))
         draws = [Draws(config.seed, task, LEARNER_STREAM) for task in chunk.tasks]
         theta = torch.from_numpy(weights.theta)
         losses, rows = engine.meta_gradients(theta, [source(task) for task in chunk.tasks], step, 1, draws)
-        report = ChunkReport(chunk, losses.cpu().numpy(), rows.norm(dim=1).cpu().numpy(), {})
-        weights, _ = server.apply(step, (report, rows.cpu().numpy()))
-    return weights
+        report = ChunkReport(chunk, losses.numpy(), rows.norm(dim=1).numpy(), {})
+        weights, _ = server.apply(step, (report, rows.numpy()))
+    joint = engine.layout.unflatten(torch.from_numpy(weights.theta))
+    return Weights(steps, run.layout.flatten({**run.learner.layout(), **joint}).numpy())
 
 
 def write_results(results: Mapping[str, np.ndarray], path: Path) -> None:

@@ -30,10 +30,11 @@ class Adapted:
         """What the model gives for inputs [n, ...] (several inputs: a tuple of arrays): logits or values [n, ...].
 
         `transductive`: the n examples share one batch, and its normalisation; False: each is predicted with the support
-        set alone, whatever else is asked. Default: as the run evaluates.
+        set alone, whatever else is asked. Default: as the run evaluates, but one example alone with the support set.
         """
-        chosen = self._transductive if transductive is None else transductive
-        return self._outputs(*_arrays(x), transductive=chosen).cpu().numpy()
+        inputs = _arrays(x)
+        chosen = self._transductive and len(inputs[0]) > 1 if transductive is None else transductive
+        return self._outputs(*inputs, transductive=chosen).cpu().numpy()
 
     def predict(self, x: Arrays, transductive: bool | None = None) -> np.ndarray:
         """Labels [n] of the support set's kind in classification, values [n, d] in regression; see `outputs`."""
@@ -89,16 +90,14 @@ def read_checkpoint(run: str | Path, checkpoint: str = "best") -> Checkpoint:
     return store.load("latest" if checkpoint == "best" and not store.has_best() else checkpoint)
 
 
-def learner_of(checkpoint: Checkpoint, config: Config | None = None) -> FewShotLearner:
-    """The learner a checkpoint holds, evaluated as its configuration (or another) says."""
-    config = config or Config.model_validate(yaml.safe_load(checkpoint.config))
+def learner_of(checkpoint: Checkpoint) -> FewShotLearner:
+    """The learner a checkpoint holds, adapted as its configuration says."""
+    config = Config.model_validate(yaml.safe_load(checkpoint.config))
+    config = config.model_copy(update={"model": config.model.model_copy(update={"weights": None})})
     shapes = Shapes(**checkpoint.run["shapes"])
     engine = make_evaluation_engine(config, shapes, device="cpu")
     engine.learner.model.load_constants(checkpoint.weights)
-    try:
-        theta = engine.layout.vector(checkpoint.weights)
-    except ValueError as error:
-        raise InputError(f"this checkpoint is of another model: {error}") from None
+    theta = engine.layout.vector(checkpoint.weights)
     return FewShotLearner(engine, torch.from_numpy(theta), shapes, config.evaluation.transductive)
 
 

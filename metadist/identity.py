@@ -13,16 +13,15 @@ from metadist.engine import Engine
 from metadist.errors import InputError
 
 FREE = {"run_dir", "num_workers", "max_time_s", "fleet", "evaluation", "checkpoint", "tracking", "meta_steps"}
-"""Settings that may change when a run is continued. Of these, the schedule alone depends on meta_steps, by intent."""
+"""Settings that may change when a run is continued; under a schedule, meta_steps then counts as drift."""
 
 
 def run_identity(config: Config, engine: Engine) -> dict[str, Any]:
     """Within one identity theta is the same to the bit, whatever the number of workers. Plain JSON values."""
-    settings = {key: value for key, value in config.model_dump(mode="json").items() if key not in FREE}
-    settings["data"].pop("path")  # where the data lies is not what it holds
     dataset = open_data(config)
     return {
-        "settings": settings,
+        "settings": bound_settings(config),
+        "scheduled_steps": None if config.optimizer.schedule == "constant" else config.meta_steps,
         "data_digest": dataset.digest if dataset else None,
         "engine": engine.kind,
         "chunk_size": chunk_size(config, engine),
@@ -39,15 +38,29 @@ def digest(identity: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def check_continues(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Raise InputError where the run would become another one; otherwise what makes it no longer bit-identical."""
-    changed = _differences(before["settings"], now["settings"])
-    if before["data_digest"] != now["data_digest"]:
-        changed.append(f"the data (digest {before['data_digest']} -> {now['data_digest']})")
+def bound_settings(config: Config) -> dict[str, Any]:
+    """The settings that theta depends on. Where the data lies is not what it holds."""
+    settings = {key: value for key, value in config.model_dump(mode="json").items() if key not in FREE}
+    settings["data"].pop("path")
+    return settings
+
+
+def check_settings(before: dict[str, Any], config: Config) -> None:
+    """Raise InputError where a run would go on under other settings, key by key."""
+    changed = _differences(before["settings"], bound_settings(config))
     if changed:
         raise InputError(
             f"this is not the run in the checkpoint; changed: {'; '.join(changed)}: "
             "change it back, or start another run with its own run_dir"
+        )
+
+
+def drift(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What makes a continued run differ from an uninterrupted one, in words. Raises InputError where it is the data."""
+    if before["data_digest"] != now["data_digest"]:
+        raise InputError(
+            f"the data is not what the run began with (digest {before['data_digest']}, now {now['data_digest']}): "
+            "set data.path to that, or start another run with its own run_dir"
         )
     return [f"{key} {before[key]} -> {now[key]}" for key in now if key != "settings" and before.get(key) != now[key]]
 

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from metadist.errors import InputError
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -50,9 +52,9 @@ class Layout:
         return {name: piece.reshape(shape) for name, shape, piece in zip(self.names, self.shapes, pieces, strict=True)}
 
     def vector(self, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
-        """The inverse of `named_arrays`. Raises ValueError when a name is absent or has another shape."""
+        """The inverse of `named_arrays`. Raises InputError when a name is absent or has another shape."""
         for name, shape in zip(self.names, self.shapes, strict=True):
             if name not in arrays or arrays[name].shape != shape:
                 found = arrays[name].shape if name in arrays else "nothing"
-                raise ValueError(f"the weights hold {found} for {name!r}, the model needs shape {shape}")
+                raise InputError(f"the weights hold {found} for {name!r}; the model needs shape {shape}")
         return np.concatenate([arrays[name].reshape(-1) for name in self.names])

@@ -11,7 +11,20 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from metadist.controller import Action, Assign, Controller, Done, Event, Joined, Lost, Retire, Say, Spawn, Target
+from metadist.controller import (
+    Action,
+    Assign,
+    Controller,
+    Done,
+    Event,
+    Joined,
+    Lost,
+    Retire,
+    Say,
+    Spawn,
+    Target,
+    Waiting,
+)
 from metadist.messages import Chunk, ChunkReport, Weights
 from metadist.server import Optimization, Server
 from metadist.worker import Worker
@@ -38,6 +51,7 @@ class LocalFleet:
         say: Callable[[str], None] = lambda text: None,
     ):
         self._worker = make_worker()
+        self._worker.proof()
         self._controller = Controller(target, min_workers)
         self._say = say
         self._order = itertools.count()
@@ -107,7 +121,7 @@ class LocalFleet:
                     self._at(self._free_at[worker], Done(worker, chunk))
                 case Say(text):
                     self._say(text)
-                case Retire():
+                case Retire() | Waiting():
                     pass
 
     def _at(self, time_s: float, event: Event) -> None:

@@ -1,58 +1,37 @@
 """The fleet as Ray actors: carries out the controller's actions and tells it what happened."""
 
-import logging
-import math
 import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import ray
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 
-from metadist.controller import Action, Assign, Controller, Done, Event, Joined, Lost, Retire, Say, Spawn, Target, Tick
-from metadist.errors import InputError
+from metadist.controller import (
+    Action,
+    Assign,
+    Controller,
+    Done,
+    Event,
+    Joined,
+    Lost,
+    Retire,
+    Say,
+    Spawn,
+    Target,
+    Tick,
+    Waiting,
+)
+from metadist.errors import InputError, Interrupted
 from metadist.messages import Chunk, ChunkReport, Weights
 from metadist.server import Optimization, Server, Stats
 from metadist.worker import Worker, set_up_process
 
 Ref = ray.ObjectRef
 TICK_S = 1.0
-GPU_ENVIRONMENT = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
-
-
-def connect(address: str | None, cpus: float, say: Callable[[str], None]) -> bool:
-    """Join the cluster at `address` or RAY_ADDRESS, or start one here with at least `cpus` CPUs; True if this call did.
-
-    A cluster started here counts as many CPUs as the workers ask for, even where that is more than there are.
-    """
-    if ray.is_initialized():
-        return False
-    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
-    address = address or os.environ.get("RAY_ADDRESS")
-    if address:
-        if "RAY_AUTH_MODE" not in os.environ and (Path.home() / ".ray" / "auth_token").exists():
-            os.environ["RAY_AUTH_MODE"] = "token"
-        try:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-        except (ConnectionError, RayError, RuntimeError, ValueError) as error:
-            raise InputError(f"no Ray cluster answers at {address}: {str(error).splitlines()[0]}") from None
-        return True
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    here = os.cpu_count() or 1
-    if cpus > here:
-        say(f"the workers ask for {cpus:g} CPUs and this machine has {here}: they will share them")
-    cpus = max(here, math.ceil(cpus))
-    ray.init(num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    return True
-
-
-def disconnect() -> None:
-    """Leave the cluster; one that `connect` started ends."""
-    ray.shutdown()
 
 
 class WorkerActor:
@@ -63,9 +42,10 @@ class WorkerActor:
         self._make_worker = make_worker
 
     def ready(self) -> tuple[int, str]:
-        """Build the worker (here, so that what goes wrong is this call's own exception); process id and fingerprint."""
+        """Build the worker (here, so that what goes wrong is this call's own exception) and compute the reference
+        chunk: process id and proof of being equal to the others."""
         self._worker = self._make_worker()
-        return os.getpid(), self._worker.engine.fingerprint()
+        return os.getpid(), self._worker.proof()
 
     def meta_gradients(self, weights: Weights, chunk: Chunk) -> tuple[ChunkReport, np.ndarray]:
         return self._worker.meta_gradients(weights, chunk)
@@ -93,6 +73,10 @@ class ServerActor:
         return self._server.snapshot()
 
 
+class ServerLost(RuntimeError):
+    """The actor that owns theta died."""
+
+
 class RayServer:
     """The driver's view of the server: references go in, a reference to the new weights comes out."""
 
@@ -105,7 +89,11 @@ class RayServer:
         try:
             return weights, ray.get(stats)
         except RayTaskError as error:
-            raise error.cause from None
+            raise error.cause from error
+        except RayActorError as error:
+            raise ServerLost(
+                f"the parameter server was lost ({type(error).__name__}): --resume auto goes on from the checkpoint"
+            ) from error
 
     def weights(self) -> Ref:
         return self._actor.weights.remote()
@@ -134,9 +122,12 @@ class RayFleet:
         min_workers: int = 1,
         resources: Resources = Resources(),
         mixed_devices: bool = False,
+        asked_to_stop: Callable[[], int | None] = lambda: None,
         say: Callable[[str], None] = lambda text: None,
     ):
-        self.fingerprint: str | None = None
+        self._proof: str | None = None
+        self._proved = False
+        self._asked_to_stop = asked_to_stop
         self._mixed_devices = mixed_devices
         self._make_worker = ray.put(make_worker)
         self._resources = resources
@@ -205,6 +196,9 @@ class RayFleet:
         while not self._controller.finished:
             for event in self._wait():
                 self._perform(self._controller.on(event, time.monotonic()))
+            if self._controller.stands_still and (number := self._asked_to_stop()) is not None:
+                raise Interrupted(number)
+        self._proved = True
         results, self._results = self._results, {}
         return [results[chunk] for chunk in chunks]
 
@@ -222,7 +216,10 @@ class RayFleet:
                     ray.kill(self._actors.pop(worker))
                     self.pids.pop(worker, None)
                 case Say(text):
-                    self._say(text + self._shortage() if text.startswith("waiting") else text)
+                    self._say(text)
+                case Waiting(joined, target, paused):
+                    doing = "waiting for workers" if paused else "computing with fewer workers"
+                    self._say(f"{doing}: {joined} of {target} have joined; {self._shortage()}")
 
     def _spawn(self, worker: int) -> None:
         wanted = self._resources
@@ -232,7 +229,6 @@ class RayFleet:
             resources=wanted.custom,
             max_restarts=0,
             max_task_retries=0,
-            runtime_env={"env_vars": GPU_ENVIRONMENT} if wanted.gpus else None,
         )
         self._actors[worker] = remote.remote(self._make_worker, wanted.threads)
         self._joining[self._actors[worker].ready.remote()] = worker
@@ -253,22 +249,28 @@ class RayFleet:
         try:
             value = ray.get(ref)
         except RayTaskError as error:
-            raise error.cause from None
+            raise error.cause from error
         except RayError as error:
             return self._lost(worker, error)
         if chunk is None:
-            self.pids[worker], fingerprint = value
-            self._admit(worker, fingerprint)
-            return Joined(worker)
+            pid, proof = value
+            return self._admit(worker, pid, proof)
         return Done(worker, chunk)
 
-    def _admit(self, worker: int, fingerprint: str) -> None:
-        self.fingerprint = self.fingerprint or fingerprint
-        if fingerprint != self.fingerprint and not self._mixed_devices:
-            raise InputError(
-                f"worker {worker} computes on {fingerprint}, the others on {self.fingerprint}: the run would not be "
-                "bit-identical; use equal machines, or set fleet.mixed_devices=true"
+    def _admit(self, worker: int, pid: int, proof: str) -> Event:
+        """Let a worker in that computes what the first one did; another is refused, or stops a run not yet begun."""
+        self._proof = self._proof or proof
+        if proof != self._proof and not self._mixed_devices:
+            text = (
+                f"worker {worker} ({proof}) does not compute the same bits as the first one ({self._proof}): use equal "
+                "machines, packages and data, or set fleet.mixed_devices=true"
             )
+            if not self._proved:
+                raise InputError(text)
+            ray.kill(self._actors.pop(worker))
+            return Lost(worker, text)
+        self.pids[worker] = pid
+        return Joined(worker)
 
     def _lost(self, worker: int, error: RayError) -> Lost:
         """Forget a worker that cannot be trusted any more."""
@@ -278,12 +280,14 @@ class RayFleet:
         actor = self._actors.pop(worker, None)
         if actor is not None:
             ray.kill(actor)
-        return Lost(worker, type(error).__name__)
+        if isinstance(error, RayActorError) and error.actor_init_failed:
+            raise RuntimeError(f"worker {worker} could not be started: {str(error).splitlines()[-1]}") from error
+        *_, last = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
+        return Lost(worker, f"{type(error).__name__}: {last}")
 
     def _shortage(self) -> str:
-        wanted, free = self._resources, ray.available_resources()
-        return (
-            f"; each asks for {wanted.cpus:g} CPU and {wanted.gpus:g} GPU, and the cluster has "
-            f"{free.get('CPU', 0):g} of {ray.cluster_resources().get('CPU', 0):g} CPU and "
-            f"{free.get('GPU', 0):g} of {ray.cluster_resources().get('GPU', 0):g} GPU free"
-        )
+        wanted = {"CPU": self._resources.cpus, "GPU": self._resources.gpus, **self._resources.custom}
+        free, there = ray.available_resources(), ray.cluster_resources()
+        asks = " and ".join(f"{amount:g} {name}" for name, amount in wanted.items() if amount)
+        has = ", ".join(f"{free.get(n, 0):g} of {there.get(n, 0):g} {n}" for n, amount in wanted.items() if amount)
+        return f"each asks for {asks}, and the cluster has {has} free"

@@ -33,6 +33,10 @@ def replay(run_dir: str | Path, say: Callable[[str], None]) -> dict[str, Any]:
     hashes = {record["done"]: record["theta_sha256"] for record in records if "done" in record}
     if not hashes:
         raise InputError(f"the journal of {run_dir} has no hash to compare with: let the run save once")
+    absent = sorted(set(range(max(hashes))) - set(batches))
+    if absent:
+        raise InputError(f"the journal of {run_dir} does not begin at the first step or lacks step {absent[0]}: a run "
+                         "that went on from another one's checkpoint cannot be replayed from its start")  # fmt: skip
     set_up_process(config.fleet.threads_per_worker)
     prepared = prepare(config, [])
     fleet = LocalFleet(lambda: make_worker(config, _constants(prepared.engine)))

@@ -1,6 +1,5 @@
 """Runs from end to end: train one, evaluate one again, change its number of workers."""
 
-import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -9,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
+import torch
 
 from metadist.checkpoint import CheckpointStore
 from metadist.checkpoint_format import Checkpoint, theta_sha256
-from metadist.config import Config, dump_config
+from metadist.config import Config
 from metadist.config.build import (
     Shapes,
     chunk_size,
@@ -26,18 +25,19 @@ from metadist.config.build import (
 )  # fmt: skip
 from metadist.engine import Engine
 from metadist.errors import InputError, Interrupted
-from metadist.evaluation import draw_curve, evaluate_run, write_results
+from metadist.evaluation import default_baselines, draw_curve, evaluate_run, write_results
 from metadist.fewshot import read_checkpoint
 from metadist.figures import training_curve
-from metadist.identity import check_continues, digest, run_identity
+from metadist.identity import check_settings, digest, drift, run_identity
 from metadist.journal import Journal, read_journal
 from metadist.local_fleet import LocalFleet
 from metadist.messages import Weights
 from metadist.recording import Recording
+from metadist.run_dir import begin_directory, find_checkpoint, first_target, is_own, located, location, write_json
 from metadist.stopping import Signals, Stop
 from metadist.task import Split, TaskId
 from metadist.tracking.jsonl import read_metrics
-from metadist.trainer import TARGET_FILE, Progress, Trainer
+from metadist.trainer import Progress, Trainer
 from metadist.worker import set_up_process
 
 Say = Callable[[str], None]
@@ -53,37 +53,42 @@ class Prepared:
 
 
 def prepare(config: Config, splits: Sequence[Split], checkpoint: Checkpoint | None = None) -> Prepared:
-    """Open the data, draw one task of each split needed, build the model; theta is initial, or the checkpoint's.
+    """Open the data, draw a task of each split needed, build the model and compute one task; theta is initial, or the
+    checkpoint's.
 
     Raises InputError for whatever would go wrong later.
     """
     source, own = make_source(config), make_source(config, evaluation=True)
     shapes = task_shapes(config, source)
+    default_baselines(config, shapes)
     for split in splits:
         own(TaskId(split, 0, 0))
     if shapes.classification and own.outputs > shapes.outputs:
         raise InputError(f"evaluation.ways={own.outputs} is more than the {shapes.outputs} outputs of the model")
     engine = make_engine(config, shapes, device="cpu")
-    if checkpoint is None:
-        return Prepared(shapes, engine, engine.initial_theta().numpy())
-    engine.learner.model.load_constants(checkpoint.weights)
-    return Prepared(shapes, engine, engine.layout.vector(checkpoint.weights))
+    theta = engine.initial_theta().numpy()
+    if checkpoint is not None:
+        engine.learner.model.load_constants(checkpoint.weights)
+        theta = engine.layout.vector(checkpoint.weights)
+    engine.meta_gradients(torch.from_numpy(theta), [source(TaskId("train", 0, 0))])
+    return Prepared(shapes, engine, theta)
 
 
 @contextmanager
-def open_fleet(config: Config, prepared: Prepared, target: int, say: Say) -> Iterator[Any]:
+def open_fleet(config: Config, prepared: Prepared, target: int, say: Say, signals: Signals) -> Iterator[Any]:
     """The fleet a job asks for, closed at the end (with Ray, if it was started here)."""
     own = config.fleet
     constants = {name: value.cpu().numpy() for name, value in prepared.engine.learner.model.constants.items()}
     make_worker = worker_factory(config, constants)
     if own.backend == "local":
-        yield LocalFleet(make_worker, target, min(own.min_workers, target), say=say)
+        yield LocalFleet(make_worker, target, own.min_workers, say=say)
         return
-    from metadist.ray_fleet import RayFleet, Resources, connect, disconnect
+    from metadist.ray_cluster import connect, disconnect
+    from metadist.ray_fleet import RayFleet, Resources
 
     started = connect(own.address, target * own.cpus_per_worker, say)
     resources = Resources(own.cpus_per_worker, own.gpus_per_worker, own.threads_per_worker, own.resources)
-    fleet = RayFleet(make_worker, target, min(own.min_workers, target), resources, own.mixed_devices, say)
+    fleet = RayFleet(make_worker, target, own.min_workers, resources, own.mixed_devices, lambda: signals.received, say)
     try:
         yield fleet
     finally:
@@ -99,23 +104,26 @@ def train(config: Config, *, resume: str | Path | None = None, quiet: bool = Fal
     from that run or checkpoint. Raises InputError, Diverged, or Interrupted (after saving).
     """
     began = time.monotonic()
-    run_dir = Path(config.run_dir or "runs/run").absolute()
-    config = config.model_copy(update={"run_dir": str(run_dir)})
+    config = located(config)
+    assert config.run_dir
+    run_dir = Path(config.run_dir)
     checkpoint = find_checkpoint(config, run_dir, resume)
+    if checkpoint is not None:
+        check_settings(checkpoint.run["identity"], config)
     set_up_process(config.fleet.threads_per_worker)
     validated: list[Split] = ["validation"] if config.evaluation.every else []
     prepared = prepare(config, [*validated, config.evaluation.split], checkpoint)
     identity = run_identity(config, prepared.engine)
-    drift = check_continues(checkpoint.run["identity"], identity) if checkpoint else []
-    run_dir.mkdir(parents=True, exist_ok=True)
-    (run_dir / "config.yaml").write_text(dump_config(config))
+    changes = drift(checkpoint.run["identity"], identity) if checkpoint else []
+    begin_directory(config, run_dir, checkpoint)
     with ExitStack() as stack:
         record = stack.enter_context(Recording(config, run_dir, checkpoint, quiet))
-        for change in drift:
+        for change in changes:
             record.say(f"{change}: from here on the bits may differ from an uninterrupted run")
         target = first_target(config, run_dir, checkpoint)
-        fleet = stack.enter_context(open_fleet(config, prepared, target, record.say))
-        signals = stack.enter_context(Signals(record.say))
+        signals = Signals()
+        fleet = stack.enter_context(open_fleet(config, prepared, target, record.say, signals))
+        stack.enter_context(signals)
         record.describe(identity, open_data(config))
         trainer = make_trainer(config, run_dir, prepared, fleet, record, checkpoint, identity)
         stack.callback(trainer.journal.close)
@@ -130,13 +138,14 @@ def train(config: Config, *, resume: str | Path | None = None, quiet: bool = Fal
         ending = {
             "theta_sha256": theta_sha256(weights.theta),
             "meta_steps": weights.version,
+            "bit_identical": not (config.fleet.mixed_devices or changes),
             "ended_by": reason,
             "identity": digest(identity),
             "data_digest": identity["data_digest"],
         }
         told = conclude(config, prepared, fleet, trainer.store, weights, record)
         told = {**ending, "seconds": round(time.monotonic() - began, 1), **told}
-        (run_dir / "results.json").write_text(json.dumps(told, indent=2) + "\n")
+        write_json(told, run_dir / "results.json")
         record.tracker.artifact(run_dir / "results.json")
         return told
 
@@ -169,8 +178,8 @@ def make_trainer(
             "mlflow_run_id": record.mlflow_run_id(),
             "run_dir": str(run_dir),
         },
-        planned={entry["step"]: entry["target"] for entry in journalled if "step" in entry},
-        progress=Progress(**state["progress"]) if state else Progress(),
+        planned={entry["step"]: entry["tasks"] for entry in journalled if "step" in entry},
+        progress=Progress(**state["progress"]) if state and is_own(checkpoint, run_dir) else Progress(),
     )
 
 
@@ -184,15 +193,19 @@ def conclude(
         best = store.load("best")
         weights = Weights(best.step, prepared.engine.layout.vector(best.weights))
     told = judge(config, prepared, fleet, weights, run_dir, record.say)
-    training_curve(read_metrics(run_dir / "metrics.jsonl"), run_dir / "training_curve.png")
-    for name in ("tasks.arrow", "adaptation_curve.png", "training_curve.png"):
+    rows = read_metrics(run_dir / "metrics.jsonl")
+    files = ["tasks.arrow", "adaptation_curve.png"]
+    if any("train/loss" in row for row in rows):
+        training_curve(rows, run_dir / "training_curve.png")
+        files.append("training_curve.png")
+    for name in files:
         record.tracker.artifact(run_dir / name)
     metric = "accuracy" if "accuracy" in told else "loss"
     final = {f"{config.evaluation.split}/{metric}": told[metric]["after"]["mean"]}
     final[f"{config.evaluation.split}/{metric}_ci95"] = told[metric]["after"]["ci95"]
     final[f"{config.evaluation.split}/{metric}_before"] = told[metric]["before"]["mean"]
     record.tracker.metrics(final, weights.version)
-    return {"evaluated_step": weights.version, **told}
+    return {"evaluated_step": weights.version, "evaluated_theta_sha256": theta_sha256(weights.theta), **told}
 
 
 def judge(config: Config, prepared: Prepared, fleet: Any, weights: Weights, folder: Path, say: Say) -> dict[str, Any]:
@@ -206,56 +219,21 @@ def judge(config: Config, prepared: Prepared, fleet: Any, weights: Weights, fold
 
 def evaluate(config: Config, run: str | Path, *, checkpoint: str = "best", say: Say = print) -> dict[str, Any]:
     """Evaluate a run's weights as `config` (the run's own, with changes) says; everything is left in
-    RUN/evaluations/NAME, one NAME per way of evaluating."""
+    RUN/evaluations/NAME, one NAME per configuration."""
+    config = located(config)
     saved = read_checkpoint(run, checkpoint)
     set_up_process(config.fleet.threads_per_worker)
     prepared = prepare(config, [config.evaluation.split], saved)
     weights = Weights(saved.step, prepared.theta)
-    name = digest({"evaluation": config.evaluation.model_dump(mode="json"), "step": saved.step})
+    name = digest({"config": config.model_dump(mode="json"), "step": saved.step})
     folder = Path(run) / "evaluations" / name
     folder.mkdir(parents=True, exist_ok=True)
-    with open_fleet(config, prepared, config.num_workers, say) as fleet:
+    signals = Signals()
+    with open_fleet(config, prepared, config.num_workers, say, signals) as fleet, signals:
         told = judge(config, prepared, fleet, weights, folder, say)
-    told = {"theta_sha256": theta_sha256(weights.theta), "evaluated_step": saved.step, **told}
-    (folder / "results.json").write_text(json.dumps(told, indent=2) + "\n")
+    told = {"evaluated_step": saved.step, "evaluated_theta_sha256": theta_sha256(weights.theta), **told}
+    write_json(told, folder / "results.json")
     return told | {"folder": str(folder)}
-
-
-def scale(run_dir: str | Path, target: int) -> None:
-    """Ask a running job for `target` workers; it follows from its next meta-step."""
-    path = Path(run_dir)
-    if not (path / "config.yaml").exists():
-        raise InputError(f"{path} is not a run directory: it has no config.yaml")
-    if target < 1:
-        raise InputError(f"a run needs at least 1 worker, not {target}")
-    aside = path / f".{TARGET_FILE}"
-    aside.write_text(str(target))
-    aside.replace(path / TARGET_FILE)
-
-
-def find_checkpoint(config: Config, run_dir: Path, resume: str | Path | None) -> Checkpoint | None:
-    """Where a run goes on from, or None at its start. Raises InputError when the directory is in use unasked."""
-    if resume is not None and resume != "auto":
-        return read_checkpoint(resume, "latest")
-    if (run_dir / "config.yaml").exists() and resume is None:
-        raise InputError(
-            f"{run_dir} already holds a run: add --resume auto to continue it, or run_dir=... to start another"
-        )
-    store = CheckpointStore(location(config, run_dir))
-    return store.load("latest") if store.steps() else None
-
-
-def first_target(config: Config, run_dir: Path, checkpoint: Checkpoint | None) -> int:
-    """How many workers to begin with: what the job says; if it says what it said before, as many as there were."""
-    if checkpoint and yaml.safe_load(checkpoint.config)["num_workers"] == config.num_workers:
-        return checkpoint.trainer["target"]
-    (run_dir / TARGET_FILE).unlink(missing_ok=True)
-    return config.num_workers
-
-
-def location(config: Config, run_dir: Path) -> str:
-    """Where a run's checkpoints are."""
-    return config.checkpoint.location or str(run_dir / "checkpoints")
 
 
 def banner(config: Config, run_dir: Path, prepared: Prepared, start: int) -> str:
@@ -270,6 +248,9 @@ def banner(config: Config, run_dir: Path, prepared: Prepared, start: int) -> str
 
 def dry_run(config: Config) -> dict[str, Any]:
     """Everything `train` would check before it starts workers, and the plan."""
+    config = located(config)
+    assert config.run_dir
+    find_checkpoint(config, Path(config.run_dir), "auto")
     checked: list[Split] = (
         ["validation", config.evaluation.split] if config.evaluation.every else [config.evaluation.split]
     )

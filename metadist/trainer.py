@@ -11,15 +11,15 @@ from metadist.checkpoint_format import Checkpoint, theta_sha256
 from metadist.config import Config, dump_config
 from metadist.config.build import Shapes, chunk_size, metrics
 from metadist.engine import Engine
-from metadist.errors import Diverged
+from metadist.errors import Diverged, Interrupted
 from metadist.evaluation import interval, measure
 from metadist.journal import Journal
 from metadist.messages import Weights, plan
+from metadist.run_dir import TARGET_FILE
 from metadist.server import Stats
 from metadist.stopping import Stop
 from metadist.tracking import Tracker
 
-TARGET_FILE = "target_workers"
 LOG_EVERY_S = 5.0
 
 
@@ -46,7 +46,7 @@ class Trainer:
     """One run's driver: tells the fleet which tasks to compute, the server to apply them, and others what came of it.
 
     `weights` and gradients are whatever fleet and server hand around (references, where there are actors); the
-    trainer does not look inside. `planned` holds the target worker count of steps that an earlier try has journalled.
+    trainer does not look inside. `planned` holds the meta-batch of steps that an earlier try has journalled.
     """
 
     def __init__(
@@ -79,6 +79,8 @@ class Trainer:
         self.chunk_size = chunk_size(config, engine)
         self.metric = next(iter(metrics(config, shapes)))
         self._window = Window()
+        self._logged = False
+        self._validated: dict[str, float] = {}
         self._saved_at = time.monotonic()
         self._saved_step = -1
         self._target_changed_ns = 0
@@ -88,12 +90,18 @@ class Trainer:
 
         Raises Diverged, after saving the weights at which it happened.
         """
-        weights, reason, step = self.server.weights(), None, start
+        weights, reason = self.server.weights(), stop.reason(self.progress.since_best)
         for step in range(start, self.config.meta_steps):
+            if reason is not None:
+                break
             batch = self._plan_batch(step)
             tasks = plan("train", step, batch, self.chunk_size)
             began = time.perf_counter()
-            gradients = self.fleet.meta_gradients(weights, tasks)
+            try:
+                gradients = self.fleet.meta_gradients(weights, tasks)
+            except Interrupted:
+                self._save(step, weights, best=False, now=True)
+                raise
             computed = time.perf_counter()
             try:
                 weights, stats = self.server.apply(step, *gradients, num_tasks=batch)
@@ -103,23 +111,15 @@ class Trainer:
             self._log(step + 1, stats, gradients)
             improved = self._validate(step + 1, weights)
             reason = stop.reason(self.progress.since_best)
-            self._save(step + 1, weights, best=improved, now=reason is not None)
-            if reason is not None:
-                break
-        else:
-            self._save(max(start, self.config.meta_steps), weights, best=False, now=True)
+            last = reason is not None or step + 1 == self.config.meta_steps
+            self._save(step + 1, weights, best=improved, now=last)
         return self.fleet.fetch(weights), reason or "done"
 
     def _plan_batch(self, step: int) -> int:
         """The step's number of tasks, journalled before any is dealt, so that a repetition deals the same."""
-        target = self.planned.get(step)
-        if target is None:
-            self._follow_target()
-            target = self.fleet.target
-        elif target != self.fleet.target:
-            self.fleet.resize(target)
-        batch = self.config.batch_size(target)
-        self.journal.append({"step": step, "target": target, "tasks": batch})
+        self._follow_target()
+        batch = self.planned.get(step) or self.config.batch_size(self.fleet.target)
+        self.journal.append({"step": step, "target": self.fleet.target, "tasks": batch})
         return batch
 
     def _follow_target(self) -> None:
@@ -141,8 +141,10 @@ class Trainer:
 
     def _log(self, done: int, stats: Stats, gradients: Any) -> None:
         window, elapsed = self._window, time.perf_counter() - self._window.began
-        if done % self.config.tracking.log_every and elapsed < LOG_EVERY_S and done < self.config.meta_steps:
+        due = done % self.config.tracking.log_every == 0 or elapsed >= LOG_EVERY_S
+        if self._logged and not due and done < self.config.meta_steps:
             return
+        self._logged = True
         reports = self.fleet.reports(gradients)
         worked = sum(sum(report.seconds.values()) for report in reports)
         sampled = sum(report.seconds["sample"] for report in reports)
@@ -179,9 +181,10 @@ class Trainer:
             values[f"validation/{name}_before"] = float(by_step[:, 0].mean())
         values["time/validation_s"] = time.perf_counter() - began
         self.tracker.metrics(values, done)
+        self._validated = values
         self._window.began += values["time/validation_s"]
         score = values[f"validation/{self.metric}"] * (1 if self.metric == "accuracy" else -1)
-        improved = self.progress.best is None or score > self.progress.best
+        improved = score == score and (self.progress.best is None or score > self.progress.best)  # NaN is never best
         self.progress = Progress(score, 0) if improved else Progress(self.progress.best, self.progress.since_best + 1)
         return improved
 
@@ -196,7 +199,7 @@ class Trainer:
         named = self.engine.layout.named_arrays(theta) | {n: v.cpu().numpy() for n, v in model.constants.items()}
         trainer = {"server": self.server.snapshot(), "progress": vars(self.progress), "target": self.fleet.target}
         facts = {**self.facts(), "theta_sha256": theta_sha256(theta)}
-        self.store.save(Checkpoint(done, named, trainer, dump_config(self.config), {}, facts), best=best)
+        self.store.save(Checkpoint(done, named, trainer, dump_config(self.config), self._validated, facts), best=best)
         self.journal.append({"done": done, "theta_sha256": facts["theta_sha256"]}, sync=True)
         self._saved_at, self._saved_step = time.monotonic(), done
 

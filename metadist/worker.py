@@ -1,5 +1,7 @@
 """A worker computes chunks: it samples their tasks and returns meta-gradients or measurements. It keeps no state."""
 
+import hashlib
+import os
 import time
 from dataclasses import dataclass
 from typing import Literal
@@ -10,6 +12,7 @@ import torch
 from metadist.baselines import CLOSED_FORM, from_scratch, scratch_seed
 from metadist.draws import Draws
 from metadist.engine import Engine
+from metadist.errors import InputError
 from metadist.losses import Loss
 from metadist.messages import Chunk, ChunkReport, Weights, fold
 from metadist.sources import Source
@@ -23,6 +26,7 @@ def set_up_process(threads: int) -> None:
 
     An operation without a deterministic kernel then raises an error that names it.
     """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True)
 
@@ -49,12 +53,14 @@ class Worker:
         seed: int,
         meta_steps: int,
         aggregate: Literal["task", "chunk"] = "task",
+        chunk_size: int = 1,
     ):
         self.engine = engine
         self.source = source
         self.protocol = protocol
         self.seed = seed
         self.meta_steps = meta_steps
+        self.chunk_size = chunk_size
         self.aggregate = aggregate
 
     def meta_gradients(self, weights: Weights, chunk: Chunk) -> tuple[ChunkReport, np.ndarray]:
@@ -80,7 +86,9 @@ class Worker:
         protocol = self.protocol
         tasks, draws = self._sample(protocol.source, chunk)
         theta = torch.from_numpy(np.array(weights.theta))
-        measured = protocol.engine.evaluate(theta, tasks, protocol.metrics, protocol.transductive, draws)
+        measured = protocol.engine.evaluate(
+            theta, tasks, protocol.metrics, protocol.transductive, draws, weights.version, self.meta_steps
+        )
         results = {name: values.cpu().numpy().astype(np.float64) for name, values in measured.items()}
         for baseline in baselines:
             rows = [
@@ -89,6 +97,18 @@ class Worker:
             ]
             results |= {f"{baseline}/{name}": np.array([row[name] for row in rows]) for name in protocol.metrics}
         return results
+
+    def proof(self) -> str:
+        """The device, and a hash of the meta-gradients of the run's first chunk at its initial theta: workers with the
+        same proof are taken to compute the same bits. Raises InputError where computing it twice gives two results."""
+        weights, chunk = Weights(0, self.engine.initial_theta().cpu().numpy()), Chunk("train", 0, 0, self.chunk_size)
+        first, second = (self.meta_gradients(weights, chunk)[1].tobytes() for _ in range(2))
+        if first != second:
+            raise InputError(
+                "computing the same tasks twice gave two results: the model, loss or source draws random numbers "
+                "of its own (dropout, noise) or keeps state; draw from metadist.Draws(seed, task_id), or take it out"
+            )
+        return f"{self.engine.fingerprint()}, {hashlib.sha256(first).hexdigest()[:16]}"
 
     def trace(self, weights: Weights, task_id: TaskId) -> list[tuple[float, float]]:
         """Support loss and norm of the fast weights of one training task, before and after every inner step."""
@@ -99,9 +119,11 @@ class Worker:
         tensors = self.protocol.engine.tensors(task)
         if name == "from_scratch":
             learner, steps = self.protocol.engine.learner, self.protocol.scratch_steps
-            outputs = from_scratch(learner, tensors, scratch_seed(draws), steps)
+            weights = from_scratch(learner, tensors, scratch_seed(draws), steps)
+            with torch.no_grad():
+                outputs = self.protocol.engine.outputs(weights, tensors, self.protocol.transductive)
         else:
-            outputs = torch.from_numpy(CLOSED_FORM[name](task)).to(self.protocol.engine.device)
+            outputs = torch.from_numpy(CLOSED_FORM[name](task)).to(tensors.query.inputs[0].device)
         targets = tensors.query.targets
         return {metric: float(measure(outputs, *targets)) for metric, measure in self.protocol.metrics.items()}
 

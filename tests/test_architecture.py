@@ -16,8 +16,8 @@ FLOORS = [
     {"baselines"},
     {"worker", "server"},
     {"controller", "config"},
-    {"ray_fleet", "local_fleet", "fewshot", "identity"},
-    {"evaluation", "recording"},
+    {"ray_cluster", "ray_fleet", "local_fleet", "fewshot", "identity"},
+    {"evaluation", "recording", "run_dir"},
     {"trainer"},
     {"run"},
     {"replay"},
@@ -25,7 +25,7 @@ FLOORS = [
     {"cli"},
     {"__main__"},
 ]  # fmt: skip
-RAY = {"ray_fleet"}
+RAY = {"ray_cluster", "ray_fleet"}
 MLFLOW = {"tracking"}
 FILES = sorted(PACKAGE.rglob("*.py"))
 

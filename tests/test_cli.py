@@ -202,5 +202,6 @@ def test_every_way_of_writing_an_override():
 
 def test_report_shows_a_regression_without_per_cents():
     point = {"mean": 0.5, "ci95": 0.1}
-    told = {"theta_sha256": "ab", "protocol": {}, "loss": {"by_inner_step": [point]}, "baselines": {}}
+    told = {"evaluated_theta_sha256": "ab", "evaluated_step": 3, "protocol": {}, "loss": {"by_inner_step": [point]},
+            "baselines": {}}  # fmt: skip
     assert "0.5000 ± 0.1000" in report(told)

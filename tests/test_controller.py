@@ -2,7 +2,20 @@ import random
 
 import pytest
 
-from metadist.controller import Assign, Controller, Done, Joined, Lost, Retire, Say, Spawn, Target, Tick, TooManyLosses
+from metadist.controller import (
+    Assign,
+    Controller,
+    Done,
+    Joined,
+    Lost,
+    Retire,
+    Say,
+    Spawn,
+    Target,
+    Tick,
+    TooManyLosses,
+    Waiting,
+)
 from metadist.messages import Chunk, plan
 
 
@@ -150,11 +163,18 @@ def test_nothing_is_dealt_below_min_workers_and_it_is_said_every_notice_s():
     controller.begin(chunks(4), 0.0)
     assert controller.on(Joined(0), 1.0) == []
     assert controller.on(Tick(), 9.9) == []
-    assert controller.on(Tick(), 10.0) == [Say("waiting for workers: 1 of at least 2 have joined")]
+    assert controller.on(Tick(), 10.0) == [Waiting(1, 2, paused=True)]
     assert controller.on(Tick(), 19.9) == []
-    assert of_kind(controller.on(Tick(), 20.0), Say)
+    assert of_kind(controller.on(Tick(), 20.0), Waiting)
     assert starts(controller.on(Joined(1), 25.0)) == [(0, 0), (1, 1), (0, 2), (1, 3)]
     assert controller.on(Tick(), 60.0) == []
+
+
+def test_a_run_that_goes_on_with_fewer_workers_says_so_a_sixth_as_often():
+    controller, _ = running(2, 20, notice_s=10)
+    controller.on(Lost(0, "killed"), 1.0)
+    assert controller.on(Tick(), 60.9) == []
+    assert controller.on(Tick(), 61.0) == [Waiting(1, 2, paused=False)]
 
 
 def test_a_run_that_falls_below_min_workers_pauses_and_goes_on():
@@ -186,8 +206,8 @@ def lose(controller: Controller, times: list[float]) -> None:
 
 def test_too_many_losses_within_the_window_end_the_run_with_the_last_reason():
     controller, _ = running(1, 4, max_losses=3, window_s=100)
-    with pytest.raises(TooManyLosses, match="4 workers were lost within 100 s, the last one because: reason 3"):
-        lose(controller, [0, 30, 60, 90])
+    with pytest.raises(TooManyLosses, match="5 workers were lost within 100 s, the last one because: reason 4"):
+        lose(controller, [0, 20, 40, 60, 80])
 
 
 def test_losses_spread_over_time_do_not_end_the_run():

@@ -47,7 +47,7 @@ def test_vector_is_the_inverse_of_named_arrays():
 
 def test_an_absent_name_or_another_shape_is_named():
     arrays = LAYOUT.named_arrays(LAYOUT.flatten(TENSORS).numpy())
-    with pytest.raises(ValueError, match=r"\(3, 2\) for 'b', the model needs shape \(2, 3\)"):
+    with pytest.raises(ValueError, match=r"\(3, 2\) for 'b'; the model needs shape \(2, 3\)"):
         LAYOUT.vector(arrays | {"b": arrays["b"].T})
     with pytest.raises(ValueError, match="nothing for 'a'"):
         LAYOUT.vector({"b": arrays["b"], "scale": arrays["scale"]})

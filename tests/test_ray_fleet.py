@@ -1,5 +1,6 @@
 """Training through Ray actors: kinds of data, a user's own pieces, errors, resources."""
 
+import os
 import sys
 import textwrap
 
@@ -8,10 +9,12 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
+import ray
 
 from metadist.config import load_config
 from metadist.data import importers
-from metadist.errors import InputError
+from metadist.errors import InputError, Interrupted
+from metadist.messages import Chunk
 from metadist.run import train
 
 pytestmark = pytest.mark.ray
@@ -105,23 +108,73 @@ def test_an_error_in_a_workers_code_is_the_error_that_was_raised(ray_cluster, tm
     sys.modules.pop("broken", None)
 
 
-def test_workers_that_cannot_be_placed_are_waited_for_in_words(ray_cluster):
-    from metadist.controller import Say
+def test_workers_that_cannot_be_placed_are_waited_for_in_words_until_a_signal(ray_cluster):
+    """The fleet says what it lacks, and a request to stop ends the wait."""
     from metadist.ray_fleet import RayFleet, Resources
 
     said: list[str] = []
-    fleet = RayFleet(lambda: None, 1, resources=Resources(cpus=64, gpus=1), say=said.append)  # pyright: ignore
-    fleet._perform([Say("waiting for workers: 0 of at least 1 have joined")])
+    fleet = RayFleet(
+        lambda: None,  # pyright: ignore
+        1,
+        resources=Resources(cpus=64, gpus=1, custom={"lab": 1}),
+        asked_to_stop=lambda: 15 if said else None,
+        say=said.append,
+    )
+    fleet._controller.notice_s = 1
+    with pytest.raises(Interrupted):
+        fleet.meta_gradients(ray.put(None), [Chunk("train", 0, 0, 1)])
     fleet.close()
-    assert "each asks for 64 CPU and 1 GPU" in said[0]
-    assert "of 0 GPU free" in said[0]
+    assert "waiting for workers: 0 of 1 have joined; each asks for 64 CPU and 1 GPU and 1 lab" in said[0]
+    assert "0 of 0 GPU, 0 of 0 lab free" in said[0]
 
 
-def test_unequal_machines_are_refused(ray_cluster):
+def test_workers_that_compute_other_bits_are_refused(ray_cluster):
     from metadist.ray_fleet import RayFleet
 
-    fleet = RayFleet(lambda: None, 1)  # pyright: ignore
-    fleet._admit(0, "CPU AVX512")
-    with pytest.raises(InputError, match="computes on CPU AVX2, the others on CPU AVX512"):
-        fleet._admit(1, "CPU AVX2")
+    class Odd:
+        """Stands in for a worker: proves itself by its own process id, so that no two are equal."""
+
+        def proof(self) -> str:
+            return str(os.getpid())
+
+    fleet = RayFleet(Odd, 2, min_workers=2)  # pyright: ignore
+    with pytest.raises(InputError, match="does not compute the same bits"):
+        fleet.meta_gradients(ray.put(None), [Chunk("train", 0, 0, 1), Chunk("train", 0, 1, 2), Chunk("train", 0, 2, 3)])
     fleet.close()
+
+
+def test_a_model_that_draws_its_own_random_numbers_is_refused(ray_cluster, tmp_path, monkeypatch):
+    (tmp_path / "noisy.py").write_text(
+        "import torch\nclass Net(torch.nn.Linear):\n    def forward(self, x):\n"
+        "        return super().forward(torch.nn.functional.dropout(x.flatten(1)))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    model = ["model.name=noisy:Net", "model.in_features=64", "model.out_features=3", "engine.kind=loop"]
+    with pytest.raises(InputError, match="draws random numbers of its own"):
+        go(tmp_path, "data.family=digits", "task.ways=3", *model)
+    sys.modules.pop("noisy", None)
+
+
+def test_a_worker_that_dies_in_the_middle_of_a_step_changes_nothing(ray_cluster, tmp_path, monkeypatch):
+    """A source whose process kills itself once, while it samples a task of step 2."""
+    (tmp_path / "fatal.py").write_text(
+        "import os, signal\nimport numpy as np\nfrom metadist import Draws, Task\n"
+        "class Lines:\n    outputs = 1\n"
+        "    def __init__(self, seed, flag=''):\n        self.seed, self.flag = seed, flag\n"
+        "    def __call__(self, task_id):\n"
+        "        if self.flag and task_id[1:] == (2, 5) and not os.path.exists(self.flag):\n"
+        "            open(self.flag, 'w').close()\n            os.kill(os.getpid(), signal.SIGKILL)\n"
+        "        draws = Draws(self.seed, task_id)\n"
+        "        x = draws.uniform(12).astype(np.float32)[:, None]\n"
+        "        y = (draws.normal(1) * x).astype(np.float32)\n"
+        "        return Task.of(x[:6], y[:6], x[6:], y[6:])\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    job = ["data.source=fatal:Lines", "model.name=mlp", "meta_steps=4", "meta_batch_size=8", "engine.chunk_size=2"]
+    thetas = []
+    for name, flag in (("plain", ""), ("fatal", str(tmp_path / "flag"))):
+        overrides = [*SMALL[:-1], *job, f"data.options={{flag: '{flag}'}}", f"run_dir={tmp_path / name}"]
+        thetas.append(train(load_config([], overrides), quiet=True)["theta_sha256"])
+    sys.modules.pop("fatal", None)
+    assert (tmp_path / "flag").exists()
+    assert thetas[0] == thetas[1]

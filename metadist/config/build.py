@@ -15,6 +15,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
+from metadist.baselines import is_text
 from metadist.config.load import did_you_mean
 from metadist.config.schema import Config
 from metadist.data import Dataset, cached, open_dataset
@@ -85,7 +86,7 @@ def task_shapes(config: Config, source: Source) -> Shapes:
     dataset = open_data(config)
     return Shapes(
         inputs=[list(array.shape[1:]) for array in support.inputs],
-        tokens=len(support.inputs) == 2 and np.issubdtype(support.inputs[0].dtype, np.integer),
+        tokens=is_text(support.inputs),
         vocabulary_size=dataset.metadata["extra"].get("vocabulary_size") if dataset else None,
         outputs=source.outputs,
         classification=len(support.targets) == 1 and np.issubdtype(support.targets[0].dtype, np.integer),
@@ -175,7 +176,8 @@ def make_worker(
         config.evaluation.transductive,
         config.evaluation.scratch_steps,
     )
-    return Worker(engine, source, protocol, config.seed, config.meta_steps, aggregation(config, engine))
+    size = chunk_size(config, engine)
+    return Worker(engine, source, protocol, config.seed, config.meta_steps, aggregation(config, engine), size)
 
 
 def make_evaluation_engine(config: Config, shapes: Shapes, device: str | None = None) -> Engine:
@@ -210,7 +212,7 @@ def make_optimization(config: Config) -> Optimization:
         optimizer=own.pop("name"),
         meta_lr=config.meta_lr,
         meta_steps=config.meta_steps,
-        reference_batch=config.batch_size(config.num_workers),
+        reference_batch=config.batch_size(1),
         **own,
     )
 

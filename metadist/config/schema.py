@@ -72,7 +72,7 @@ class OptimizerConfig(Section):
     clip_norm: Rate | None = Field(None, description="largest norm of the mean meta-gradient")
     clip_value: Rate | None = Field(None, description="largest magnitude of each of its elements, applied first")
     batch_rule: Literal["none", "linear", "sqrt"] = Field(
-        "none", description="how meta_lr follows the meta-batch when tasks_per_worker lets it grow"
+        "none", description="with tasks_per_worker: how meta_lr, stated for one worker's tasks, grows with the batch"
     )
 
 

@@ -47,7 +47,10 @@ class Model:
         return outputs
 
     def load_constants(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Take frozen weights and buffers from a checkpoint or from the driver."""
+        """Take frozen weights and buffers from a checkpoint or the driver. Raises InputError where one is absent."""
+        absent = [name for name in self.constants if name not in arrays]
+        if absent:
+            raise InputError(f"the weights lack {absent[0]!r}, which the model needs")
         self.constants = {
             name: torch.from_numpy(np.array(arrays[name])).to(self.constants[name]) for name in self.constants
         }

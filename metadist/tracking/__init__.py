@@ -64,8 +64,12 @@ class Trackers:
             tracker.artifact(path, folder)
 
     def finish(self, status: Status) -> None:
+        """Finishes each of them, then raises the first error."""
+        errors: list[Exception] = []
         for tracker in self._trackers:
-            tracker.finish(status)
-
-
-__all__ = ["Status", "Tracker", "Trackers"]
+            try:
+                tracker.finish(status)
+            except Exception as error:
+                errors.append(error)
+        if errors:
+            raise errors[0]

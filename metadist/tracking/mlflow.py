@@ -50,7 +50,7 @@ class MlflowTracker:
         run_id: str | None,
         run_root: Path,
         say: Callable[[str], None],
-        opened: Callable[[str], None] = lambda run_id: None,
+        opened: Callable[[str], object] = lambda run_id: None,
     ) -> None:
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")

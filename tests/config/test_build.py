@@ -164,8 +164,8 @@ def test_the_server_gets_its_settings():
                        "tasks_per_worker=4", "num_workers=3", "optimizer.batch_rule=linear")  # fmt: skip
     optimization = make_optimization(config)
     assert (optimization.optimizer, optimization.meta_lr, optimization.meta_steps) == ("adamw", 0.5, 9)
-    assert (optimization.clip_norm, optimization.reference_batch) == (3, 12)
-    assert optimization.rate(0, 24) == 1.0
+    assert (optimization.clip_norm, optimization.reference_batch) == (3, 4)
+    assert optimization.rate(0, 24) == 3.0
 
 
 def test_initial_weights_are_read_from_a_file(tmp_path):

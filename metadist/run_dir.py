@@ -1,0 +1,98 @@
+"""What a run directory holds, and whether a run may begin or go on in it."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from metadist.checkpoint import CheckpointStore
+from metadist.checkpoint_format import Checkpoint
+from metadist.config import Config, dump_config
+from metadist.errors import InputError
+from metadist.fewshot import read_checkpoint
+
+TARGET_FILE = "target_workers"
+
+
+def located(config: Config) -> Config:
+    """The configuration with its paths made absolute, so that it means the same from anywhere."""
+    data, model = config.data, config.model
+    changes: dict[str, Any] = {"run_dir": str(Path(config.run_dir or "runs/run").absolute())}
+    if data.path:
+        changes["data"] = data.model_copy(update={"path": str(Path(data.path).absolute())})
+    if model.weights:
+        changes["model"] = model.model_copy(update={"weights": str(Path(model.weights).absolute())})
+    return config.model_copy(update=changes)
+
+
+def find_checkpoint(config: Config, run_dir: Path, resume: str | Path | None) -> Checkpoint | None:
+    """Where a run goes on from, or None at its start. Raises InputError when the directory is in use unasked."""
+    if resume is not None and resume != "auto":
+        return read_checkpoint(resume, "latest")
+    if (run_dir / "config.yaml").exists() and resume is None:
+        raise InputError(
+            f"{run_dir} already holds a run: add --resume auto to continue it, or run_dir=... to start another"
+        )
+    store = CheckpointStore(location(config, run_dir))
+    if not store.steps():
+        return None
+    if resume is None:
+        raise InputError(f"{location(config, run_dir)} holds another run's checkpoints: set checkpoint.location anew")
+    return store.load("latest")
+
+
+def begin_directory(config: Config, run_dir: Path, checkpoint: Checkpoint | None) -> None:
+    """The run directory with its config.yaml; a run that starts anew forgets what an earlier try noted."""
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        if checkpoint is None:
+            for name in ("journal.jsonl", "metrics.jsonl"):
+                (run_dir / name).unlink(missing_ok=True)
+        (run_dir / "config.yaml").write_text(dump_config(config))
+    except OSError as error:
+        raise InputError(f"run_dir={run_dir} cannot be written to ({error.strerror}): choose another") from None
+
+
+def first_target(config: Config, run_dir: Path, checkpoint: Checkpoint | None) -> int:
+    """How many workers to begin with: what the job says; if it says what it said before, as many as there were."""
+    if checkpoint and yaml.safe_load(checkpoint.config)["num_workers"] == config.num_workers:
+        return checkpoint.trainer["target"]
+    (run_dir / TARGET_FILE).unlink(missing_ok=True)
+    return config.num_workers
+
+
+def is_own(checkpoint: Checkpoint | None, run_dir: Path) -> bool:
+    """Whether a checkpoint was written by the run of this directory, rather than by one that it goes on from."""
+    return checkpoint is not None and checkpoint.run["run_dir"] == str(run_dir)
+
+
+def location(config: Config, run_dir: Path) -> str:
+    """Where a run's checkpoints are."""
+    return config.checkpoint.location or str(run_dir / "checkpoints")
+
+
+def scale(run_dir: str | Path, target: int) -> None:
+    """Ask a running job for `target` workers; it follows from its next meta-step."""
+    path = Path(run_dir)
+    if not (path / "config.yaml").exists():
+        raise InputError(f"{path} is not a run directory: it has no config.yaml")
+    if target < 1:
+        raise InputError(f"a run needs at least 1 worker, not {target}")
+    aside = path / f".{TARGET_FILE}"
+    aside.write_text(str(target))
+    aside.replace(path / TARGET_FILE)
+
+
+def write_json(told: Any, path: Path) -> None:
+    """Results as strict JSON; a number that is not finite is null."""
+    path.write_text(json.dumps(_finite(told), indent=2, allow_nan=False) + "\n")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
