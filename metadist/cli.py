@@ -107,7 +107,8 @@ def scale(run_directory: Path, workers: int) -> None:
     from metadist import run_dir
 
     run_dir.scale(run_directory, workers)
-    click.echo(f"{run_directory} will use {workers} workers")
+    ended = (run_directory / "results.json").exists()
+    click.echo(f"{run_directory} {'has ended; resumed, it' if ended else 'will'} use{'s' * ended} {workers} workers")
 
 
 @commands.command()

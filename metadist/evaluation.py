@@ -101,11 +101,16 @@ def protocol(config: Config, shapes: Shapes, engine: Engine) -> dict[str, Any]:
         "split": own.split,
         "tasks": own.test_tasks,
         **sizes,
+        **({"target_unit": "as standardized"} if any(_scaled(unit) for unit in shapes.target_units) else {}),
         "inner_steps": engine.learner.inner_steps if own.inner_steps is None else own.inner_steps,
         "inner_lr": own.inner_lr or engine.learner.inner_lr,
         "transductive": own.transductive,
         "seed": config.seed,
     }
+
+
+def _scaled(unit: Mapping[str, Any]) -> bool:
+    return bool(np.any(np.not_equal(unit["scale"], 1)) or np.any(unit["offset"]))
 
 
 def summary(results: Mapping[str, np.ndarray]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,9 +22,9 @@ Arrays = np.ndarray | torch.Tensor | Sequence[float] | tuple[np.ndarray, ...]
 class Adapted:
     """A learner adapted to one support set."""
 
-    def __init__(self, outputs: Callable[..., torch.Tensor], classification: bool, transductive: bool):
+    def __init__(self, outputs: Callable[..., torch.Tensor], shapes: Shapes, transductive: bool):
         self._outputs = outputs
-        self._classification = classification
+        self._shapes = shapes
         self._transductive = transductive
 
     def outputs(self, x: Arrays, transductive: bool | None = None) -> np.ndarray:
@@ -32,14 +33,19 @@ class Adapted:
         `transductive`: the n examples share one batch, and its normalisation; False: each is predicted with the support
         set alone, whatever else is asked. Default: as the run evaluates, but one example alone with the support set.
         """
-        inputs = _arrays(x)
+        inputs = _inputs(x, self._shapes)
         chosen = self._transductive and len(inputs[0]) > 1 if transductive is None else transductive
-        return self._outputs(*inputs, transductive=chosen).cpu().numpy()
+        outputs = self._outputs(*inputs, transductive=chosen).cpu().numpy()
+        if self._shapes.classification or not self._shapes.target_units:
+            return outputs
+        units = self._shapes.target_units
+        offset, scale = (np.concatenate([np.atleast_1d(unit[key]) for unit in units]) for key in ("offset", "scale"))
+        return outputs / scale + offset
 
     def predict(self, x: Arrays, transductive: bool | None = None) -> np.ndarray:
         """Labels [n] of the support set's kind in classification, values [n, d] in regression; see `outputs`."""
         outputs = self.outputs(x, transductive)
-        return outputs.argmax(axis=-1) if self._classification else outputs
+        return outputs.argmax(axis=-1) if self._shapes.classification else outputs
 
 
 class FewShotLearner:
@@ -52,21 +58,21 @@ class FewShotLearner:
         self.shapes = shapes
 
     def adapt(self, x: Arrays, y: Arrays) -> Adapted:
-        """Run the inner loop on a support set: inputs [n, ...] as the model was trained on (float images in 0..1,
-        shape [n, channels, height, width]), targets [n] labels 0..N-1 or values [n, d]. Raises InputError on shapes
-        that do not fit."""
-        inputs, targets = _arrays(x), _arrays(y)
-        for array, shape in zip(inputs, self.shapes.inputs, strict=False):
-            if list(array.shape[1:]) != shape:
-                raise InputError(f"support inputs have shape {list(array.shape)}; the model takes [n, {_csv(shape)}]")
-        if len(inputs) != len(self.shapes.inputs):
-            raise InputError(f"the model takes {len(self.shapes.inputs)} inputs, not {len(inputs)}")
+        """Run the inner loop on a support set: inputs [n, ...] and targets [n] (labels 0..N-1) or [n, d], in the units
+        of the data as it was before import; images as uint8, or as floats in 0..1, [n, channels, height, width].
+        Raises InputError on shapes and labels that do not fit."""
+        inputs, targets = _inputs(x, self.shapes), _arrays(y)
+        if any(len(target) != len(inputs[0]) for target in targets):
+            raise InputError(
+                f"{len(inputs[0])} support inputs need as many targets, at least one; got {len(targets[0])}"
+            )
         if self.shapes.classification:
-            targets = tuple(array.astype(np.int64) for array in targets)
-            if targets[0].min() < 0 or targets[0].max() >= self.shapes.outputs:
-                raise InputError(f"labels must lie in 0..{self.shapes.outputs - 1}: the model has that many outputs")
+            targets = (_labels(targets[0], self.shapes.outputs),)
+        else:
+            units = self.shapes.target_units or [None] * len(targets)
+            targets = tuple(_converted(*pair) for pair in zip(targets, units, strict=True))
         outputs = self.engine.adapt(self.theta, Examples(inputs, targets))
-        return Adapted(outputs, self.shapes.classification, self.transductive)
+        return Adapted(outputs, self.shapes, self.transductive)
 
 
 def load(run: str | Path, checkpoint: str = "best") -> FewShotLearner:
@@ -106,5 +112,32 @@ def _arrays(x: Arrays) -> tuple[np.ndarray, ...]:
     return tuple(np.asarray(array) for array in several)
 
 
-def _csv(shape: list[int]) -> str:
-    return ", ".join(map(str, shape))
+def _inputs(x: Arrays, shapes: Shapes) -> tuple[np.ndarray, ...]:
+    """Inputs as a task holds them. Raises InputError where their number or shapes are not the model's."""
+    inputs = _arrays(x)
+    if len(inputs) != len(shapes.inputs):
+        raise InputError(f"the model takes {len(shapes.inputs)} inputs (as a tuple), not {len(inputs)}")
+    for array, shape in zip(inputs, shapes.inputs, strict=True):
+        if list(array.shape[1:]) != shape or not len(array):
+            wanted = ", ".join(["n", *map(str, shape)])
+            raise InputError(f"inputs have shape {list(array.shape)}; the model takes [{wanted}], n at least 1")
+    units = shapes.input_units or [None] * len(inputs)
+    return tuple(_converted(*pair) for pair in zip(inputs, units, strict=True))
+
+
+def _converted(array: np.ndarray, unit: dict[str, Any] | None) -> np.ndarray:
+    """(array - offset) * scale as float32, as `Table.gather` does; whole numbers and images in floats as they are."""
+    if unit is None or (array.dtype != np.uint8 and unit["dtype"] == "uint8"):
+        return array.astype(np.float32) if array.dtype.kind == "f" else array
+    if unit["dtype"] != "uint8" and np.dtype(unit["dtype"]).kind != "f":
+        return array.astype(unit["dtype"])
+    return ((array.astype(np.float64) - unit["offset"]) * unit["scale"]).astype(np.float32)
+
+
+def _labels(target: np.ndarray, outputs: int) -> np.ndarray:
+    whole = target.ndim == 1 and (np.issubdtype(target.dtype, np.integer) or np.all(target == np.floor(target)))
+    if not whole or target.min() < 0 or target.max() >= outputs:
+        raise InputError(
+            f"labels must be whole numbers in 0..{outputs - 1}, shape [n]: the model has {outputs} outputs"
+        )
+    return target.astype(np.int64)

@@ -35,7 +35,7 @@ from metadist.messages import Weights
 from metadist.recording import Recording
 from metadist.run_dir import begin_directory, find_checkpoint, first_target, is_own, located, location, write_json
 from metadist.stopping import Signals, Stop
-from metadist.task import Split, TaskId
+from metadist.task import Split, Task, TaskId
 from metadist.tracking.jsonl import read_metrics
 from metadist.trainer import Progress, Trainer
 from metadist.worker import set_up_process
@@ -70,8 +70,25 @@ def prepare(config: Config, splits: Sequence[Split], checkpoint: Checkpoint | No
     if checkpoint is not None:
         engine.learner.model.load_constants(checkpoint.weights)
         theta = engine.layout.vector(checkpoint.weights)
-    engine.meta_gradients(torch.from_numpy(theta), [source(TaskId("train", 0, 0))])
+    _try_one_task(engine, theta, source(TaskId("train", 0, 0)))
     return Prepared(shapes, engine, theta)
+
+
+def _try_one_task(engine: Engine, theta: np.ndarray, task: Task) -> None:
+    """Compute one task, so that what does not fit together is told before any worker is started."""
+    try:
+        losses, _ = engine.meta_gradients(torch.from_numpy(theta), [task])
+        assert losses.shape == (1,)
+    except InputError:
+        raise
+    except Exception as error:
+        shapes = [list(array.shape) for part in task for arrays in part for array in arrays]
+        loop = "; if the model is not made for vmap, set engine.kind=loop" if engine.kind == "vmap" else ""
+        raise InputError(
+            f"model, loss and learner could not compute one task of arrays {shapes} "
+            f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}): "
+            f"check model.name, loss, task.scheme and your own code{loop} (-v shows the traceback)"
+        ) from error
 
 
 @contextmanager

@@ -31,12 +31,18 @@ def find_checkpoint(config: Config, run_dir: Path, resume: str | Path | None) ->
     """Where a run goes on from, or None at its start. Raises InputError when the directory is in use unasked."""
     if resume is not None and resume != "auto":
         return read_checkpoint(resume, "latest")
+    if run_dir.exists() and not run_dir.is_dir():
+        raise InputError(f"run_dir={run_dir} is a file: choose another")
     if (run_dir / "config.yaml").exists() and resume is None:
         raise InputError(
             f"{run_dir} already holds a run: add --resume auto to continue it, or run_dir=... to start another"
         )
-    store = CheckpointStore(location(config, run_dir))
-    if not store.steps():
+    try:
+        store = CheckpointStore(location(config, run_dir))
+        found = store.steps()
+    except OSError as error:
+        raise InputError(f"checkpoints cannot be kept in {location(config, run_dir)}: {error}") from error
+    if not found:
         return None
     if resume is None:
         raise InputError(f"{location(config, run_dir)} holds another run's checkpoints: set checkpoint.location anew")
@@ -47,9 +53,9 @@ def begin_directory(config: Config, run_dir: Path, checkpoint: Checkpoint | None
     """The run directory with its config.yaml; a run that starts anew forgets what an earlier try noted."""
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
-        if checkpoint is None:
-            for name in ("journal.jsonl", "metrics.jsonl"):
-                (run_dir / name).unlink(missing_ok=True)
+        forgotten = ["results.json"] if checkpoint else ["results.json", "journal.jsonl", "metrics.jsonl"]
+        for name in forgotten:
+            (run_dir / name).unlink(missing_ok=True)
         (run_dir / "config.yaml").write_text(dump_config(config))
     except OSError as error:
         raise InputError(f"run_dir={run_dir} cannot be written to ({error.strerror}): choose another") from None

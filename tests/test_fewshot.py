@@ -1,10 +1,13 @@
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
 import metadist
 from metadist.config import load_config
 from metadist.config.build import make_source
+from metadist.data import importers
 from metadist.run import train
 from metadist.task import TaskId
 
@@ -60,7 +63,7 @@ def test_wrong_shapes_and_labels_are_told(run):
     learner = metadist.load(folder)
     with pytest.raises(metadist.InputError, match=r"the model takes \[n, 1, 8, 8\]"):
         learner.adapt(np.zeros((3, 8, 8), np.float32), [0, 1, 2])
-    with pytest.raises(metadist.InputError, match=r"labels must lie in 0\.\.2"):
+    with pytest.raises(metadist.InputError, match=r"labels must be whole numbers in 0\.\.2"):
         learner.adapt(task.support.inputs[0], task.support.targets[0] + 1)
 
 
@@ -75,3 +78,32 @@ def test_best_latest_and_a_directory_can_be_loaded(run):
 def test_what_is_not_a_run_is_told(tmp_path):
     with pytest.raises(metadist.InputError, match="is not a run directory"):
         metadist.load(tmp_path)
+
+
+def test_a_model_of_a_standardized_table_takes_and_gives_raw_units(tmp_path):
+    """y = 1000 + slope of the group * x, x in the thousands: predictions must come out near such values."""
+    rng = np.random.default_rng(0)
+    groups, x = np.repeat(np.arange(60), 30), rng.normal(5000, 1000, (1800, 2))
+    y = 1000 + rng.uniform(1, 2, 60)[groups] * (x[:, 0] - 5000) + 0.0 * x[:, 1]
+    pq.write_table(pa.table({"g": groups, "a": x[:, 0], "b": x[:, 1], "y": y}), tmp_path / "raw.parquet")
+    importers.table(tmp_path / "raw.parquet", tmp_path / "data", group="g", inputs=["x=a,b"], targets=["y"],
+                    standardize=True)  # fmt: skip
+    job = [f"data.path={tmp_path / 'data'}", "task.shots=10", "task.queries=10", "model.hidden=[16]", "meta_steps=150",
+           "learner.inner_lr=0.1", "learner.inner_steps=2", "meta_lr=0.01", "evaluation.every=0", "fleet.backend=local",
+           "evaluation.test_tasks=5", "evaluation.baselines=[]", "tracking.mlflow=false", 
+           f"run_dir={tmp_path / 'run'}"]  # fmt: skip
+    assert train(load_config([], job), quiet=True)["protocol"]["target_unit"] == "as standardized"
+    new = rng.normal(5000, 1000, (40, 2))
+    truth = 1000 + 1.5 * (new[:, 0] - 5000)
+    predicted = metadist.load(tmp_path / "run").adapt(new[:20], truth[:20]).predict(new[20:])
+    assert np.mean((predicted[:, 0] - truth[20:]) ** 2) < 0.3 * np.var(truth)
+
+
+def test_images_may_be_bytes_or_fractions(run):
+    folder, (task, *_) = run
+    learner = metadist.load(folder)
+    images = task.support.inputs[0]
+    stored = np.round(images * 16).astype(np.uint8)
+    labels = task.support.targets[0]
+    one, other = (learner.adapt(x, labels).outputs(x) for x in (images, stored))
+    assert np.allclose(one, other, atol=1e-6)

@@ -97,13 +97,13 @@ def test_own_model_loss_learner_and_source_from_a_module_beside_the_job(ray_clus
     assert set(told) >= {"loss", "theta_sha256"}
 
 
-def test_an_error_in_a_workers_code_is_the_error_that_was_raised(ray_cluster, tmp_path, monkeypatch):
+def test_an_error_in_a_users_code_is_told_before_training(ray_cluster, tmp_path, monkeypatch):
     (tmp_path / "broken.py").write_text(
         "import torch\nclass Net(torch.nn.Linear):\n    def forward(self, x):\n        raise KeyError('no thing')\n"
     )
     monkeypatch.chdir(tmp_path)
     model = ["model.name=broken:Net", "model.in_features=64", "model.out_features=3", "meta_steps=2"]
-    with pytest.raises(KeyError, match="no thing"):
+    with pytest.raises(InputError, match="KeyError: 'no thing'"):
         go(tmp_path, "data.family=digits", "task.ways=3", *model)
     sys.modules.pop("broken", None)
 

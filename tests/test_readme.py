@@ -47,11 +47,12 @@ def clone(tmp_path_factory) -> Path:
 def runnable(command: str) -> str:
     """The command without the set-up that this environment already has, and with short training."""
     command = SET_UP.sub("", command)
-    if "train" in command.split() and "--resume" not in command:
+    if "train" in command.split():
         command += f" {SHORTER}"
     return command
 
 
+@pytest.mark.timeout(900)
 def test_readme_commands_in_their_order(clone, omniglot_downloads):
     """One after another, as a reader would paste them: later ones use what earlier ones made."""
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}

@@ -3,7 +3,7 @@
 import importlib
 import inspect
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -76,6 +76,10 @@ class Shapes(NamedTuple):
     vocabulary_size: int | None
     outputs: int
     classification: bool
+    input_units: Sequence[dict[str, Any]] = ()  # of each input: the "dtype" it is stored in, "offset" and "scale"
+    target_units: Sequence[
+        dict[str, Any]
+    ] = ()  # of each target likewise: what a task holds is (stored - offset) * scale
 
 
 def task_shapes(config: Config, source: Source) -> Shapes:
@@ -90,7 +94,15 @@ def task_shapes(config: Config, source: Source) -> Shapes:
         vocabulary_size=dataset.metadata["extra"].get("vocabulary_size") if dataset else None,
         outputs=source.outputs,
         classification=len(support.targets) == 1 and np.issubdtype(support.targets[0].dtype, np.integer),
+        input_units=_units(dataset, "input"),
+        target_units=_units(dataset, "target"),
     )
+
+
+def _units(dataset: Dataset | None, role: str) -> list[dict[str, Any]]:
+    fields = [field for field in dataset.fields if field.role == role] if dataset else []
+    columns = dataset.metadata["extra"].get("standardized", {}) if dataset else {}
+    return [{"dtype": f.dtype, "offset": f.offset, "scale": f.scale, **columns.get(f.name, {})} for f in fields]
 
 
 def make_model(config: Config, shapes: Shapes) -> Model:
@@ -106,7 +118,7 @@ def make_model(config: Config, shapes: Shapes) -> Model:
             known["vocabulary_size"] = shapes.vocabulary_size
         module = _call(f"model {name}", MODELS[name], {**known, **options}, hidden=tuple(known))
     else:
-        module = _call(name, resolve(name), options)
+        module = _call(name, resolve(name, MODELS), options)
     if not isinstance(module, torch.nn.Module):
         raise InputError(f"model.name={name} gave a {type(module).__name__}; it must give a torch.nn.Module")
     if config.model.weights:
@@ -119,14 +131,17 @@ def make_loss(config: Config, shapes: Shapes) -> Loss:
     if config.loss in LOSSES:
         return LOSSES[config.loss]
     if config.loss != "auto":
-        return cast(Loss, resolve(config.loss))
+        return cast(Loss, resolve(config.loss, LOSSES))
     return LOSSES["cross_entropy" if shapes.classification else "mse"]
 
 
 def make_engine(config: Config, shapes: Shapes, device: str | None = None, **changes: Any) -> Engine:
     """The engine of a run, on the workers' kind of device or another; `changes` replace learner options."""
     model, name = make_model(config, shapes), config.learner.name
-    kind, preset, _ = LEARNERS[name] if name in LEARNERS else (resolve(name), {}, "")
+    kind, preset, _ = LEARNERS[name] if name in LEARNERS else (resolve(name, LEARNERS), {}, "")
+    for option, value in config.learner.options.items():
+        if isinstance(preset.get(option), bool) and value != preset[option]:
+            raise InputError(f"learner {name} is the one with {option}={preset[option]}: leave it out, or name another")
     if not (isinstance(kind, type) and issubclass(kind, Learner)):
         raise InputError(f"learner.name={name} is not a metadist.Learner class")
     options = {"model": model, "loss": make_loss(config, shapes), **preset, **config.learner.options}
@@ -163,19 +178,14 @@ def make_worker(
     the driver finds the user's modules."""
     if search_path and search_path not in sys.path:
         sys.path.insert(0, search_path)
-    source = make_source(config)
+    source, own = make_source(config), make_source(config, evaluation=True)
     shapes = task_shapes(config, source)
     engine, later = make_engine(config, shapes), make_evaluation_engine(config, shapes)
     for each in (engine, later):
         if constants is not None:
             each.learner.model.load_constants(constants)
-    protocol = Protocol(
-        later,
-        make_source(config, evaluation=True),
-        metrics(config, shapes),
-        config.evaluation.transductive,
-        config.evaluation.scratch_steps,
-    )
+    measures = metrics(config, shapes, own.outputs)
+    protocol = Protocol(later, own, measures, config.evaluation.transductive, config.evaluation.scratch_steps)
     size = chunk_size(config, engine)
     return Worker(engine, source, protocol, config.seed, config.meta_steps, aggregation(config, engine), size)
 
@@ -191,10 +201,17 @@ def worker_factory(config: Config, constants: Mapping[str, np.ndarray]) -> Calla
     return partial(make_worker, config, constants, str(Path.cwd()))
 
 
-def metrics(config: Config, shapes: Shapes) -> dict[str, Loss]:
-    """What evaluation measures, the measure of success first: accuracy where there are classes, and the loss."""
+def metrics(config: Config, shapes: Shapes, ways: int | None = None) -> dict[str, Loss]:
+    """What evaluation measures, the measure of success first: accuracy where there are classes, and the loss.
+
+    Of a model with more outputs than `ways`, accuracy considers the first `ways`: the others are no class of the task.
+    """
     loss = make_loss(config, shapes)
-    return {"accuracy": accuracy, "loss": loss} if shapes.classification else {"loss": loss}
+
+    def among_ways(outputs: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return accuracy(outputs[:, :ways], target)
+
+    return {"accuracy": among_ways, "loss": loss} if shapes.classification else {"loss": loss}
 
 
 def aggregation(config: Config, engine: Engine) -> Literal["task", "chunk"]:
@@ -217,12 +234,13 @@ def make_optimization(config: Config) -> Optimization:
     )
 
 
-def resolve(name: str) -> Any:
-    """The object that `module:attribute` names, modules of the current directory included. Raises InputError."""
+def resolve(name: str, known: Iterable[str] = ()) -> Any:
+    """The object that `module:attribute` names, modules of the current directory included. Raises InputError, which
+    lists the built-in names where the name is of no such form."""
     module_name, colon, attribute = name.partition(":")
     if not colon:
-        known = [*MODELS, *LEARNERS]
-        raise InputError(f"{name!r} is neither built in nor of the form module:attribute{did_you_mean(name, known)}")
+        hint = did_you_mean(name, list(known))
+        raise InputError(f"{name!r} is neither built in nor of the form module:attribute{hint}")
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     try:

@@ -10,7 +10,11 @@ LEARNERS: dict[str, tuple[type[Learner], dict[str, Any], str]] = {
     "maml": (MAML, {}, "second-order MAML, Finn et al. 2017, arxiv.org/abs/1703.03400"),
     "fomaml": (MAML, {"first_order": True}, "first-order MAML, Finn et al. 2017, section 5.2"),
     "anil": (MAML, {"adapted": "head.*"}, "only the head adapts, Raghu et al. 2020, arxiv.org/abs/1909.09157"),
-    "reptile": (Reptile, {}, "Reptile, Nichol et al. 2018, arxiv.org/abs/1803.02999"),
+    "reptile": (
+        Reptile,
+        {},
+        "Reptile, Nichol et al. 2018, arxiv.org/abs/1803.02999; its outer step is optimizer.name=sgd, meta_lr=1",
+    ),
 }
 """Name in a job -> class, the options that name sets, one line."""
 
