@@ -115,7 +115,7 @@ def test_replay_of_one_task_traces_it(trained):
         (["train", "data.family=digits", "lerner.inner_lr=1"], 2, "did you mean learner"),
         (["train", "data.family=digits", "meta_lr=-1", "meta_steps=x"], 2, "meta_lr=-1"),
         (["train", "data.family=digits"], 2, "lower ways, shots or queries"),
-        (["train", "data.path=nowhere"], 2, "there is no data in nowhere"),
+        (["train", "data.path=nowhere"], 2, "nowhere: make it with"),
         (["train", "data.family=digits", "task.ways=3", "task.shots=1", "model.name=nomodule:Net"], 2, "No module"),
         (["train", "data.family=digits", "task.ways=3", "learner.name=mamll"], 2, "did you mean maml"),
         (["train", "data.family=digits", "task.ways=3", "learner.inner_lrr=1"], 2, "did you mean inner_lr"),
