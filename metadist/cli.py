@@ -90,11 +90,10 @@ def evaluate(run_directory: Path, arguments: tuple[str, ...], checkpoint: str, a
     """
     from metadist import config as configuration
     from metadist import run
+    from metadist.fewshot import config_file
 
     _, overrides = split_arguments(arguments)
-    if not (run_directory / "config.yaml").exists():
-        raise InputError(f"{run_directory} is not a run directory: it has no config.yaml")
-    config = configuration.load_config([run_directory / "config.yaml"], overrides)
+    config = configuration.load_config([config_file(run_directory)], overrides)
     told = run.evaluate(config, run_directory, checkpoint=checkpoint, say=_to_stderr)
     click.echo(json.dumps(told, indent=2) if as_json else f"{report(told)}\n\nresults    {told['folder']}")
 

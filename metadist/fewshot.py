@@ -84,14 +84,20 @@ def load(run: str | Path, checkpoint: str = "best") -> FewShotLearner:
     return learner_of(read_checkpoint(run, checkpoint))
 
 
+def config_file(run: str | Path) -> Path:
+    """The config.yaml of a run directory. Raises InputError where that is none."""
+    path = Path(run) / "config.yaml"
+    if not path.exists():
+        raise InputError(f"{run} is not a run directory: it has no config.yaml")
+    return path
+
+
 def read_checkpoint(run: str | Path, checkpoint: str = "best") -> Checkpoint:
     """The checkpoint that `load` takes."""
     path = Path(run)
     if (path / "meta.json").exists():
         return load_checkpoint(path)
-    if not (path / "config.yaml").exists():
-        raise InputError(f"{path} is not a run directory: it has no config.yaml")
-    location = yaml.safe_load((path / "config.yaml").read_text()).get("checkpoint", {}).get("location")
+    location = yaml.safe_load(config_file(path).read_text()).get("checkpoint", {}).get("location")
     store = CheckpointStore(location or path / "checkpoints")
     return store.load("latest" if checkpoint == "best" and not store.has_best() else checkpoint)
 

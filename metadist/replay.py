@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 
 from metadist.checkpoint_format import theta_sha256
-from metadist.config import Config, load_config
+from metadist.config import load_config
 from metadist.config.build import chunk_size, make_optimization, make_worker
 from metadist.engine import Engine
 from metadist.errors import InputError
-from metadist.fewshot import read_checkpoint
+from metadist.fewshot import config_file, read_checkpoint
 from metadist.journal import read_journal
 from metadist.local_fleet import LocalFleet
 from metadist.messages import Chunk, Weights, plan
@@ -27,7 +27,7 @@ class Differs(RuntimeError):
 def replay(run_dir: str | Path, say: Callable[[str], None]) -> dict[str, Any]:
     """Compute a run again from its first step on one worker in this process, with the batches its journal says, and
     compare theta wherever the journal has its hash. Raises Differs at the first that is not equal."""
-    config = _config(run_dir)
+    config = load_config([config_file(run_dir)])
     records = read_journal(Path(run_dir) / "journal.jsonl")
     batches = {record["step"]: record["tasks"] for record in records if "step" in record}
     hashes = {record["done"]: record["theta_sha256"] for record in records if "done" in record}
@@ -60,7 +60,7 @@ def replay(run_dir: str | Path, say: Callable[[str], None]) -> dict[str, Any]:
 def replay_task(run_dir: str | Path, task_id: TaskId) -> list[dict[str, Any]]:
     """One training task at the theta of the checkpoint of its meta-step: per inner step the support loss and the size
     of the fast weights, then the outer loss and the meta-gradient. The first that is not finite is the culprit."""
-    config = _config(run_dir)
+    config = load_config([config_file(run_dir)])
     set_up_process(config.fleet.threads_per_worker)
     saved = read_checkpoint(run_dir, f"step_{task_id.step:08d}")
     prepared = prepare(config, [], saved)
@@ -73,13 +73,6 @@ def replay_task(run_dir: str | Path, task_id: TaskId) -> list[dict[str, Any]]:
     report, gradient = worker.meta_gradients(Weights(saved.step, prepared.theta), chunk)
     norm = float(np.linalg.norm(gradient.astype(np.float64)))
     return [*rows, {"outer_loss": float(report.losses[0]), "meta_gradient_norm": norm}]
-
-
-def _config(run_dir: str | Path) -> Config:
-    path = Path(run_dir) / "config.yaml"
-    if not path.exists():
-        raise InputError(f"{run_dir} is not a run directory: it has no config.yaml")
-    return load_config([path])
 
 
 def _constants(engine: Engine) -> dict[str, np.ndarray]:

@@ -11,7 +11,7 @@ from metadist.checkpoint import CheckpointStore
 from metadist.checkpoint_format import Checkpoint
 from metadist.config import Config, dump_config
 from metadist.errors import InputError
-from metadist.fewshot import read_checkpoint
+from metadist.fewshot import config_file, read_checkpoint
 
 TARGET_FILE = "target_workers"
 
@@ -81,9 +81,7 @@ def location(config: Config, run_dir: Path) -> str:
 
 def scale(run_dir: str | Path, target: int) -> None:
     """Ask a running job for `target` workers; it follows from its next meta-step."""
-    path = Path(run_dir)
-    if not (path / "config.yaml").exists():
-        raise InputError(f"{path} is not a run directory: it has no config.yaml")
+    path = config_file(run_dir).parent
     if target < 1:
         raise InputError(f"a run needs at least 1 worker, not {target}")
     aside = path / f".{TARGET_FILE}"
