@@ -17,7 +17,7 @@ class Diverged(ArithmeticError):
 
 
 class Interrupted(Exception):
-    """The run was asked to stop by a signal and has saved; the command line exits with 128 + the signal's number."""
+    """A signal asked the command to stop; a run under way has saved. The command line exits with 128 + its number."""
 
     def __init__(self, signal_number: int):
         super().__init__(f"stopped by signal {signal_number}")

@@ -140,7 +140,9 @@ class Config(Section):
     run_dir: str | None = Field(None, description="default: runs/NAME of the job file")
     num_workers: Count = 2
     meta_steps: Count = 1000
-    meta_batch_size: Count | None = Field(None, description="tasks per meta-step, whatever the number of workers")
+    meta_batch_size: Count | None = Field(
+        None, description="tasks per meta-step, whatever the number of workers; default 32"
+    )
     tasks_per_worker: Count | None = Field(
         None, description="instead: the meta-batch is this many tasks for each worker the run should have"
     )
