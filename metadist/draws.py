@@ -20,12 +20,14 @@ class Draws:
 
     def __init__(self, seed: int, task: TaskId, stream: int = 0):
         counter = [0, task.index, task.step, SPLITS.index(task.split)]
-        self._philox = np.random.Philox(key=[seed, stream], counter=counter)
+        self._key, self._counter = [seed, stream], counter
+        self._philox: np.random.Philox | None = None  # made at the first draw: many streams are never drawn from
         self._words: list[int] = []
 
     def word(self) -> int:
         """64 uniform bits."""
         if not self._words:
+            self._philox = self._philox or np.random.Philox(key=self._key, counter=self._counter)
             self._words = self._philox.random_raw(_BLOCK).tolist()[::-1]
         return self._words.pop()
 

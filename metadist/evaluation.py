@@ -10,7 +10,8 @@ import torch
 from scipy import stats
 
 from metadist.config import Config
-from metadist.config.build import Shapes, chunk_size, make_engine, make_source
+from metadist.config.build import Shapes, make_engine, make_source
+from metadist.config.method import chunk_size
 from metadist.draws import Draws
 from metadist.engine import Engine
 from metadist.errors import InputError

@@ -2,13 +2,15 @@
 
 import hashlib
 import json
+from dataclasses import asdict
 from importlib import metadata
 from typing import Any
 
 import torch
 
 from metadist.config import Config
-from metadist.config.build import aggregation, chunk_size, open_data, worker_device
+from metadist.config.build import open_data
+from metadist.config.method import aggregation, chunk_size, worker_device
 from metadist.engine import Engine
 from metadist.errors import InputError
 
@@ -23,7 +25,7 @@ def run_identity(config: Config, engine: Engine) -> dict[str, Any]:
         "settings": bound_settings(config),
         "scheduled_steps": None if config.optimizer.schedule == "constant" else config.meta_steps,
         "data_digest": dataset.digest if dataset else None,
-        "engine": engine.kind,
+        "engine": asdict(engine.method),
         "chunk_size": chunk_size(config, engine),
         "aggregate": aggregation(config, engine),
         "threads": config.fleet.threads_per_worker,

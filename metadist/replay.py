@@ -8,7 +8,8 @@ import numpy as np
 
 from metadist.checkpoint_format import theta_sha256
 from metadist.config import load_config
-from metadist.config.build import chunk_size, make_optimization, make_worker
+from metadist.config.build import make_optimization, make_worker
+from metadist.config.method import chunk_size
 from metadist.engine import Engine
 from metadist.errors import InputError
 from metadist.fewshot import config_file, read_checkpoint

@@ -15,7 +15,6 @@ from metadist.checkpoint_format import Checkpoint, theta_sha256
 from metadist.config import Config
 from metadist.config.build import (
     Shapes,
-    chunk_size,
     make_engine,
     make_optimization,
     make_source,
@@ -23,6 +22,7 @@ from metadist.config.build import (
     task_shapes,
     worker_factory,
 )  # fmt: skip
+from metadist.config.method import chunk_size
 from metadist.engine import Engine
 from metadist.errors import InputError, Interrupted
 from metadist.evaluation import default_baselines, draw_curve, evaluate_run, write_results

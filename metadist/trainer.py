@@ -9,7 +9,8 @@ from typing import Any
 from metadist.checkpoint import CheckpointStore
 from metadist.checkpoint_format import Checkpoint, theta_sha256
 from metadist.config import Config, dump_config
-from metadist.config.build import Shapes, chunk_size, metrics
+from metadist.config.build import Shapes, metrics
+from metadist.config.method import chunk_size
 from metadist.engine import Engine
 from metadist.errors import Diverged, Interrupted
 from metadist.evaluation import interval, measure

@@ -11,7 +11,8 @@ import pytest
 
 from metadist.checkpoint_format import theta_sha256
 from metadist.config import Config, dump_config, load_config
-from metadist.config.build import chunk_size, make_optimization, make_worker
+from metadist.config.build import make_optimization, make_worker
+from metadist.config.method import chunk_size
 from metadist.journal import read_journal
 from metadist.local_fleet import Fault, LocalFleet
 from metadist.messages import plan

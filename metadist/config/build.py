@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast, get_type_hints
+from typing import Any, NamedTuple, cast, get_type_hints
 
 import numpy as np
 import torch
@@ -17,9 +17,10 @@ from safetensors.numpy import load_file
 
 from metadist.baselines import is_text
 from metadist.config.load import did_you_mean
+from metadist.config.method import aggregation, chunk_size, make_method, worker_device
 from metadist.config.schema import Config
 from metadist.data import Dataset, cached, open_dataset
-from metadist.engine import Engine, Kind
+from metadist.engine import Engine
 from metadist.errors import InputError
 from metadist.learners import LEARNERS, Learner
 from metadist.losses import LOSSES, Loss, accuracy
@@ -28,8 +29,6 @@ from metadist.server import Optimization
 from metadist.sources import ClassSource, LabelledSource, Source, ValueSource
 from metadist.task import TaskId
 from metadist.worker import Protocol, Worker
-
-LARGE_CHUNK_BYTES = 64 << 20
 
 
 def open_data(config: Config) -> Dataset | None:
@@ -146,29 +145,11 @@ def make_engine(config: Config, shapes: Shapes, device: str | None = None, **cha
         raise InputError(f"learner.name={name} is not a metadist.Learner class")
     options = {"model": model, "loss": make_loss(config, shapes), **preset, **config.learner.options}
     learner = cast(Learner, _call(f"learner {name}", kind, options, hidden=("model", "loss")))
-    planned = worker_device(config)
-    return Engine(replace(learner, **changes), engine_kind(config, model, planned), device or planned)
-
-
-def worker_device(config: Config) -> str:
-    """What kind of device workers compute on, as the job alone decides it."""
-    if config.engine.device != "auto":
-        return config.engine.device
-    return "cuda" if config.fleet.gpus_per_worker else "cpu"
-
-
-def engine_kind(config: Config, model: Model, device: str) -> Kind:
-    """The fixed table behind `engine.kind=auto`: convolutions on a CPU run task by task (batched over tasks they become
-    grouped convolutions, about half as fast); everything else is batched."""
-    if config.engine.kind != "auto":
-        return config.engine.kind
-    convolutions = any(value.ndim >= 4 for value in model.parameters.values())
-    return "loop" if convolutions and device == "cpu" else "vmap"
-
-
-def chunk_size(config: Config, engine: Engine) -> int:
-    """Tasks per unit of work: never a function of the number of workers."""
-    return config.engine.chunk_size or (4 if engine.kind == "loop" else 32)
+    learner, planned = replace(learner, **changes), worker_device(config)
+    method = make_method(config, learner)
+    if device not in (None, planned):  # elsewhere than on the workers it only has to compute, not fast
+        method = replace(method, compiled=False, captured=False, autocast=False)
+    return Engine(learner, method, device or planned)
 
 
 def make_worker(
@@ -212,14 +193,6 @@ def metrics(config: Config, shapes: Shapes, ways: int | None = None) -> dict[str
         return accuracy(outputs[:, :ways], target)
 
     return {"accuracy": among_ways, "loss": loss} if shapes.classification else {"loss": loss}
-
-
-def aggregation(config: Config, engine: Engine) -> Literal["task", "chunk"]:
-    """Per-task gradients up to 64 MiB a chunk, their sum beyond."""
-    if config.engine.aggregate != "auto":
-        return config.engine.aggregate
-    size = chunk_size(config, engine) * engine.layout.size * 4
-    return "task" if size <= LARGE_CHUNK_BYTES else "chunk"
 
 
 def make_optimization(config: Config) -> Optimization:

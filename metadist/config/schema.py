@@ -78,6 +78,14 @@ class OptimizerConfig(Section):
 
 class EngineConfig(Section):
     kind: Literal["auto", "loop", "vmap"] = Field("auto", description="loop over tasks, or all of a chunk at once")
+    differentiation: Literal["auto", "unroll", "remat", "adjoint"] = Field(
+        "auto", description="through the inner loop: keep all steps, or compute them again with memory that does not "
+        "grow: remat (reverse mode), adjoint (forward over reverse)"
+    )  # fmt: skip
+    keep: Literal["all", "sqrt"] = Field("all", description="remat, adjoint: fast weights kept of all steps or of few")
+    compile: bool = Field(False, description="compile the whole meta-gradient (about half a minute at the start)")
+    cuda_graphs: bool = Field(False, description="GPUs: launch a task's operations at once, where shapes are fixed")
+    autocast: bool = Field(False, description="GPUs: bfloat16 in the network; weights and gradients stay float32")
     chunk_size: Count | None = Field(None, description="tasks per unit of work; default 4 for loop, 32 for vmap")
     aggregate: Literal["auto", "task", "chunk"] = Field(
         "auto", description="send per-task gradients (diagnostics), or their sum per chunk (less traffic)"

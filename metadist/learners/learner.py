@@ -68,6 +68,11 @@ class Learner(ABC):
         """Everything it meta-learns, by name, with initial values: by default the model's trainable parameters."""
         return self.model.parameters
 
+    def adapted_names(self) -> list[str]:
+        """Names of the model's parameters that the inner loop changes: by default all of them. Where all are of the
+        module's `head`, an engine computes what comes before it once, and hands the learner rows of that."""
+        return list(self.model.parameters)
+
     def draw(self, draws: Draws, support_size: int) -> dict[str, np.ndarray]:
         """Random numbers this task needs, drawn from its own key; they arrive as `context.draws`."""
         del draws, support_size

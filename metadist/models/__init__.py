@@ -4,7 +4,8 @@ from metadist.models.bag import Bag
 from metadist.models.conv4 import Conv4
 from metadist.models.mlp import MLP
 from metadist.models.model import Model
+from metadist.models.resnet12 import ResNet12
 
-MODELS = {"mlp": MLP, "conv4": Conv4, "bag": Bag}
+MODELS = {"mlp": MLP, "conv4": Conv4, "resnet12": ResNet12, "bag": Bag}
 
-__all__ = ["MODELS", "MLP", "Bag", "Conv4", "Model"]
+__all__ = ["MODELS", "MLP", "Bag", "Conv4", "Model", "ResNet12"]

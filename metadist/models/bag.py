@@ -31,7 +31,10 @@ class Bag(nn.Module):
             self.body.extend([nn.Linear(embedding, hidden), nn.ReLU()])
         self.head = nn.Linear(hidden or embedding, outputs)
 
-    def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
+    def features(self, tokens: Tensor, mask: Tensor) -> Tensor:
         importance = self.importance(tokens).masked_fill(~mask.unsqueeze(-1), -1e4)
         mean = (self.embedding(tokens) * importance.softmax(dim=1)).sum(dim=1)
-        return self.head(self.body(mean))
+        return self.body(mean)
+
+    def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        return self.head(self.features(tokens, mask))

@@ -2,21 +2,10 @@
 
 from collections.abc import Sequence
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-
-class BatchNorm(nn.Module):
-    """Normalises by the statistics of the batch at hand; none are kept. [n, c, h, w] -> same."""
-
-    def __init__(self, channels: int):
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(channels))
-        self.bias = nn.Parameter(torch.zeros(channels))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.batch_norm(x, None, None, self.weight, self.bias, training=True)
+from metadist.models.layers import Conv3x3, normalisation
 
 
 class Block(nn.Module):
@@ -24,8 +13,8 @@ class Block(nn.Module):
 
     def __init__(self, channels_in: int, channels: int, pool: bool, norm: str):
         super().__init__()
-        self.conv = nn.Conv2d(channels_in, channels, 3, stride=1 if pool else 2, padding=1)
-        self.norm = BatchNorm(channels) if norm == "batch" else nn.GroupNorm(8, channels)
+        self.conv = Conv3x3(channels_in, channels, stride=1 if pool else 2)
+        self.norm = normalisation(norm, channels)
         self.pool = nn.MaxPool2d(2) if pool else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -48,8 +37,6 @@ class Conv4(nn.Module):
         norm: str = "batch",
     ):
         super().__init__()
-        if norm not in ("batch", "group"):
-            raise ValueError(f"norm must be 'batch' or 'group', not {norm!r}")
         (shape,) = input_shapes
         depths = [shape[0], *[channels] * 4]
         self.body = nn.Sequential(
@@ -63,6 +50,9 @@ class Conv4(nn.Module):
         self.average = not pool
         self.head = nn.Linear(size, outputs)
 
+    def features(self, x: Tensor) -> Tensor:
+        maps = self.body(x)
+        return maps.mean(dim=(2, 3)) if self.average else maps.flatten(1)
+
     def forward(self, x: Tensor) -> Tensor:
-        features = self.body(x)
-        return self.head(features.mean(dim=(2, 3)) if self.average else features.flatten(1))
+        return self.head(self.features(x))

@@ -21,7 +21,9 @@ class MLP(nn.Module):
             self.body.extend([nn.Linear(width_in, width_out), nn.ReLU()])
         self.head = nn.Linear(widths[-1], outputs)
 
-    def forward(self, *inputs: Tensor) -> Tensor:
+    def features(self, *inputs: Tensor) -> Tensor:
         dtype = self.head.weight.dtype
-        joined = torch.cat([x.reshape(len(x), -1).to(dtype) for x in inputs], dim=1)
-        return self.head(self.body(joined))
+        return self.body(torch.cat([x.reshape(len(x), -1).to(dtype) for x in inputs], dim=1))
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return self.head(self.features(*inputs))

@@ -1,6 +1,7 @@
 """Any `nn.Module` as a pure function of named weights."""
 
 from collections.abc import Mapping
+from types import FunctionType
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,8 @@ from torch.func import functional_call
 from torch.nn.modules.batchnorm import _NormBase
 
 from metadist.errors import InputError
+
+HEAD = "head."
 
 
 class Model:
@@ -35,9 +38,33 @@ class Model:
 
     def __call__(self, weights: Mapping[str, Tensor], *inputs: Tensor) -> Any:
         """weights {name: [*shape]}, inputs [n, ...] each -> outputs [n, ...]."""
+        return self._call(self.module, self._places, weights, inputs)
+
+    @property
+    def splits(self) -> bool:
+        """Whether the module has a method `features` and a layer `head`, which share no weights."""
+        has_features = isinstance(getattr(type(self.module), "features", None), FunctionType)
+        has_head = isinstance(getattr(self.module, "head", None), nn.Module)
+        tied = any(place.startswith(HEAD) != name.startswith(HEAD) for place, name in self._places.items())
+        return has_features and has_head and not tied
+
+    def features(self, weights: Mapping[str, Tensor], *inputs: Tensor) -> Any:
+        """weights (the head's are not needed), inputs [n, ...] each -> what `head` takes, [n, ...]."""
+        places = {f"module.{place}": name for place, name in self._places.items()}
+        return self._call(_Features(self.module), places, weights, inputs)
+
+    def head(self, weights: Mapping[str, Tensor], features: Tensor) -> Any:
+        """weights (the head's suffice), features [n, ...] -> outputs [n, ...]."""
+        places = {place.removeprefix(HEAD): name for place, name in self._places.items() if place.startswith(HEAD)}
+        assert isinstance(self.module.head, nn.Module)
+        return self._call(self.module.head, places, weights, (features,))
+
+    def _call(
+        self, module: nn.Module, places: Mapping[str, str], weights: Mapping[str, Tensor], inputs: tuple[Tensor, ...]
+    ) -> Any:
         given = {**self.constants, **weights}
-        placed = {place: given[name] for place, name in self._places.items() if name in given}
-        outputs = functional_call(self.module, placed, inputs, tie_weights=False)
+        placed = {place: given[name] for place, name in places.items() if name in given}
+        outputs = functional_call(module, placed, inputs, tie_weights=False)
         for name, value in self.constants.items():
             if value._version != self._versions[name]:
                 raise InputError(
@@ -65,6 +92,17 @@ class Model:
         }
         self._versions = {name: value._version for name, value in self.constants.items()}
         return self
+
+
+class _Features(nn.Module):
+    """A module's method `features` as a module."""
+
+    def __init__(self, module: nn.Module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, *inputs: Tensor) -> Any:
+        return self.module.features(*inputs)  # pyright: ignore[reportCallIssue]
 
 
 def _places(module: nn.Module) -> dict[str, str]:

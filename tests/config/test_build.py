@@ -8,9 +8,6 @@ from safetensors.numpy import save_file
 from metadist.config import load_config
 from metadist.config.build import (
     Shapes,
-    aggregation,
-    chunk_size,
-    engine_kind,
     make_engine,
     make_evaluation_engine,
     make_loss,
@@ -22,6 +19,7 @@ from metadist.config.build import (
     resolve,
     task_shapes,
 )
+from metadist.config.method import aggregation, chunk_size, make_method
 from metadist.errors import InputError
 from metadist.learners import LEARNERS, MAML, Reptile
 from metadist.losses import cross_entropy, mean_squared_error
@@ -141,12 +139,31 @@ def test_losses_and_metrics_follow_the_kind_of_task():
 
 
 def test_convolutions_run_task_by_task_on_a_cpu_and_the_rest_batched():
-    config = config_of()
-    images, vectors = make_model(config, IMAGES), make_model(config, VECTORS)
-    assert [engine_kind(config, m, d) for m in (images, vectors) for d in ("cpu", "cuda")] == [
+    images, vectors = make_engine(config_of(), IMAGES).learner, make_engine(config_of(), VECTORS).learner
+    on_gpu = config_of("fleet.gpus_per_worker=1")
+    assert [make_method(c, m).kind for m in (images, vectors) for c in (config_of(), on_gpu)] == [
         "loop", "vmap", "vmap", "vmap",
     ]  # fmt: skip
-    assert engine_kind(config_of("engine.kind=vmap"), images, "cpu") == "vmap"
+    assert make_method(config_of("engine.kind=vmap"), images).kind == "vmap"
+
+
+def test_long_second_order_inner_loops_are_computed_again_and_short_ones_kept():
+    long = "learner.inner_steps=50"
+    jobs = ["learner.inner_steps=10"], ["learner.inner_steps=11"], ["learner.name=fomaml", long], [
+        "engine.differentiation=unroll", long]  # fmt: skip
+    modes = [make_engine(config_of(*job), VECTORS).method.differentiation for job in jobs]
+    assert modes == ["unroll", "remat", "unroll", "unroll"]
+    spacings = [make_engine(config_of("learner.inner_steps=50", *job), VECTORS).method.spacing
+                for job in ([], ["engine.keep=sqrt"])]  # fmt: skip
+    assert spacings == [1, 7]
+
+
+def test_the_driver_itself_compiles_nothing():
+    config = config_of("engine.compile=true")
+    assert make_engine(config, VECTORS).method.compiled
+    config = config_of("engine.cuda_graphs=true", "engine.autocast=true", "fleet.gpus_per_worker=1")
+    method = make_engine(config, VECTORS, device="cpu").method
+    assert not method.captured and not method.autocast
 
 
 def test_chunks_and_aggregation_follow_the_engine_alone():

@@ -1,0 +1,65 @@
+"""How a run computes where its job says `auto`: a fixed table, never a clock (`metadist bench` is the clock).
+
+| setting | on | auto means |
+|---|---|---|
+| engine.kind | convolutions on a CPU | loop (batched over tasks they become grouped convolutions, half as fast) |
+| | everything else | vmap |
+| engine.differentiation | first order, or up to 10 inner steps | unroll (fastest) |
+| | second order, more than 10 inner steps | remat (memory does not grow with the steps, a third more time) |
+| engine.chunk_size | loop / vmap | 4 / 32 tasks |
+| engine.aggregate | up to / more than 64 MiB of gradients a chunk | task / chunk |
+| engine.device | workers with / without a GPU | cuda / cpu |
+
+A learner that admits one kind of engine only gets that one.
+"""
+
+import math
+from typing import Literal
+
+from metadist.config.schema import Config
+from metadist.engine import Engine, Kind, Method
+from metadist.learners import Learner
+
+LARGE_CHUNK_BYTES = 64 << 20
+LONG_LOOP = 10
+
+
+def worker_device(config: Config) -> str:
+    """What kind of device workers compute on, as the job alone decides it."""
+    if config.engine.device != "auto":
+        return config.engine.device
+    return "cuda" if config.fleet.gpus_per_worker else "cpu"
+
+
+def make_method(config: Config, learner: Learner) -> Method:
+    """The table's rows for an engine."""
+    own = config.engine
+    long = learner.inner_steps > LONG_LOOP and not learner.first_order
+    return Method(
+        kind=own.kind if own.kind != "auto" else _kind(config, learner),
+        differentiation=own.differentiation if own.differentiation != "auto" else "remat" if long else "unroll",
+        spacing=max(1, math.isqrt(learner.inner_steps)) if own.keep == "sqrt" else 1,
+        compiled=own.compile,
+        captured=own.cuda_graphs,
+        autocast=own.autocast,
+    )
+
+
+def _kind(config: Config, learner: Learner) -> Kind:
+    if len(learner.engines) == 1:
+        return "loop" if "loop" in learner.engines else "vmap"
+    convolutions = any(value.ndim >= 4 for value in learner.model.parameters.values())
+    return "loop" if convolutions and worker_device(config) == "cpu" else "vmap"
+
+
+def chunk_size(config: Config, engine: Engine) -> int:
+    """Tasks per unit of work: never a function of the number of workers."""
+    return config.engine.chunk_size or (4 if engine.kind == "loop" else 32)
+
+
+def aggregation(config: Config, engine: Engine) -> Literal["task", "chunk"]:
+    """Whether a worker sends its tasks' gradients or their sum."""
+    if config.engine.aggregate != "auto":
+        return config.engine.aggregate
+    size = chunk_size(config, engine) * engine.layout.size * 4
+    return "task" if size <= LARGE_CHUNK_BYTES else "chunk"

@@ -1,0 +1,7 @@
+"""How a chunk of tasks is computed and differentiated."""
+
+from metadist.engine.differentiation import Mode
+from metadist.engine.engine import Engine, MetaGradients
+from metadist.engine.method import Kind, Method
+
+__all__ = ["Engine", "Kind", "MetaGradients", "Method", "Mode"]

@@ -1,0 +1,257 @@
+"""A chunk of tasks computed: a loop over tasks, or all of them at once with vmap.
+
+Both derive adaptation and meta-gradient from the same learner and agree to rounding.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from metadist.draws import Draws
+from metadist.engine.differentiation import Recorded, Tensors, Transformed
+from metadist.engine.features import Trunk, trunk_of
+from metadist.engine.memory import is_out_of_memory, out_of_memory
+from metadist.engine.method import Kind, Method
+from metadist.engine.program import Program, Watched
+from metadist.errors import InputError
+from metadist.layout import Layout
+from metadist.learners import Context, Fast, Learner
+from metadist.losses import Loss
+from metadist.task import Examples, Task, TaskId, stack
+
+
+class MetaGradients(NamedTuple):
+    """What a chunk of T tasks yields: outer losses [T] and one meta-gradient a row [T, P]."""
+
+    losses: Tensor
+    rows: Tensor
+
+
+class Engine:
+    """Computes one learner on one device.
+
+    `theta` is always the flat vector [P] of `layout`, in `dtype` on any device. Tasks are numpy arrays or tensors;
+    their floating point fields are converted to `dtype`.
+    """
+
+    def __init__(
+        self,
+        learner: Learner,
+        method: Kind | Method = "loop",
+        device: str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ):
+        self.method = method if isinstance(method, Method) else Method(method)
+        self.kind = self.method.kind
+        self.device = torch.device(device)
+        if self.kind not in learner.engines:
+            raise InputError(
+                f"engine.kind={self.kind!r} cannot compute {type(learner).__name__}: use {' or '.join(learner.engines)}"
+            )
+        if self.device.type == "cuda" and not torch.cuda.is_available():
+            raise InputError(
+                "engine.device=cuda, but torch sees no GPU here: check fleet.gpus_per_worker and the driver"
+            )
+        if self.device.type != "cuda" and (self.method.captured or self.method.autocast):
+            raise InputError("engine.cuda_graphs and engine.autocast are for GPUs, engine.device is cpu")
+        self.learner = learner
+        self.dtype = dtype
+        self.layout = Layout.of(learner.layout())
+        self._ops = (Recorded if self.kind == "loop" else Transformed)(self.method.differentiation, self.method.spacing)
+        self._program = Program(self._compute, self.method.compiled, self.method.captured)
+        self._trunk: Trunk | None = None
+        self._looked_for_trunk = False
+        learner.model.to(self.device, dtype)
+
+    def fingerprint(self) -> str:
+        """What the bits depend on in the device: the CPU's vector capability, or the GPU's model, CUDA and cuDNN."""
+        if self.device.type == "cuda":
+            name, cudnn = torch.cuda.get_device_name(self.device), torch.backends.cudnn.version()
+            return f"{name}, CUDA {torch.version.cuda}, cuDNN {cudnn}"
+        return f"CPU {torch.backends.cpu.get_cpu_capability()}"
+
+    def initial_theta(self) -> Tensor:
+        """The learner's initial theta [P]."""
+        return self.layout.flatten(self.learner.layout()).to(self.device, self.dtype)
+
+    def meta_gradients(
+        self,
+        theta: Tensor,
+        tasks: Sequence[Task],
+        step: int = 0,
+        meta_steps: int = 1,
+        draws: Sequence[Draws] | None = None,
+    ) -> MetaGradients:
+        """Outer losses [T] and meta-gradients [T, P] of T tasks at theta [P].
+
+        `draws` are the tasks' own random streams; by default they are keyed by (step, place in `tasks`). Raises
+        InputError where memory does not suffice, saying what would need less.
+        """
+        with self._computing(len(tasks)):
+            weights = self._weights(theta)
+            if self.kind == "vmap":
+                task, drawn = self._stacked(tasks, step, draws)
+                self._look_for_trunk(weights, task.map(lambda x: x[0]))
+                losses, rows = self._run(weights, task, drawn, step, meta_steps)
+                return MetaGradients(losses.clone(), rows.clone())
+            separate = list(self._separate(tasks, step, draws))
+            self._look_for_trunk(weights, separate[0][0])
+            losses = torch.empty(len(separate), dtype=self.dtype, device=self.device)
+            rows = torch.empty(len(separate), self.layout.size, dtype=self.dtype, device=self.device)
+            for t, (task, drawn) in enumerate(separate):
+                losses[t], rows[t] = self._run(weights, task, drawn, step, meta_steps)
+            return MetaGradients(losses, rows)
+
+    def _run(self, weights: Tensors, task: Task, drawn: Tensors, step: int, meta_steps: int) -> Sequence[Tensor]:
+        arrays = [*task.support.inputs, *task.support.targets, *task.query.inputs, *task.query.targets]
+        structure = tuple(len(part) for examples in task for part in examples), tuple(drawn)
+        return self._program(structure, step, meta_steps, [*weights.values(), *arrays, *drawn.values()])
+
+    def _compute(self, structure: Any, step: int, meta_steps: int, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Loss and meta-gradient (a row, or T of each) from a flat list of tensors, the inverse of `_run`'s."""
+        left = iter(tensors)
+        weights = {name: next(left) for name in self.layout.names}
+        parts = [tuple(next(left) for _ in range(count)) for count in structure[0]]
+        task, drawn = Task(Examples(*parts[:2]), Examples(*parts[2:])), {name: next(left) for name in structure[1]}
+
+        def one(weights: Tensors, task: Task, drawn: Tensors) -> tuple[Tensor, Tensors]:
+            context = Watched(step, meta_steps, drawn)
+            compute = self._trunk.meta_gradient if self._trunk else self.learner.meta_gradient
+            loss, gradient = compute(self._ops, weights, task, context)
+            return loss.detach(), {name: g.detach() for name, g in gradient.items()}
+
+        if self.kind == "loop":
+            loss, gradient = one(weights, task, drawn)
+            return loss, self.layout.flatten(gradient)
+        losses, gradients = torch.func.vmap(one, (None, 0, 0))(weights, task, drawn)
+        return losses, self.layout.flatten_rows(gradients)
+
+    @torch.no_grad()
+    def evaluate(
+        self,
+        theta: Tensor,
+        tasks: Sequence[Task],
+        metrics: dict[str, Loss],
+        transductive: bool = True,
+        draws: Sequence[Draws] | None = None,
+        step: int = 0,
+        meta_steps: int = 1,
+    ) -> dict[str, Tensor]:
+        """{metric: [T, inner_steps + 1]}: each metric on the query set before adaptation and after every inner step.
+
+        `transductive`: all query examples are predicted as one batch, sharing its normalisation statistics. Otherwise
+        each is predicted in a batch with the support set, without the other queries (Nichol et al. 2018, section 6.1).
+        """
+
+        def one(weights: Tensors, task: Task, drawn: Tensors) -> dict[str, Tensor]:
+            learner, theta = self.learner, weights
+            if self._trunk and transductive:
+                theta, task = self._trunk.rest(weights, task, self._trunk.features(weights, task))
+                learner = self._trunk.learner
+            measured: list[list[Tensor]] = []
+            for fast in self._ops.trajectory(learner, theta, task.support, Context(step, meta_steps, drawn)):
+                with torch.no_grad():
+                    outputs = predict_query(learner, theta, fast, task, transductive)
+                    measured.append([metric(outputs, *task.query.targets) for metric in metrics.values()])
+            return {name: torch.stack([m[i] for m in measured]) for i, name in enumerate(metrics)}
+
+        with self._computing(len(tasks)):
+            weights = self._weights(theta)
+            self._look_for_trunk(weights, self.tensors(tasks[0]))
+            if self.kind == "vmap":
+                return torch.func.vmap(one, (None, 0, 0))(weights, *self._stacked(tasks, 0, draws))
+            results = [one(weights, task, drawn) for task, drawn in self._separate(tasks, 0, draws)]
+            return {name: torch.stack([result[name] for result in results]) for name in metrics}
+
+    def adapt(self, theta: Tensor, support: Examples) -> Callable[..., Tensor]:
+        """Adapt to a support set; returns `predict(*inputs, transductive=True) -> outputs [n, ...]`, see `evaluate`."""
+        weights = self._weights(theta)
+        support = Examples(tuple(map(self._tensor, support.inputs)), tuple(map(self._tensor, support.targets)))
+        drawn = self._draw(len(support.inputs[0]), Draws(0, TaskId("test", 0, 0), stream=1))
+        with self._computing(1):
+            fast = self._ops.adapt(self.learner, weights, support, Context(0, 1, drawn))
+
+        @torch.no_grad()
+        def predict(*inputs: Tensor, transductive: bool = True) -> Tensor:
+            query = Examples(tuple(map(self._tensor, inputs)), ())
+            return predict_query(self.learner, weights, fast, Task(support, query), transductive)
+
+        return predict
+
+    def trace(self, theta: Tensor, task: Task, draws: Draws) -> list[tuple[float, float]]:
+        """Support loss and norm of the fast weights before and after every inner step of one task."""
+        weights, support = self._weights(theta), self.tensors(task).support
+        context = Context(0, 1, self._draw(len(support.inputs[0]), draws))
+        traced = []
+        for k, fast in enumerate(self._ops.trajectory(self.learner, weights, support, context)):
+            loss = self.learner.inner_loss(weights, fast, support, min(k, self.learner.inner_steps - 1))
+            norm = torch.stack([w.detach().norm() for w in fast.weights.values()]).norm()
+            traced.append((float(loss.detach()), float(norm)))
+        return traced
+
+    def tensors(self, task: Task) -> Task:
+        """The task's arrays as tensors on the engine's device, floating point ones in its dtype."""
+        return task.map(self._tensor)
+
+    def _weights(self, theta: Tensor) -> Tensors:
+        return self.layout.unflatten(theta.to(self.device, self.dtype))
+
+    def outputs(self, weights: Tensors, task: Task, transductive: bool) -> Tensor:
+        """Query outputs of the bare model with `weights`, in one batch or each with the support set, see `evaluate`."""
+        return predict_query(self.learner, self.learner.model.parameters, Fast(weights, {}), task, transductive)
+
+    def _tensor(self, array: object) -> Tensor:
+        tensor = torch.as_tensor(array)
+        return tensor.to(self.device, self.dtype if tensor.is_floating_point() else tensor.dtype)
+
+    def _draw(self, support_size: int, draws: Draws) -> Tensors:
+        return {name: self._tensor(value) for name, value in self.learner.draw(draws, support_size).items()}
+
+    def _separate(
+        self, tasks: Sequence[Task], step: int, draws: Sequence[Draws] | None
+    ) -> Iterator[tuple[Task, Tensors]]:
+        for t, task in enumerate(tasks):
+            own = draws[t] if draws else Draws(0, TaskId("train", step, t), stream=1)
+            yield self.tensors(task), self._draw(len(task.support.inputs[0]), own)
+
+    def _stacked(self, tasks: Sequence[Task], step: int, draws: Sequence[Draws] | None) -> tuple[Task, Tensors]:
+        task = self.tensors(stack(tasks, lambda arrays: torch.stack([torch.as_tensor(a) for a in arrays])))
+        size = task.support.inputs[0].shape[1]
+        own = draws or [Draws(0, TaskId("train", step, t), stream=1) for t in range(len(tasks))]
+        drawn = [self._draw(size, each) for each in own]
+        return task, {name: torch.stack([each[name] for each in drawn]) for name in drawn[0]}
+
+    def _look_for_trunk(self, weights: Tensors, task: Task) -> None:
+        """Once, as a task is needed to see whether the model can be split."""
+        if not self._looked_for_trunk:
+            self._looked_for_trunk = True
+            self._trunk = trunk_of(self.learner, weights, task)
+
+    @contextmanager
+    def _computing(self, num_tasks: int) -> Iterator[None]:
+        """With kernels that differentiate twice, in bfloat16 where wished; memory that runs out is an InputError."""
+        wide = torch.autocast("cuda", torch.bfloat16, enabled=self.method.autocast, cache_enabled=False)
+        try:
+            with sdpa_kernel(SDPBackend.MATH), wide:
+                yield
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and not is_out_of_memory(error):
+                raise
+            raise InputError(out_of_memory(self.learner, self.method, num_tasks)) from error
+
+
+def predict_query(learner: Learner, theta: Tensors, fast: Fast, task: Task, transductive: bool) -> Tensor:
+    """Outputs [n query, ...] in one batch, or of each example in a batch with the support set."""
+    if transductive:
+        return learner.predict(theta, fast, task.query.inputs)
+
+    def alone(*query: Tensor) -> Tensor:
+        pairs = zip(task.support.inputs, query, strict=True)
+        inputs = tuple(torch.cat([support, example.unsqueeze(0)]) for support, example in pairs)
+        return learner.predict(theta, fast, inputs)[-1]
+
+    return torch.func.vmap(alone)(*task.query.inputs)

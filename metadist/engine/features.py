@@ -1,0 +1,82 @@
+"""Where only the head adapts, the rest of the network is computed once per task, not once per inner step.
+
+Its features of support and query set become one more entry of theta, and a task's inputs the numbers of its rows in
+them. So any learner whose fast weights are the head's computes the same as before without knowing; the gradient it
+finds for the features is then passed back through the trunk, once.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metadist.engine.differentiation import Differentiator, Tensors
+from metadist.learners import Context, Learner
+from metadist.models import Model
+from metadist.models.model import HEAD
+from metadist.task import Examples, Task
+
+FEATURES = "features of the task"
+
+
+class HeadModel:
+    """Stands in for a model: takes row numbers [n] of the features that come among the weights."""
+
+    def __init__(self, model: Model):
+        self._model = model
+        self.parameters, self.constants = model.parameters, model.constants
+
+    def __call__(self, weights: Tensors, rows: Tensor) -> Tensor:
+        return self._model.head(weights, weights[FEATURES][rows])
+
+
+class Trunk:
+    """The part of a learner's model that its inner loop leaves alone, and the learner of the rest."""
+
+    def __init__(self, learner: Learner):
+        self._model = learner.model
+        self.learner: Learner = replace(learner, model=HeadModel(learner.model))  # pyright: ignore[reportArgumentType]
+
+    def features(self, theta: Tensors, task: Task) -> Tensor:
+        """[n support + n query, ...]; each set is one batch, with its own normalisation statistics."""
+        return torch.cat([self._model.features(theta, *part.inputs) for part in task])
+
+    def rest(self, theta: Tensors, task: Task, features: Tensor) -> tuple[Tensors, Task]:
+        """theta without the trunk but with its features, and the task whose inputs are row numbers."""
+        rows, cut = torch.arange(len(features), device=features.device), len(task.support.inputs[0])
+        kept = {name: value for name, value in theta.items() if not self._is_trunk(name)} | {FEATURES: features}
+        parts = zip((rows[:cut], rows[cut:]), task, strict=True)
+        return kept, Task(*(Examples((numbers,), part.targets) for numbers, part in parts))
+
+    def meta_gradient(
+        self, ops: Differentiator, theta: Tensors, task: Task, context: Context
+    ) -> tuple[Tensor, Tensors]:
+        """What the learner's own `meta_gradient` returns, to rounding."""
+        names = [name for name in theta if self._is_trunk(name)]
+
+        def compute(*values: Tensor) -> list[Tensor]:
+            return [self.features(theta | dict(zip(names, values, strict=True)), task)]
+
+        (features,), pull = ops.pullback(compute, *(theta[name] for name in names))
+        loss, gradient = self.learner.meta_gradient(ops, *self.rest(theta, task, features), context)
+        gradient |= dict(zip(names, pull([gradient[FEATURES]]), strict=True))
+        return loss, {name: gradient[name] for name in theta}
+
+    def _is_trunk(self, name: str) -> bool:
+        return name in self._model.parameters and not name.startswith(HEAD)
+
+
+def trunk_of(learner: Learner, theta: Tensors, task: Task) -> Trunk | None:
+    """The trunk of a learner that adapts nothing but the head of a model that can be split there.
+
+    That the module's `head(features(x))` is its `forward(x)` is checked, to the bit, on a task's support set.
+    """
+    model: Any = learner.model
+    if not model.splits or not all(name.startswith(HEAD) for name in learner.adapted_names()):
+        return None
+    with torch.no_grad():
+        whole = model(theta, *task.support.inputs)
+        parts = model.head(theta, model.features(theta, *task.support.inputs))
+    same = isinstance(parts, Tensor) and whole.shape == parts.shape and torch.equal(whole, parts)
+    return Trunk(learner) if same else None
