@@ -1,13 +1,16 @@
 """Random draws that are a pure function of a task's name: no generator state, no worker rank, no clock."""
 
+import threading
 from collections.abc import Iterator
 from itertools import islice
+from typing import Any
 
 import numpy as np
 
 from metadist.task import SPLITS, TaskId
 
-_BLOCK = 64  # raw words fetched at a time
+_BLOCK = 64  # raw words fetched at a time, four to a value of the counter
+_own = threading.local()  # a thread's generator, which holds no state between two fetches
 
 
 class Draws:
@@ -19,16 +22,14 @@ class Draws:
     """
 
     def __init__(self, seed: int, task: TaskId, stream: int = 0):
-        counter = [0, task.index, task.step, SPLITS.index(task.split)]
-        self._key, self._counter = [seed, stream], counter
-        self._philox: np.random.Philox | None = None  # made at the first draw: many streams are never drawn from
+        self._key = [seed, stream]
+        self._counter = [0, task.index, task.step, SPLITS.index(task.split)]
         self._words: list[int] = []
 
     def word(self) -> int:
         """64 uniform bits."""
         if not self._words:
-            self._philox = self._philox or np.random.Philox(key=self._key, counter=self._counter)
-            self._words = self._philox.random_raw(_BLOCK).tolist()[::-1]
+            self._words = self._fetch()
         return self._words.pop()
 
     def below(self, n: int) -> int:
@@ -39,7 +40,9 @@ class Draws:
         """range(n) in random order (Fisher-Yates), one draw and O(1) memory for each number taken."""
         moved: dict[int, int] = {}
         for i in range(n):
-            j = i + self.below(n - i)
+            if not self._words:
+                self._words = self._fetch()
+            j = i + (self._words.pop() * (n - i) >> 64)  # below(n - i), written out as this is the sampler's inner loop
             yield moved.get(j, j)
             moved[j] = moved.get(i, i)
 
@@ -57,3 +60,14 @@ class Draws:
         radius = np.sqrt(-2 * np.log1p(-self.uniform(pairs)))
         angle = 2 * np.pi * self.uniform(pairs)
         return np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])[:count]
+
+    def _fetch(self) -> list[int]:
+        """The next words, last first. A generator is set to where they begin: making one takes five times as long."""
+        if not hasattr(_own, "philox"):
+            _own.philox = np.random.Philox(key=[0, 0])
+            _own.state = _own.philox.state
+        place: Any = _own.state["state"]
+        place["key"][:], place["counter"][:] = self._key, self._counter
+        _own.philox.state = _own.state
+        self._counter[0] += _BLOCK // 4
+        return _own.philox.random_raw(_BLOCK).tolist()[::-1]

@@ -55,6 +55,21 @@ class Task(NamedTuple):
         return Task(*(Examples(tuple(map(f, part.inputs)), tuple(map(f, part.targets))) for part in self))
 
 
+class Tasks(Sequence[Task]):
+    """T tasks of equal shapes, held as `stacked`: one Task whose arrays have a leading axis T."""
+
+    def __init__(self, stacked: Task):
+        self.stacked = stacked
+
+    def __len__(self) -> int:
+        return len(self.stacked.support.inputs[0])
+
+    def __getitem__(self, place: Any) -> Any:
+        """One task, as views; a slice of tasks is Tasks."""
+        chosen = self.stacked.map(lambda array: array[place])
+        return Tasks(chosen) if isinstance(place, slice) else chosen
+
+
 def stack(tasks: Sequence[Task], join: Callable[[list[Any]], Any]) -> Task:
     """Tasks of equal shapes as one task whose arrays have a leading axis T, made by `join` (such as torch.stack)."""
     return Task(

@@ -4,7 +4,9 @@ import ctypes
 import hashlib
 import os
 import platform
+import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,7 +19,7 @@ from metadist.engine import Engine
 from metadist.errors import InputError
 from metadist.losses import Loss
 from metadist.messages import Chunk, ChunkReport, Weights, fold
-from metadist.sources import Source
+from metadist.sources import Source, sample
 from metadist.task import Task, TaskId
 
 LEARNER_STREAM, SCRATCH_STREAM = 1, 2
@@ -53,7 +55,10 @@ class Protocol:
 
 
 class Worker:
-    """Computes any chunk, any number of times, from nothing but the weights it is given."""
+    """Computes any chunk, any number of times, from nothing but the weights it is given.
+
+    May be called from several threads: each samples as it likes, one computes at a time.
+    """
 
     def __init__(
         self,
@@ -72,6 +77,7 @@ class Worker:
         self.meta_steps = meta_steps
         self.chunk_size = chunk_size
         self.aggregate = aggregate
+        self._computing = threading.Lock()
 
     def meta_gradients(self, weights: Weights, chunk: Chunk) -> tuple[ChunkReport, np.ndarray]:
         """Meta-gradients of the chunk's tasks at theta: a report, and rows [n, P] in theta's dtype.
@@ -81,24 +87,26 @@ class Worker:
         began = time.perf_counter()
         tasks, draws = self._sample(self.source, chunk)
         sampled = time.perf_counter()
-        theta = torch.from_numpy(np.array(weights.theta))
-        losses, rows = self.engine.meta_gradients(theta, tasks, chunk.step, self.meta_steps, draws)
-        gradient = rows.cpu().numpy()
+        with self._computing:
+            free = time.perf_counter()
+            losses, rows = self.engine.meta_gradients(_tensor(weights), tasks, chunk.step, self.meta_steps, draws)
+            gradient, losses = rows.cpu().numpy(), losses.cpu().numpy().astype(np.float64)
+            adapted = time.perf_counter()
         norms = np.sqrt(np.einsum("ij,ij->i", gradient, gradient, dtype=np.float64))
         if self.aggregate == "chunk":
             gradient = fold([gradient], gradient.shape[1])
-        seconds = {"sample": sampled - began, "adapt": time.perf_counter() - sampled}
-        return ChunkReport(chunk, losses.cpu().numpy().astype(np.float64), norms, seconds), gradient
+        seconds = {"sample": sampled - began, "adapt": adapted - free, "reduce": time.perf_counter() - adapted}
+        return ChunkReport(chunk, losses, norms, seconds), gradient
 
     def evaluate(self, weights: Weights, chunk: Chunk, baselines: tuple[str, ...] = ()) -> dict[str, np.ndarray]:
         """{metric: [n, inner_steps + 1]} of the chunk's tasks, before adaptation and after every inner step, and
         {"baseline/metric": [n]} for each baseline named."""
-        protocol = self.protocol
+        protocol, step = self.protocol, weights.version
         tasks, draws = self._sample(protocol.source, chunk)
-        theta = torch.from_numpy(np.array(weights.theta))
-        measured = protocol.engine.evaluate(
-            theta, tasks, protocol.metrics, protocol.transductive, draws, weights.version, self.meta_steps
-        )
+        with self._computing:
+            measured = protocol.engine.evaluate(
+                _tensor(weights), tasks, protocol.metrics, protocol.transductive, draws, step, self.meta_steps
+            )
         results = {name: values.cpu().numpy().astype(np.float64) for name, values in measured.items()}
         for baseline in baselines:
             rows = [
@@ -123,7 +131,7 @@ class Worker:
     def trace(self, weights: Weights, task_id: TaskId) -> list[tuple[float, float]]:
         """Support loss and norm of the fast weights of one training task, before and after every inner step."""
         task, draws = self.source(task_id), Draws(self.seed, task_id, LEARNER_STREAM)
-        return self.engine.trace(torch.from_numpy(np.array(weights.theta)), task, draws)
+        return self.engine.trace(_tensor(weights), task, draws)
 
     def _baseline(self, name: str, task: Task, draws: Draws) -> dict[str, float]:
         tensors = self.protocol.engine.tensors(task)
@@ -137,8 +145,11 @@ class Worker:
         targets = tensors.query.targets
         return {metric: float(measure(outputs, *targets)) for metric, measure in self.protocol.metrics.items()}
 
-    def _sample(self, source: Source, chunk: Chunk) -> tuple[list[Task], list[Draws]]:
-        return (
-            [source(task_id) for task_id in chunk.tasks],
-            [Draws(self.seed, task_id, LEARNER_STREAM) for task_id in chunk.tasks],
-        )
+    def _sample(self, source: Source, chunk: Chunk) -> tuple[Sequence[Task], list[Draws]]:
+        names = chunk.tasks
+        return sample(source, names), [Draws(self.seed, name, LEARNER_STREAM) for name in names]
+
+
+def _tensor(weights: Weights) -> torch.Tensor:
+    """theta [P], a copy that may be written to."""
+    return torch.from_numpy(np.array(weights.theta))

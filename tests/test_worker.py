@@ -47,7 +47,7 @@ def test_rows_losses_and_norms_are_those_of_the_tasks_named():
     assert np.array_equal(report.losses, losses.numpy().astype(np.float64))
     assert np.allclose(report.norms, np.linalg.norm(rows.astype(np.float64), axis=1), rtol=1e-12)
     assert report.norms.dtype == report.losses.dtype == np.float64
-    assert set(report.seconds) == {"sample", "adapt"} and min(report.seconds.values()) > 0
+    assert set(report.seconds) == {"sample", "adapt", "reduce"} and min(report.seconds.values()) > 0
 
 
 def test_norms_do_not_overflow_where_float32_would():

@@ -17,7 +17,7 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
+from torch.autograd import Function, forward_ad
 
 from metadist.learners import Context, Fast, Learner
 from metadist.task import Examples
@@ -40,6 +40,11 @@ class Differentiator:
 
     def pullback(self, f: Callable[..., Sequence[Tensor]], *at: Tensor) -> tuple[Sequence[Tensor], Any]:
         """f(*at), a tuple, and the function that takes cotangents of it to a tuple of cotangents of `at`."""
+        raise NotImplementedError
+
+    def tangent(self, f: Callable[..., Tensor], at: Sequence[Tensor], along: Sequence[Tensor | None]) -> list[Tensor]:
+        """The derivative of f's gradient at `at` along a direction (None: that argument stays), by forward mode: the
+        Hessian times the direction."""
         raise NotImplementedError
 
     def inner_gradient(self, f: Callable[[Tensors], Tensor], at: Tensors, second_order: bool) -> Tensors:
@@ -104,6 +109,17 @@ class Recorded(Differentiator):
 
         return [value.detach() for value in values], pull
 
+    def tangent(self, f: Callable[..., Tensor], at: Sequence[Tensor], along: Sequence[Tensor | None]) -> list[Tensor]:
+        with torch.enable_grad(), forward_ad.dual_level():
+            leaves = [value.detach().requires_grad_() for value in at]
+            moved = [
+                leaf if direction is None else forward_ad.make_dual(leaf, direction)
+                for leaf, direction in zip(leaves, along, strict=True)
+            ]
+            gradient = torch.autograd.grad(f(*moved), leaves, materialize_grads=True)
+            tangents = [forward_ad.unpack_dual(each).tangent for each in gradient]
+        return [torch.zeros_like(leaf) if t is None else t.detach() for leaf, t in zip(leaves, tangents, strict=True)]
+
     def inner_gradient(self, f: Callable[[Tensors], Tensor], at: Tensors, second_order: bool) -> Tensors:
         gradient = torch.autograd.grad(f(at), list(at.values()), create_graph=second_order, materialize_grads=True)
         return dict(zip(at, gradient, strict=True))
@@ -122,6 +138,16 @@ class Transformed(Differentiator):
     def pullback(self, f: Callable[..., Sequence[Tensor]], *at: Tensor) -> tuple[Sequence[Tensor], Any]:
         values, pull, *_ = torch.func.vjp(lambda *tensors: tuple(f(*tensors)), *at)
         return values, lambda cotangents: pull(tuple(cotangents))
+
+    def tangent(self, f: Callable[..., Tensor], at: Sequence[Tensor], along: Sequence[Tensor | None]) -> list[Tensor]:
+        moving = [place for place, direction in enumerate(along) if direction is not None]
+
+        def gradient(moved: list[Tensor]) -> tuple[Tensor, ...]:
+            return torch.func.grad(f, argnums=tuple(range(len(at))))(*_replaced(at, moving, moved))
+
+        direction = [each for each in along if each is not None]
+        _, tangents, *_ = torch.func.jvp(gradient, ([at[place] for place in moving],), (direction,))
+        return list(tangents)
 
     def inner_gradient(self, f: Callable[[Tensors], Tensor], at: Tensors, second_order: bool) -> Tensors:
         gradient = torch.func.grad(f)(at)
@@ -196,7 +222,7 @@ class _Loop:
         cut, number = len(self.weight_names), len(theta)
         floating = [place for place, tensor in enumerate(fast) if tensor.is_floating_point()]
 
-        def loss(tensors: Sequence[Tensor]) -> Tensor:
+        def loss(*tensors: Tensor) -> Tensor:
             given = self.fast(_replaced(fast, floating, tensors[number:]))
             return self.learner.inner_loss(self.theta(tensors[:number]), given, support, k)
 
@@ -207,14 +233,16 @@ class _Loop:
             return [[*after.weights.values(), *after.state.values()][place] for place in floating]
 
         at = [*theta, *(fast[place] for place in floating)]
-        weights = slice(number, number + cut)
-
-        def gradient(moved: list[Tensor]) -> list[Tensor]:
-            return torch.func.grad(loss)([*at[:number], *moved, *at[number + cut :]])
-
-        _, pull = self.ops.pullback(update, *gradient(at[weights])[weights], *at)
+        with torch.enable_grad():
+            gradient = self.ops.inner_gradient(
+                lambda weights: loss(*at[:number], *weights.values(), *at[number + cut :]),
+                self.ops.start(self.fast(fast).weights, outer=False),
+                second_order=False,
+            )
+        _, pull = self.ops.pullback(update, *gradient.values(), *at)
         pulled = pull([cotangents[place] for place in floating])
-        _, products, *_ = torch.func.jvp(gradient, (at[weights],), (list(pulled[:cut]),))
+        still = [None] * number, [None] * (len(at) - number - cut)
+        products = self.ops.tangent(loss, at, [*still[0], *pulled[:cut], *still[1]])
         total = [a + b for a, b in zip(pulled[cut:], products, strict=True)]
         return total[:number], _replaced(cotangents, floating, total[number:])
 
@@ -232,7 +260,7 @@ class _InnerLoop(Function):
             if k in loop.kept and k > 0:
                 kept += fast
             fast = [tensor.detach() for tensor in loop.step(theta, fast, support, k, outer=False)]
-        return tuple(tensor.clone() for tensor in (*fast, *kept))
+        return tuple(tensor if tensor.is_floating_point() else tensor.clone() for tensor in (*fast, *kept))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -240,14 +268,18 @@ class _InnerLoop(Function):
         integers = [tensor for tensor in output[: ctx.loop.width] if not tensor.is_floating_point()]
         ctx.mark_non_differentiable(*integers, *output[ctx.loop.width :])
         ctx.save_for_backward(*tensors, *output[ctx.loop.width :])
+        ctx.set_materialize_grads(False)  # there would be zeros for all that is kept
         ctx.number = len(tensors)
 
     @staticmethod
-    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Any, ...]:
+    def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Any, ...]:
         loop: _Loop = ctx.loop
-        theta, begun, support = loop.split(ctx.saved_tensors[: ctx.number])
-        kept = [*begun, *ctx.saved_tensors[ctx.number :]]
-        of_fast, of_theta = list(cotangents[: loop.width]), [torch.zeros_like(tensor) for tensor in theta]
+        saved = [tensor.detach() for tensor in ctx.saved_tensors]  # torch.func would record this, to differentiate it
+        theta, begun, support = loop.split(saved[: ctx.number])
+        kept = [*begun, *saved[ctx.number :]]
+        pairs = zip(cotangents, begun, strict=False)
+        of_fast = [torch.zeros_like(tensor) if given is None else given.detach() for given, tensor in pairs]
+        of_theta = [torch.zeros_like(tensor) for tensor in theta]
         end = loop.learner.inner_steps
         for number, first in reversed(list(enumerate(loop.kept))):
             segment = [kept[number * loop.width : (number + 1) * loop.width]]

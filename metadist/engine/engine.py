@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx import Node
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from metadist.draws import Draws
@@ -16,12 +18,12 @@ from metadist.engine.differentiation import Recorded, Tensors, Transformed
 from metadist.engine.features import Trunk, trunk_of
 from metadist.engine.memory import is_out_of_memory, out_of_memory
 from metadist.engine.method import Kind, Method
-from metadist.engine.program import Program, Watched
+from metadist.engine.program import Program, Watched, record
 from metadist.errors import InputError
 from metadist.layout import Layout
 from metadist.learners import Context, Fast, Learner
 from metadist.losses import Loss
-from metadist.task import Examples, Task, TaskId, stack
+from metadist.task import Examples, Task, TaskId, Tasks, stack
 
 
 class MetaGradients(NamedTuple):
@@ -106,13 +108,23 @@ class Engine:
                 losses[t], rows[t] = self._run(weights, task, drawn, step, meta_steps)
             return MetaGradients(losses, rows)
 
+    def operations(self, tasks: Sequence[Task]) -> list[Node]:
+        """What `meta_gradients` computes of a chunk (with a loop: of its first task), on tensors without memory."""
+        with self._computing(len(tasks)):
+            weights = self._weights(self.initial_theta())
+            task, drawn = self._stacked(tasks, 0, None) if self.kind == "vmap" else next(self._separate(tasks, 0, None))
+            self._look_for_trunk(weights, self.tensors(tasks[0]))
+            structure, tensors = _flat(weights, task, drawn)
+            with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+                graph = record(self._compute, structure, 0, 1, [mode.from_tensor(tensor) for tensor in tensors])
+                return list(graph.graph.nodes)
+
     def _run(self, weights: Tensors, task: Task, drawn: Tensors, step: int, meta_steps: int) -> Sequence[Tensor]:
-        arrays = [*task.support.inputs, *task.support.targets, *task.query.inputs, *task.query.targets]
-        structure = tuple(len(part) for examples in task for part in examples), tuple(drawn)
-        return self._program(structure, step, meta_steps, [*weights.values(), *arrays, *drawn.values()])
+        structure, tensors = _flat(weights, task, drawn)
+        return self._program(structure, step, meta_steps, tensors)
 
     def _compute(self, structure: Any, step: int, meta_steps: int, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
-        """Loss and meta-gradient (a row, or T of each) from a flat list of tensors, the inverse of `_run`'s."""
+        """Loss and meta-gradient (a row, or T of each) from what `_flat` makes of weights, task and draws."""
         left = iter(tensors)
         weights = {name: next(left) for name in self.layout.names}
         parts = [tuple(next(left) for _ in range(count)) for count in structure[0]]
@@ -208,6 +220,10 @@ class Engine:
         tensor = torch.as_tensor(array)
         return tensor.to(self.device, self.dtype if tensor.is_floating_point() else tensor.dtype)
 
+    def _copy(self, array: object) -> Tensor:
+        """As `_tensor`, never in the array's own memory: results may depend on where in memory arguments begin."""
+        return self._tensor(torch.as_tensor(array).clone(memory_format=torch.contiguous_format))
+
     def _draw(self, support_size: int, draws: Draws) -> Tensors:
         return {name: self._tensor(value) for name, value in self.learner.draw(draws, support_size).items()}
 
@@ -216,10 +232,13 @@ class Engine:
     ) -> Iterator[tuple[Task, Tensors]]:
         for t, task in enumerate(tasks):
             own = draws[t] if draws else Draws(0, TaskId("train", step, t), stream=1)
-            yield self.tensors(task), self._draw(len(task.support.inputs[0]), own)
+            yield task.map(self._copy), self._draw(len(task.support.inputs[0]), own)
 
     def _stacked(self, tasks: Sequence[Task], step: int, draws: Sequence[Draws] | None) -> tuple[Task, Tensors]:
-        task = self.tensors(stack(tasks, lambda arrays: torch.stack([torch.as_tensor(a) for a in arrays])))
+        if isinstance(tasks, Tasks):
+            task = tasks.stacked.map(self._copy)
+        else:
+            task = self.tensors(stack(tasks, lambda arrays: torch.stack([torch.as_tensor(a) for a in arrays])))
         size = task.support.inputs[0].shape[1]
         own = draws or [Draws(0, TaskId("train", step, t), stream=1) for t in range(len(tasks))]
         drawn = [self._draw(size, each) for each in own]
@@ -242,6 +261,13 @@ class Engine:
             if isinstance(error, RuntimeError) and not is_out_of_memory(error):
                 raise
             raise InputError(out_of_memory(self.learner, self.method, num_tasks)) from error
+
+
+def _flat(weights: Tensors, task: Task, drawn: Tensors) -> tuple[Any, list[Tensor]]:
+    """One list of tensors, and what is needed to take it apart again."""
+    arrays = [*task.support.inputs, *task.support.targets, *task.query.inputs, *task.query.targets]
+    structure = tuple(len(part) for examples in task for part in examples), tuple(drawn)
+    return structure, [*weights.values(), *arrays, *drawn.values()]
 
 
 def predict_query(learner: Learner, theta: Tensors, fast: Fast, task: Task, transductive: bool) -> Tensor:

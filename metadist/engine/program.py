@@ -84,9 +84,7 @@ class Program:
     def _record(self, structure: Any, step: int, meta_steps: int, tensors: Sequence[Tensor]) -> GraphModule | None:
         """The operations; None where they are not the same for every step or every call."""
         Watched.read.clear()
-        graph = make_fx(lambda *given: tuple(self._function(structure, step, meta_steps, given)))(*tensors)
-        graph.graph.eliminate_dead_code()
-        graph.recompile()
+        graph = record(self._function, structure, step, meta_steps, tensors)
         operations = [node.target for node in graph.graph.nodes if node.op == "call_function"]
         random = any(torch.Tag.nondeterministic_seeded in getattr(operation, "tags", ()) for operation in operations)
         return None if random or Watched.read else graph
@@ -128,6 +126,16 @@ class Program:
                 "every worker (g++), and a CUDA toolkit's Triton on GPUs"
             ) from error
         return compiled
+
+
+def record(
+    function: Callable[..., Sequence[Tensor]], structure: Any, step: int, meta_steps: int, tensors: Sequence[Tensor]
+) -> GraphModule:
+    """The tensor operations that a call of `function` runs, those that its results need."""
+    graph = make_fx(lambda *given: tuple(function(structure, step, meta_steps, given)))(*tensors)
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+    return graph
 
 
 def capture(play: Player, tensors: Sequence[Tensor]) -> Player:
