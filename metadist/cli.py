@@ -13,6 +13,7 @@ from typing import Any
 
 import click
 
+from metadist.cli_bench import bench
 from metadist.cli_data import data
 from metadist.errors import Diverged, InputError, Interrupted
 
@@ -34,6 +35,7 @@ def commands() -> None:
 
 
 commands.add_command(data)
+commands.add_command(bench)
 
 
 @commands.command(context_settings=ANY_ARGUMENTS)

@@ -6,10 +6,10 @@ front of the queue. No result depends on who computed it.
 
 from collections import deque
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from metadist.messages import Chunk
-
+Chunk = Any  # a piece of work that can be hashed: the controller does not look inside
+MOST_CHUNKS = 8  # of a deal: so much, of each of two deals, a death has computed again
 Worker = int  # numbers are never used twice: a replacement is a new worker
 
 
@@ -149,6 +149,8 @@ class Controller:
             case Done(worker, chunk) if chunk in self.in_flight.get(worker, []):
                 self.in_flight[worker].remove(chunk)
                 self.remaining.discard(chunk)
+                if self._is_settled():
+                    return self._deal([worker])
             case Target(count):
                 self.target = count
             case _:
@@ -174,8 +176,14 @@ class Controller:
             actions.append(Spawn(self._next_worker))
             self._next_worker += 1
         actions += self._retire()
-        actions += self._deal()
+        surplus = set(self._surplus())
+        actions += self._deal([worker for worker in self.in_flight if worker not in surplus])
         return actions + self._notice(now)
+
+    def _is_settled(self) -> bool:
+        """Every worker there should be has joined: then only one that has just returned a chunk can be dealt another.
+        Without this, an event would cost more the more workers there are."""
+        return len(self.in_flight) == self.target and not self.starting
 
     def _retire(self) -> list[Action]:
         """Let surplus workers go: first those not yet there, then the newest, each when it holds no chunk."""
@@ -196,13 +204,12 @@ class Controller:
     def _needed(self) -> int:
         return min(self.min_workers, self.target)
 
-    def _deal(self) -> list[Action]:
-        if len(self.in_flight) < self._needed():
+    def _deal(self, workers: Sequence[Worker]) -> list[Action]:
+        if not self.queue or len(self.in_flight) < self._needed():
             return []
         dealt: list[Action] = []
-        staying = [worker for worker in self.in_flight if worker not in self._surplus()]
         for filled in range(self.depth):
-            for worker in staying:
+            for worker in workers:
                 if self.queue and len(self.in_flight[worker]) == filled:
                     chunk = self.queue.popleft()
                     self.in_flight[worker].append(chunk)
@@ -221,3 +228,16 @@ class Controller:
             return []
         self._waiting_since = now
         return [Waiting(len(self.in_flight), self.target, paused)]
+
+
+def cut_deals(chunks: Sequence[Chunk], workers: int) -> list[tuple[Chunk, ...]]:
+    """Chunks in rounds of one call per worker: half of what remains in each, single chunks at the end (factoring,
+    Hummel et al. 1992), so that there are few calls, and a slow worker holds nobody up."""
+    deals: list[tuple[Chunk, ...]] = []
+    start, size = 0, 1
+    while start < len(chunks):
+        if len(deals) % workers == 0:
+            size = min(MOST_CHUNKS, max(1, (len(chunks) - start) // (2 * workers)))
+        deals.append(tuple(chunks[start : start + size]))
+        start += size
+    return deals

@@ -28,17 +28,27 @@ class Chunk(NamedTuple):
         return [TaskId(self.split, self.step, index) for index in range(self.start, self.stop)]
 
 
+PHASES: tuple[str, ...] = ("sample", "transfer_in", "adapt", "transfer_out", "reduce")
+"""What a worker does: draw the tasks, bring theta to the device, compute, bring gradients to the host, sum up."""
+
+
 class ChunkReport(NamedTuple):
     """What the driver and the server need to know of a computed chunk beside its gradient.
 
     losses, norms: float64 [n], the outer loss and the meta-gradient's norm of each task; a task is finite when both
-    are. seconds: time per phase.
+    are. seconds: time per phase, see PHASES. worker: who computed it, as host:process.
     """
 
     chunk: Chunk
     losses: np.ndarray
     norms: np.ndarray
     seconds: dict[str, float]
+    worker: str = ""
+
+    @property
+    def computing_s(self) -> float:
+        """Seconds without sampling, which overlaps the chunk before."""
+        return sum(self.seconds[phase] for phase in PHASES[1:])
 
     def first_not_finite(self) -> TaskId | None:
         """The first task whose loss or meta-gradient is not finite."""

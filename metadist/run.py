@@ -1,94 +1,39 @@
 """Runs from end to end: train one, evaluate one again, change its number of workers."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-import torch
 
 from metadist.checkpoint import CheckpointStore
 from metadist.checkpoint_format import Checkpoint, theta_sha256
 from metadist.config import Config
 from metadist.config.build import (
-    Shapes,
-    make_engine,
     make_optimization,
-    make_source,
     open_data,
-    task_shapes,
     worker_factory,
 )  # fmt: skip
 from metadist.config.method import chunk_size
-from metadist.engine import Engine
-from metadist.errors import InputError, Interrupted
-from metadist.evaluation import default_baselines, draw_curve, evaluate_run, write_results
+from metadist.errors import Interrupted
+from metadist.evaluation import draw_curve, evaluate_run, write_results
 from metadist.fewshot import read_checkpoint
 from metadist.figures import training_curve
 from metadist.identity import check_settings, digest, drift, run_identity
 from metadist.journal import Journal, read_journal
 from metadist.local_fleet import LocalFleet
 from metadist.messages import Weights
+from metadist.prepare import Prepared, prepare
 from metadist.recording import Recording
 from metadist.run_dir import begin_directory, find_checkpoint, first_target, is_own, located, location, write_json
 from metadist.stopping import Signals, Stop
-from metadist.task import Split, Task, TaskId
+from metadist.task import Split
 from metadist.tracking.jsonl import read_metrics
 from metadist.trainer import Progress, Trainer
 from metadist.worker import set_up_process
 
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """What the driver knows of a run before any worker exists: shapes, its own engine (for the layout), theta."""
-
-    shapes: Shapes
-    engine: Engine
-    theta: np.ndarray
-
-
-def prepare(config: Config, splits: Sequence[Split], checkpoint: Checkpoint | None = None) -> Prepared:
-    """Open the data, draw a task of each split needed, build the model and compute one task; theta is initial, or the
-    checkpoint's.
-
-    Raises InputError for whatever would go wrong later.
-    """
-    source, own = make_source(config), make_source(config, evaluation=True)
-    shapes = task_shapes(config, source)
-    default_baselines(config, shapes)
-    for split in splits:
-        own(TaskId(split, 0, 0))
-    if shapes.classification and own.outputs > shapes.outputs:
-        raise InputError(f"evaluation.ways={own.outputs} is more than the {shapes.outputs} outputs of the model")
-    engine = make_engine(config, shapes, device="cpu")
-    theta = engine.initial_theta().numpy()
-    if checkpoint is not None:
-        engine.learner.model.load_constants(checkpoint.weights)
-        theta = engine.layout.vector(checkpoint.weights)
-    _try_one_task(engine, theta, source(TaskId("train", 0, 0)))
-    return Prepared(shapes, engine, theta)
-
-
-def _try_one_task(engine: Engine, theta: np.ndarray, task: Task) -> None:
-    """Compute one task, so that what does not fit together is told before any worker is started."""
-    try:
-        losses, _ = engine.meta_gradients(torch.from_numpy(theta), [task])
-        assert losses.shape == (1,)
-    except InputError:
-        raise
-    except Exception as error:
-        shapes = [list(array.shape) for part in task for arrays in part for array in arrays]
-        loop = "; if the model is not made for vmap, set engine.kind=loop" if engine.kind == "vmap" else ""
-        raise InputError(
-            f"model, loss and learner could not compute one task of arrays {shapes} "
-            f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}): "
-            f"check model.name, loss, task.scheme and your own code{loop} (-v shows the traceback)"
-        ) from error
 
 
 @contextmanager
@@ -105,7 +50,9 @@ def open_fleet(config: Config, prepared: Prepared, target: int, say: Say, signal
 
     started = connect(own.address, target * own.cpus_per_worker, say)
     resources = Resources(own.cpus_per_worker, own.gpus_per_worker, own.threads_per_worker, own.resources)
-    fleet = RayFleet(make_worker, target, own.min_workers, resources, own.mixed_devices, lambda: signals.received, say)
+    fleet = RayFleet(
+        make_worker, target, own.min_workers, resources, own.mixed_devices, lambda: signals.received, say, own.servers
+    )
     try:
         yield fleet
     finally:
@@ -257,9 +204,11 @@ def banner(config: Config, run_dir: Path, prepared: Prepared, start: int) -> str
     """What is about to happen, in one line."""
     batch = config.batch_size(config.num_workers)
     begins = f"continues at step {start}" if start else "starts"
+    # on Ray the workers are starting meanwhile
+    memory = f", {prepared.memory()} of memory each" if config.fleet.backend == "ray" else ""
     return (
         f"{run_dir} {begins}: {config.learner.name}, {prepared.engine.layout.size} parameters, "
-        f"{batch} tasks a step, {config.num_workers} workers, {prepared.engine.kind} engine"
+        f"{batch} tasks a step, {config.num_workers} workers, {prepared.engine.kind} engine{memory}"
     )
 
 
@@ -277,7 +226,8 @@ def dry_run(config: Config) -> dict[str, Any]:
         "run_dir": config.run_dir,
         "learner": config.learner.name,
         "parameters": engine.layout.size,
-        "engine": engine.kind,
+        "engine": asdict(engine.method),
+        "memory_per_worker": prepared.memory(),
         "chunk_size": chunk_size(config, engine),
         "tasks_per_step": config.batch_size(config.num_workers),
         "workers": config.num_workers,

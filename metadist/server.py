@@ -1,6 +1,11 @@
-"""The parameter server: owns theta and the outer optimizer."""
+"""The parameter server: owns theta and the outer optimizer, whole or cut into shards that step as one.
 
-from collections.abc import Sequence
+What is summed over the elements of theta (norms) is summed over blocks at fixed places, whose sums are then added: so
+the bits do not depend on where theta is cut.
+"""
+
+import math
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -9,7 +14,9 @@ import numpy as np
 import torch
 
 from metadist.errors import Diverged
-from metadist.messages import ChunkReport, Weights, fold
+from metadist.messages import ChunkReport, Weights
+
+BLOCK = 65_536
 
 
 @dataclass(frozen=True)
@@ -53,30 +60,130 @@ class Stats(NamedTuple):
     num_tasks: int
 
 
-class Server:
-    """Applies each meta-step once: folds per-task meta-gradients in task order in float64, divides once, steps.
+class Folded(NamedTuple):
+    """What a shard tells of a step before theta moves: of each task [T], and of each block of its slice of the mean.
 
-    Without Ray it is this plain class; in a cluster one actor holds it. Not thread-safe.
+    squares: of its elements, summed; limited: likewise once they are limited one by one; along: the mean times the sum
+    of the tasks' gradients, each divided by its norm (NaN where only sums of gradients came).
+    """
+
+    losses: np.ndarray
+    norms: np.ndarray
+    squares: list[float]
+    limited: list[float]
+    along: list[float]
+
+
+class Shard:
+    """A contiguous slice of theta and its optimizer. For each meta-step: begin, take every chunk, fold, move.
+
+    A step that has been applied can be gone through again, which changes nothing. Not thread-safe.
     """
 
     def __init__(self, theta: np.ndarray, optimization: Optimization, state: dict[str, Any] | None = None):
-        """theta [P]; `state` is what `snapshot` returned, to continue from."""
+        """theta: the slice [p]; `state` is what `snapshot` returned, to continue from."""
         self.optimization = optimization
         self._theta = torch.from_numpy(np.array(theta))
         self._optimizer = make_optimizer(self._theta, optimization)
         self._step = 0
+        self._reports: list[ChunkReport] = []
+        self._mean: np.ndarray | None = None
+        self._folded: Folded | None = None
         self._last: tuple[Weights, Stats] | None = None
         if state is not None:
             self._step = state["step"]
             self._optimizer.load_state_dict(deepcopy(state["optimizer"]))
 
     def weights(self) -> Weights:
-        """theta as it is now, a copy."""
+        """The slice of theta as it is now, a copy."""
         return Weights(self._step, self._theta.numpy().copy())
 
     def snapshot(self) -> dict[str, Any]:
-        """Plain types and tensors from which, with theta, an equal server is built."""
+        """Plain types and tensors from which, with theta, an equal one is built."""
         return {"step": self._step, "optimizer": deepcopy(self._optimizer.state_dict())}
+
+    def begin(self, step: int) -> None:
+        """Forget what was taken. Raises ValueError for a step out of order."""
+        if self._is_applied(step):
+            return
+        if step != self._step:
+            raise ValueError(f"the server has applied {self._step} meta-steps; it cannot apply step {step}")
+        self._reports, self._mean = [], None
+        self._sum = np.zeros(self._theta.numel(), np.float64)
+        self._units: np.ndarray | None = None
+
+    def take(self, step: int, report: ChunkReport, gradient: np.ndarray) -> None:
+        """Add the next chunk in task order: its slice of the float rows [n, p], or of their float64 sum [p].
+
+        Raises ValueError for a chunk that is not the next one.
+        """
+        if self._is_applied(step):
+            return
+        chunk, expected = report.chunk, self._num_tasks()
+        if chunk[:3] != ("train", step, expected) or len(report.losses) != chunk.stop - chunk.start:
+            raise ValueError(f"meta-step {step} needs training task {expected} next; got {chunk}")
+        if gradient.ndim == 2 and not self._reports:
+            self._units = np.zeros(len(self._sum), gradient.dtype)
+        self._reports.append(report)
+        if report.first_not_finite() is not None:
+            return
+        for row in gradient.reshape(-1, len(self._sum)):
+            np.add(self._sum, row, out=self._sum)
+        if self._units is not None:
+            inverse = np.divide(1, report.norms, out=np.zeros(len(report.norms)), where=report.norms > 1e-30)
+            self._units += np.einsum("i,ij->j", inverse.astype(gradient.dtype), gradient)
+
+    def fold(self, step: int, num_tasks: int | None = None) -> Folded:
+        """Divide the sum once. Raises ValueError unless the chunks taken were tasks 0..T-1 (T is `num_tasks`, where
+        given), and Diverged for a loss or gradient that is not finite."""
+        if self._is_applied(step) and self._folded is not None:
+            return self._folded
+        taken = self._num_tasks()
+        if not taken or taken != (num_tasks or taken):
+            raise ValueError(f"meta-step {step} needs {num_tasks or 'some'} tasks; got {taken}")
+        for report in self._reports:
+            task = report.first_not_finite()
+            if task is not None:
+                raise Diverged(f"task {task} has a loss or meta-gradient that is not finite")
+        self._mean = mean = self._sum / taken
+        self._folded = Folded(
+            losses=np.concatenate([report.losses for report in self._reports]),
+            norms=np.concatenate([report.norms for report in self._reports]),
+            squares=block_sums(np.square(mean)),
+            limited=block_sums(np.square(limit(mean, self.optimization))),
+            along=block_sums(mean * (np.nan if self._units is None else self._units)),
+        )
+        return self._folded
+
+    def move(self, step: int, *folded: Folded) -> tuple[Weights, Stats]:
+        """Step once, knowing what every shard folded, in order; doing it again returns the kept result."""
+        if self._is_applied(step) and self._last is not None:
+            return self._last
+        if step != self._step or self._mean is None:
+            raise ValueError(f"meta-step {step} cannot move theta: its gradients have not been folded")
+        num_tasks = self._num_tasks()
+        stats = make_stats(folded, self.optimization.rate(step, num_tasks))
+        norm = root([square for shard in folded for square in shard.limited])
+        self._theta.grad = torch.from_numpy(clip(self._mean, self.optimization, norm)).to(self._theta.dtype)
+        for group in self._optimizer.param_groups:
+            group["lr"] = stats.meta_lr
+        self._optimizer.step()
+        self._step, self._mean = self._step + 1, None
+        self._last = self.weights(), stats
+        return self._last
+
+    def _is_applied(self, step: int) -> bool:
+        return step == self._step - 1 and self._last is not None
+
+    def _num_tasks(self) -> int:
+        return self._reports[-1].chunk.stop if self._reports else 0
+
+
+class Server(Shard):
+    """All of theta in one shard: applies each meta-step once, folding per-task meta-gradients in task order in float64.
+
+    Without Ray it is this plain class; in a cluster one actor holds it.
+    """
 
     def apply(
         self, step: int, *chunks: tuple[ChunkReport, np.ndarray], num_tasks: int | None = None
@@ -87,35 +194,54 @@ class Server:
         order, or training tasks that are not 0..T-1, each once (T is `num_tasks`, where given); Diverged for a loss or
         gradient that is not finite.
         """
-        if step == self._step - 1 and self._last is not None:
-            return self._last
-        if step != self._step:
-            raise ValueError(f"the server has applied {self._step} meta-steps; it cannot apply step {step}")
-        reports = [report for report, _ in chunks]
-        _check_coverage(step, reports, num_tasks)
-        for report in reports:
-            task = report.first_not_finite()
-            if task is not None:
-                raise Diverged(f"task {task} has a loss or meta-gradient that is not finite")
-        num_tasks = reports[-1].chunk.stop
-        mean = fold([gradient for _, gradient in chunks], self._theta.numel()) / num_tasks
-        stats = _stats(mean, chunks, num_tasks, self.optimization.rate(step, num_tasks))
-        self._theta.grad = torch.from_numpy(clip(mean, self.optimization)).to(self._theta.dtype)
-        for group in self._optimizer.param_groups:
-            group["lr"] = stats.meta_lr
-        self._optimizer.step()
-        self._step += 1
-        self._last = self.weights(), stats
-        return self._last
+        self.begin(step)
+        for report, gradient in chunks:
+            self.take(step, report, gradient)
+        return self.move(step, self.fold(step, num_tasks))
 
 
-def clip(gradient: np.ndarray, optimization: Optimization) -> np.ndarray:
-    """The gradient [P] limited by element, then by norm."""
-    if optimization.clip_value is not None:
-        gradient = np.clip(gradient, -optimization.clip_value, optimization.clip_value)
-    if optimization.clip_norm is not None:
-        gradient = gradient * min(1.0, optimization.clip_norm / max(_norm(gradient), 1e-300))
-    return gradient
+def slices(size: int, count: int) -> list[slice]:
+    """theta [size] cut into at most `count` slices of nearly the same number of whole blocks, at least one each."""
+    blocks = -(-size // BLOCK)
+    count = min(count, blocks)
+    edges = [min(size, shard * blocks // count * BLOCK) for shard in range(count + 1)]
+    return [slice(start, stop) for start, stop in zip(edges, edges[1:], strict=False)]
+
+
+def cut_state(state: dict[str, Any], piece: slice) -> dict[str, Any]:
+    """The part of a whole server's snapshot that belongs to one slice of theta."""
+    return _with_tensors(state, lambda key: _tensors(state)[key][piece])
+
+
+def join_states(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The snapshot of one server that holds what these shards hold, in order."""
+    return _with_tensors(states[0], lambda key: torch.cat([_tensors(state)[key] for state in states]))
+
+
+def _tensors(state: dict[str, Any]) -> dict[str, Any]:
+    return state["optimizer"]["state"].get(0, {})
+
+
+def _with_tensors(state: dict[str, Any], change: Callable[[str], torch.Tensor]) -> dict[str, Any]:
+    """The state with every vector of its optimizer replaced; numbers are the same in all shards."""
+    kept = _tensors(state)
+    changed = {key: change(key) if getattr(value, "ndim", 0) else value for key, value in kept.items()}
+    return {**state, "optimizer": {**state["optimizer"], "state": {0: changed} if kept else {}}}
+
+
+def limit(gradient: np.ndarray, optimization: Optimization) -> np.ndarray:
+    """The gradient [P], or a slice of it, limited by element."""
+    most = optimization.clip_value
+    return gradient if most is None else np.clip(gradient, -most, most)
+
+
+def clip(gradient: np.ndarray, optimization: Optimization, norm: float | None = None) -> np.ndarray:
+    """The gradient limited by element, then by `norm`: that of all of it so limited, where this is but a slice."""
+    gradient = limit(gradient, optimization)
+    if optimization.clip_norm is None:
+        return gradient
+    norm = root(block_sums(np.square(gradient))) if norm is None else norm
+    return gradient * min(1.0, optimization.clip_norm / max(norm, 1e-300))
 
 
 def make_optimizer(theta: torch.Tensor, optimization: Optimization) -> torch.optim.Optimizer:
@@ -127,36 +253,27 @@ def make_optimizer(theta: torch.Tensor, optimization: Optimization) -> torch.opt
     return kind([theta], lr=rate, weight_decay=decay, foreach=False)
 
 
-def _norm(vector: np.ndarray) -> float:
-    return float(np.sqrt(np.sum(np.square(vector))))  # not a BLAS product: its order depends on the thread count
+def block_sums(values: np.ndarray) -> list[float]:
+    """The sum of each block of a slice. Not a BLAS product: its order depends on the thread count."""
+    return [float(np.sum(values[start : start + BLOCK])) for start in range(0, len(values), BLOCK)]
 
 
-def _check_coverage(step: int, reports: Sequence[ChunkReport], num_tasks: int | None) -> None:
-    expected = 0
-    for report in reports:
-        chunk = report.chunk
-        if chunk[:3] != ("train", step, expected) or len(report.losses) != len(chunk.tasks):
-            raise ValueError(f"meta-step {step} needs training task {expected} next; got {chunk}")
-        expected = chunk.stop
-    if not expected or expected != (num_tasks or expected):
-        raise ValueError(f"meta-step {step} needs {num_tasks or 'some'} tasks; got {expected}")
+def root(squares: Sequence[float]) -> float:
+    """The square root of the sum, which is exact and then rounded once."""
+    return math.sqrt(math.fsum(squares))
 
 
-def _stats(mean: np.ndarray, chunks: Sequence[tuple[ChunkReport, np.ndarray]], num_tasks: int, rate: float) -> Stats:
+def make_stats(folded: Sequence[Folded], rate: float) -> Stats:
     """Diagnostics from per-task norms: agreement is the mean cosine between a task's gradient and the mean.
 
     noise_scale = tr(covariance) / |mean|^2, both unbiased (McCandlish et al. 2018, https://arxiv.org/abs/1812.06162,
     appendix A.1): about the meta-batch size beyond which more tasks a step stop helping. NaN where undefined.
     """
-    losses = np.concatenate([report.losses for report, _ in chunks])
-    norms = np.concatenate([report.norms for report, _ in chunks])
-    norm = _norm(mean)
+    losses, norms = folded[0].losses, folded[0].norms
+    norm, num_tasks = root([square for shard in folded for square in shard.squares]), len(folded[0].losses)
     agreement = noise_scale = float("nan")
-    rows = [(report, gradient) for report, gradient in chunks if gradient.ndim == 2]
-    if norm > 0 and len(rows) == len(chunks):
-        unit = (mean / norm).astype(rows[0][1].dtype)
-        along = np.concatenate([gradient @ unit for _, gradient in rows])
-        agreement = float(np.mean(along / np.maximum(norms, 1e-300)))
+    if norm > 0:
+        agreement = math.fsum(part for shard in folded for part in shard.along) / (norm * num_tasks)
     if num_tasks > 1:
         variance = (np.mean(norms**2) - norm**2) * num_tasks / (num_tasks - 1)
         signal = norm**2 - variance / num_tasks

@@ -15,7 +15,7 @@ from metadist.engine import Engine
 from metadist.errors import Diverged, Interrupted
 from metadist.evaluation import interval, measure
 from metadist.journal import Journal
-from metadist.messages import Weights, plan
+from metadist.messages import PHASES, Weights, plan
 from metadist.run_dir import TARGET_FILE
 from metadist.server import Stats
 from metadist.stopping import Stop
@@ -41,6 +41,7 @@ class Window:
     tasks: int = 0
     compute_s: float = 0.0
     update_s: float = 0.0
+    last_s: float = 0.0
 
 
 class Trainer:
@@ -137,6 +138,7 @@ class Trainer:
         window = self._window
         window.steps += 1
         window.tasks += stats.num_tasks
+        window.last_s = compute_s + update_s
         window.compute_s += compute_s
         window.update_s += update_s
 
@@ -147,8 +149,9 @@ class Trainer:
             return
         self._logged = True
         reports = self.fleet.reports(gradients)
-        worked = sum(sum(report.seconds.values()) for report in reports)
-        sampled = sum(report.seconds["sample"] for report in reports)
+        slowest: dict[str, float] = {}
+        for report in reports:
+            slowest[report.worker] = slowest.get(report.worker, 0.0) + report.computing_s
         values = {
             "train/loss": stats.loss,
             "train/gradient_norm": stats.gradient_norm,
@@ -161,11 +164,13 @@ class Trainer:
             "throughput/steps_per_s": window.steps / elapsed,
             "time/compute_s": window.compute_s / window.steps,
             "time/update_s": window.update_s / window.steps,
-            "time/sample_s_per_task": sampled / stats.num_tasks,
-            "time/adapt_s_per_task": (worked - sampled) / stats.num_tasks,
+            "time/outside_slowest_worker": 1 - max(slowest.values()) / window.last_s,
             "fleet/workers": self.fleet.num_workers,
             "fleet/target": self.fleet.target,
         }
+        for phase in PHASES:
+            spent = sum(report.seconds[phase] for report in reports)
+            values[f"time/{phase}_s_per_task"] = spent / stats.num_tasks
         self.tracker.metrics(values, done)
         self._window = Window()
 

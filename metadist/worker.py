@@ -4,10 +4,12 @@ import ctypes
 import hashlib
 import os
 import platform
+import socket
 import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -18,7 +20,7 @@ from metadist.draws import Draws
 from metadist.engine import Engine
 from metadist.errors import InputError
 from metadist.losses import Loss
-from metadist.messages import Chunk, ChunkReport, Weights, fold
+from metadist.messages import PHASES, Chunk, ChunkReport, Weights, fold
 from metadist.sources import Source, sample
 from metadist.task import Task, TaskId
 
@@ -78,6 +80,7 @@ class Worker:
         self.chunk_size = chunk_size
         self.aggregate = aggregate
         self._computing = threading.Lock()
+        self._name = f"{socket.gethostname()}:{os.getpid()}"
 
     def meta_gradients(self, weights: Weights, chunk: Chunk) -> tuple[ChunkReport, np.ndarray]:
         """Meta-gradients of the chunk's tasks at theta: a report, and rows [n, P] in theta's dtype.
@@ -88,15 +91,20 @@ class Worker:
         tasks, draws = self._sample(self.source, chunk)
         sampled = time.perf_counter()
         with self._computing:
-            free = time.perf_counter()
-            losses, rows = self.engine.meta_gradients(_tensor(weights), tasks, chunk.step, self.meta_steps, draws)
+            times = [time.perf_counter()]
+            theta = _tensor(weights).to(self.engine.device)
+            times.append(self.engine.now())
+            losses, rows = self.engine.meta_gradients(theta, tasks, chunk.step, self.meta_steps, draws)
+            times.append(self.engine.now())
             gradient, losses = rows.cpu().numpy(), losses.cpu().numpy().astype(np.float64)
-            adapted = time.perf_counter()
+            times.append(time.perf_counter())
         norms = np.sqrt(np.einsum("ij,ij->i", gradient, gradient, dtype=np.float64))
         if self.aggregate == "chunk":
             gradient = fold([gradient], gradient.shape[1])
-        seconds = {"sample": sampled - began, "adapt": adapted - free, "reduce": time.perf_counter() - adapted}
-        return ChunkReport(chunk, losses, norms, seconds), gradient
+        times.append(time.perf_counter())
+        spent = [sampled - began, *(later - earlier for earlier, later in pairwise(times))]
+        seconds: dict[str, float] = dict(zip(PHASES, spent, strict=True))
+        return ChunkReport(chunk, losses, norms, seconds, self._name), gradient
 
     def evaluate(self, weights: Weights, chunk: Chunk, baselines: tuple[str, ...] = ()) -> dict[str, np.ndarray]:
         """{metric: [n, inner_steps + 1]} of the chunk's tasks, before adaptation and after every inner step, and

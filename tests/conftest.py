@@ -14,7 +14,13 @@ import torch
 
 torch.set_num_threads(1)
 
+FORWARD_MODE = "ignore:`torch.jit.script` is deprecated:DeprecationWarning"  # torch's own rules for it, at first use
+
 REAL_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+def pytest_configure(config):
+    config.addinivalue_line("filterwarnings", FORWARD_MODE)
 
 
 @pytest.fixture(scope="session")

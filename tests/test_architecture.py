@@ -11,21 +11,22 @@ FLOORS = [
     {"task"},
     {"layout", "draws", "losses", "messages", "data", "models", "checkpoint_format", "journal", "tracking", "figures",
      "stopping"},
-    {"checkpoint", "learners", "sources"},
+    {"checkpoint", "learners", "sources", "cost_model", "simulated"},
     {"engine"},
     {"baselines"},
     {"worker", "server"},
-    {"controller", "config"},
+    {"controller", "config", "ray_actors"},
+    {"ray_server"},
     {"ray_cluster", "ray_fleet", "local_fleet", "fewshot", "identity"},
     {"evaluation", "recording", "run_dir"},
-    {"trainer"},
+    {"trainer", "prepare"},
     {"run"},
-    {"replay"},
-    {"cli_data"},
+    {"replay", "bench", "scaling"},
+    {"cli_data", "cli_bench"},
     {"cli"},
     {"__main__"},
 ]  # fmt: skip
-RAY = {"ray_cluster", "ray_fleet"}
+RAY = {"ray_cluster", "ray_fleet", "ray_server"}
 MLFLOW = {"tracking"}
 FILES = sorted(PACKAGE.rglob("*.py"))
 

@@ -15,6 +15,7 @@ from metadist.controller import (
     Tick,
     TooManyLosses,
     Waiting,
+    cut_deals,
 )
 from metadist.messages import Chunk, plan
 
@@ -283,3 +284,25 @@ def test_whatever_happens_every_chunk_is_returned_exactly_once(seed):
         assert controller.finished
         assert sorted(returned) == batch
         late.clear() if draw.random() < 0.5 else None
+
+
+@pytest.mark.parametrize(("count", "workers"), [(0, 2), (1, 3), (8, 2), (100, 7), (512, 128), (4096, 128)])
+def test_deals_hold_every_chunk_once_in_order_and_get_smaller(count, workers):
+    deals = cut_deals(chunks(count), workers)
+    assert [chunk for deal in deals for chunk in deal] == chunks(count)
+    sizes = [len(deal) for deal in deals]
+    assert sizes == sorted(sizes, reverse=True) and max(sizes, default=1) <= 8
+    assert all(size == 1 for size in sizes[-2 * workers :]) or count % workers
+
+
+def test_few_chunks_are_dealt_one_by_one():
+    assert [len(deal) for deal in cut_deals(chunks(8), 4)] == [1] * 8
+    assert [len(deal) for deal in cut_deals(chunks(8), 2)] == [2, 2, 1, 1, 1, 1]
+
+
+def test_an_event_costs_no_more_with_many_workers():
+    """Of workers that have all joined, only the one that returned a chunk is looked at."""
+    controller, dealt = running(1000, 4000)
+    assert len(dealt) == 2000
+    for worker, start in dealt[:2]:
+        assert starts(controller.on(Done(worker, chunks(4000)[start]), 1.0)) == [(worker, 2000 + start)]

@@ -1,4 +1,6 @@
 import math
+import sys
+import threading
 from itertools import islice
 
 import numpy as np
@@ -48,6 +50,49 @@ def test_words_are_the_published_cipher_of_key_and_counter(key):
     blocks = [philox([seed, stream], [n, task.index, task.step, split]) for n in range(1, 60)]
     draws = Draws(*key)
     assert [draws.word() for _ in range(59 * 4)] == [word for block in blocks for word in block]
+
+
+def stream(seed: int, task: TaskId, stream: int, count: int) -> list[int]:
+    """numpy's own words for a key."""
+    counter = [0, task.index, task.step, ["train", "validation", "test"].index(task.split)]
+    return np.random.Philox(key=[seed, stream], counter=counter).random_raw(count).tolist()
+
+
+@pytest.mark.parametrize("count", [1, 63, 64, 65, 129, 1000])
+def test_any_number_of_words_are_numpys_stream(count):
+    for key in GOLDEN:
+        draws = Draws(*key)
+        assert [draws.word() for _ in range(count)] == stream(*key, count)
+
+
+def test_interleaved_draws_do_not_disturb_one_another():
+    keys = list(GOLDEN)[:3]
+    draws = [Draws(*key) for key in keys]
+    words = [[each.word() for each in draws] for _ in range(200)]
+    assert [list(own) for own in zip(*words, strict=True)] == [stream(*key, 200) for key in keys]
+
+
+def test_threads_do_not_disturb_one_another():
+    found: dict[int, list[list[int]]] = {}
+    count, together = 65, threading.Barrier(4)
+
+    def draw(place: int) -> None:
+        together.wait()
+        tasks = [TaskId("train", place, index) for index in range(300)]
+        found[place] = [[words() for _ in range(count)] for words in (Draws(0, task).word for task in tasks)]
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [threading.Thread(target=draw, args=(place,)) for place in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    for place in range(4):
+        assert found[place] == [stream(0, TaskId("train", place, index), 0, count) for index in range(300)]
 
 
 def test_one_tasks_draws_do_not_depend_on_what_was_drawn_for_another():

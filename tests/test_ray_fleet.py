@@ -122,7 +122,7 @@ def test_workers_that_cannot_be_placed_are_waited_for_in_words_until_a_signal(ra
     )
     fleet._controller.notice_s = 1
     with pytest.raises(Interrupted):
-        fleet.meta_gradients(ray.put(None), [Chunk("train", 0, 0, 1)])
+        fleet.meta_gradients([ray.put(None)], [Chunk("train", 0, 0, 1)])
     fleet.close()
     assert "waiting for workers: 0 of 1 have joined; each asks for 64 CPU and 1 GPU and 1 lab" in said[0]
     assert "0 of 0 GPU, 0 of 0 lab free" in said[0]
@@ -139,7 +139,9 @@ def test_workers_that_compute_other_bits_are_refused(ray_cluster):
 
     fleet = RayFleet(Odd, 2, min_workers=2)  # pyright: ignore
     with pytest.raises(InputError, match="does not compute the same bits"):
-        fleet.meta_gradients(ray.put(None), [Chunk("train", 0, 0, 1), Chunk("train", 0, 1, 2), Chunk("train", 0, 2, 3)])
+        fleet.meta_gradients(
+            [ray.put(None)], [Chunk("train", 0, 0, 1), Chunk("train", 0, 1, 2), Chunk("train", 0, 2, 3)]
+        )
     fleet.close()
 
 
@@ -177,4 +179,15 @@ def test_a_worker_that_dies_in_the_middle_of_a_step_changes_nothing(ray_cluster,
         thetas.append(train(load_config([], overrides), quiet=True)["theta_sha256"])
     sys.modules.pop("fatal", None)
     assert (tmp_path / "flag").exists()
+    assert thetas[0] == thetas[1]
+
+
+def test_theta_on_two_servers_is_the_one_of_a_local_run(ray_cluster, tmp_path):
+    """More than one block of parameters, and so many chunks a step that results are also sent ahead."""
+    job = ["data.family=digits", "task.ways=3", "model.name=mlp", "model.hidden=[256, 256]", "meta_batch_size=40"]
+    job += ["meta_steps=3", "engine.chunk_size=1", "optimizer.clip_norm=0.1", "evaluation.test_tasks=2"]
+    thetas = [
+        train(load_config([], [*SMALL[:-1], *job, f"run_dir={tmp_path / name}", option]), quiet=True)["theta_sha256"]
+        for name, option in (("local", "fleet.backend=local"), ("ray", "fleet.servers=2"))
+    ]
     assert thetas[0] == thetas[1]

@@ -17,8 +17,8 @@ from metadist.errors import InputError
 from metadist.learners import MAML
 from metadist.losses import accuracy, cross_entropy
 from metadist.models import MLP, Model
-from metadist.sources import ClassSource, LabelledSource, Source, ValueSource
-from metadist.task import Task, TaskId
+from metadist.sources import ClassSource, LabelledSource, Source, ValueSource, sample
+from metadist.task import Task, TaskId, Tasks
 
 TASKS = [TaskId("train", step, index) for step in range(20) for index in range(10)]
 
@@ -118,6 +118,34 @@ def test_a_task_is_a_function_of_its_name(sources, classes, users, curves, schem
     assert [digest(other(task_id)) for task_id in reversed(TASKS)][::-1] == first
     assert [digest(source(task_id)) for task_id in TASKS] == first
     assert len(set(first)) > len(TASKS) * 0.9
+
+
+@pytest.mark.parametrize("names", [TASKS[:1], TASKS[:32], TASKS[40:30:-3], [TASKS[5], TASKS[5]]], ids=len)
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_tasks_sampled_together_are_those_sampled_alone(sources, scheme, names):
+    source = sources[scheme]
+    together = sample(source, names)
+    assert isinstance(together, Tasks) and len(together) == len(names)
+    for task, name in zip(together, names, strict=True):
+        assert digest(task) == digest(source(name))
+    assert [part.inputs[0].shape[0] for part in together.stacked] == [len(names)] * 2
+
+
+def test_tasks_of_every_scheme_may_be_of_any_split(classes):
+    source = ClassSource(classes.splits, 2, 3, 0, ways=3, within_parent=False)
+    for split in ("validation", "test"):
+        names = [TaskId(split, 0, index) for index in range(9)]
+        assert [digest(task) for task in source.sample(names)] == [digest(source(name)) for name in names]
+
+
+def test_pools_of_several_parents_are_drawn_for_each_task_of_a_sample(classes):
+    source = ClassSource(classes.splits, 2, 3, 0, ways=3, within_parent=True)
+    assert [digest(task) for task in source.sample(TASKS[:40])] == [digest(source(name)) for name in TASKS[:40]]
+
+
+def test_a_source_of_ones_own_need_not_know_how_to_sample(sources):
+    tasks = sample(lambda task_id: sources["values"](task_id), TASKS[:3])
+    assert [digest(task) for task in tasks] == [digest(sources["values"](name)) for name in TASKS[:3]]
 
 
 def test_another_process_draws_the_same_tasks(sources, classes):

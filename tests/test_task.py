@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from metadist.task import Examples, Task, TaskId, stack
+from metadist.task import Examples, Task, TaskId, Tasks, stack
 
 
 @pytest.mark.parametrize("task_id", [TaskId("train", 120, 7), TaskId("validation", 0, 0), TaskId("test", 0, 599)])
@@ -46,3 +46,19 @@ def test_tasks_with_different_fields_do_not_stack():
     two = Task(Examples((np.zeros(2), np.zeros(2)), (np.zeros(2),)), Examples((np.zeros(2), np.zeros(2)), ()))
     with pytest.raises(ValueError):
         stack([one, two], np.stack)
+
+
+def test_tasks_are_a_sequence_of_views():
+    inputs, labels = np.arange(24.0).reshape(4, 3, 2), np.arange(12).reshape(4, 3)
+    tasks = Tasks(Task.of(inputs[:, :2], labels[:, :2], inputs[:, 2:], labels[:, 2:]))
+    assert len(tasks) == len(list(tasks)) == 4
+    assert np.array_equal(tasks[1].support.inputs[0], inputs[1, :2])
+    assert np.array_equal(tasks[-1].query.targets[0], labels[3, 2:])
+    assert np.shares_memory(tasks[2].support.inputs[0], inputs)
+    some = tasks[1:3]
+    assert isinstance(some, Tasks) and len(some) == 2
+    assert np.array_equal(some[1].query.inputs[0], inputs[2, 2:])
+    with pytest.raises(IndexError):
+        tasks[4]
+    again = stack(list(tasks), np.stack)
+    assert all(np.array_equal(a, b) for a, b in zip(again.support.inputs, tasks.stacked.support.inputs, strict=True))

@@ -1,4 +1,5 @@
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from metadist.draws import Draws
 from metadist.engine import Engine
 from metadist.learners import MAML, Reptile
 from metadist.losses import accuracy, cross_entropy, mean_squared_error
-from metadist.messages import Chunk, Weights, fold
+from metadist.messages import PHASES, Chunk, Weights, fold
 from metadist.models import MLP, Model
 from metadist.task import Task, TaskId
 from metadist.worker import Protocol, Worker
@@ -47,7 +48,7 @@ def test_rows_losses_and_norms_are_those_of_the_tasks_named():
     assert np.array_equal(report.losses, losses.numpy().astype(np.float64))
     assert np.allclose(report.norms, np.linalg.norm(rows.astype(np.float64), axis=1), rtol=1e-12)
     assert report.norms.dtype == report.losses.dtype == np.float64
-    assert set(report.seconds) == {"sample", "adapt", "reduce"} and min(report.seconds.values()) > 0
+    assert tuple(report.seconds) == PHASES and min(report.seconds.values()) > 0
 
 
 def test_norms_do_not_overflow_where_float32_would():
@@ -141,3 +142,15 @@ def test_a_trace_starts_from_the_weights_given(learner_class):
     task = named_task(TaskId("train", 3, 2))
     own = worker.engine.trace(torch.from_numpy(weights.theta), task, Draws(0, TaskId("train", 3, 2), 1))
     assert traced == own
+
+
+@pytest.mark.parametrize("kind", ["loop", "vmap"])
+def test_threads_that_share_a_worker_get_the_bits_of_one_after_the_other(kind):
+    shared, alone = (make_worker(kind=kind, inner_steps=2) for _ in range(2))
+    weights = weights_of(alone)
+    chunks = [Chunk("train", 3, start, start + 2) for start in range(0, 48, 2)]
+    expected = [alone.meta_gradients(weights, chunk) for chunk in chunks]
+    with ThreadPoolExecutor(2) as threads:
+        found = list(threads.map(lambda chunk: shared.meta_gradients(weights, chunk), chunks))
+    for (report, rows), (same, bits) in zip(found, expected, strict=True):
+        assert report.chunk == same.chunk and np.array_equal(rows, bits) and np.array_equal(report.losses, same.losses)

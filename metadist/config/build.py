@@ -146,7 +146,7 @@ def make_engine(config: Config, shapes: Shapes, device: str | None = None, **cha
     options = {"model": model, "loss": make_loss(config, shapes), **preset, **config.learner.options}
     learner = cast(Learner, _call(f"learner {name}", kind, options, hidden=("model", "loss")))
     learner, planned = replace(learner, **changes), worker_device(config)
-    method = make_method(config, learner)
+    method = make_method(config, learner, shapes.inputs)
     if device not in (None, planned):  # elsewhere than on the workers it only has to compute, not fast
         method = replace(method, compiled=False, captured=False, autocast=False)
     return Engine(learner, method, device or planned)

@@ -2,11 +2,11 @@
 
 | setting | on | auto means |
 |---|---|---|
-| engine.kind | convolutions on a CPU | loop (batched over tasks they become grouped convolutions, half as fast) |
-| | everything else | vmap |
+| engine.kind | convolutions of images above 16x16 on a CPU | loop (batched over tasks they are half as fast) |
+| | everything else | vmap (one call for many small operations) |
 | engine.differentiation | first order, or up to 10 inner steps | unroll (fastest) |
 | | second order, more than 10 inner steps | remat (memory does not grow with the steps, a third more time) |
-| engine.chunk_size | loop / vmap | 4 / 32 tasks |
+| engine.chunk_size | loop / vmap of convolutions on a CPU / vmap of everything else | 4 / 8 / 32 tasks |
 | engine.aggregate | up to / more than 64 MiB of gradients a chunk | task / chunk |
 | engine.device | workers with / without a GPU | cuda / cpu |
 
@@ -14,6 +14,7 @@ A learner that admits one kind of engine only gets that one.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 from metadist.config.schema import Config
@@ -22,6 +23,7 @@ from metadist.learners import Learner
 
 LARGE_CHUNK_BYTES = 64 << 20
 LONG_LOOP = 10
+SMALL_IMAGE = 16 * 16
 
 
 def worker_device(config: Config) -> str:
@@ -31,12 +33,12 @@ def worker_device(config: Config) -> str:
     return "cuda" if config.fleet.gpus_per_worker else "cpu"
 
 
-def make_method(config: Config, learner: Learner) -> Method:
-    """The table's rows for an engine."""
+def make_method(config: Config, learner: Learner, inputs: Sequence[Sequence[int]]) -> Method:
+    """The table's rows for an engine; `inputs` are the shapes of an example's input fields."""
     own = config.engine
     long = learner.inner_steps > LONG_LOOP and not learner.first_order
     return Method(
-        kind=own.kind if own.kind != "auto" else _kind(config, learner),
+        kind=own.kind if own.kind != "auto" else _kind(config, learner, inputs),
         differentiation=own.differentiation if own.differentiation != "auto" else "remat" if long else "unroll",
         spacing=max(1, math.isqrt(learner.inner_steps)) if own.keep == "sqrt" else 1,
         compiled=own.compile,
@@ -45,16 +47,22 @@ def make_method(config: Config, learner: Learner) -> Method:
     )
 
 
-def _kind(config: Config, learner: Learner) -> Kind:
+def _kind(config: Config, learner: Learner, inputs: Sequence[Sequence[int]]) -> Kind:
     if len(learner.engines) == 1:
         return "loop" if "loop" in learner.engines else "vmap"
-    convolutions = any(value.ndim >= 4 for value in learner.model.parameters.values())
-    return "loop" if convolutions and worker_device(config) == "cpu" else "vmap"
+    large = any(math.prod(shape[-2:]) > SMALL_IMAGE for shape in inputs)
+    return "loop" if large and _convolves(learner) and worker_device(config) == "cpu" else "vmap"
+
+
+def _convolves(learner: Learner) -> bool:
+    return any(value.ndim >= 4 for value in learner.model.parameters.values())
 
 
 def chunk_size(config: Config, engine: Engine) -> int:
     """Tasks per unit of work: never a function of the number of workers."""
-    return config.engine.chunk_size or (4 if engine.kind == "loop" else 32)
+    if config.engine.chunk_size or engine.kind == "loop":
+        return config.engine.chunk_size or 4
+    return 8 if _convolves(engine.learner) and worker_device(config) == "cpu" else 32
 
 
 def aggregation(config: Config, engine: Engine) -> Literal["task", "chunk"]:

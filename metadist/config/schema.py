@@ -86,7 +86,7 @@ class EngineConfig(Section):
     compile: bool = Field(False, description="compile the whole meta-gradient (about half a minute at the start)")
     cuda_graphs: bool = Field(False, description="GPUs: launch a task's operations at once, where shapes are fixed")
     autocast: bool = Field(False, description="GPUs: bfloat16 in the network; weights and gradients stay float32")
-    chunk_size: Count | None = Field(None, description="tasks per unit of work; default 4 for loop, 32 for vmap")
+    chunk_size: Count | None = Field(None, description="tasks per unit of work; default 4 for loop, 8 or 32 for vmap")
     aggregate: Literal["auto", "task", "chunk"] = Field(
         "auto", description="send per-task gradients (diagnostics), or their sum per chunk (less traffic)"
     )
@@ -99,6 +99,7 @@ class FleetConfig(Section):
     min_workers: Count = Field(1, description="below this the run waits and says so")
     cpus_per_worker: Annotated[float, Field(ge=0)] = 1
     gpus_per_worker: Annotated[float, Field(ge=0)] = Field(0, description="fractions share a GPU")
+    servers: Count = Field(1, description="actors that theta is cut over, where it is large; the bits are the same")
     threads_per_worker: Count = Field(1, description="torch threads; part of the run's identity")
     mixed_devices: bool = Field(False, description="accept unequal machines; the run is then not bit-identical")
     resources: dict[str, float] = Field({}, description="custom Ray resources each worker asks for")

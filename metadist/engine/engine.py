@@ -3,6 +3,7 @@
 Both derive adaptation and meta-gradient from the same learner and agree to rounding.
 """
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -48,7 +49,7 @@ class Engine:
         dtype: torch.dtype = torch.float32,
     ):
         self.method = method if isinstance(method, Method) else Method(method)
-        self.kind = self.method.kind
+        self.kind: Kind = self.method.kind
         self.device = torch.device(device)
         if self.kind not in learner.engines:
             raise InputError(
@@ -76,6 +77,12 @@ class Engine:
             return f"{name}, CUDA {torch.version.cuda}, cuDNN {cudnn}"
         return f"CPU {torch.backends.cpu.get_cpu_capability()}"
 
+    def now(self) -> float:
+        """Seconds on a clock that has waited for what the device was given to do."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
     def initial_theta(self) -> Tensor:
         """The learner's initial theta [P]."""
         return self.layout.flatten(self.learner.layout()).to(self.device, self.dtype)
@@ -99,7 +106,7 @@ class Engine:
                 task, drawn = self._stacked(tasks, step, draws)
                 self._look_for_trunk(weights, task.map(lambda x: x[0]))
                 losses, rows = self._run(weights, task, drawn, step, meta_steps)
-                return MetaGradients(losses.clone(), rows.clone())
+                return MetaGradients(losses, rows)
             separate = list(self._separate(tasks, step, draws))
             self._look_for_trunk(weights, separate[0][0])
             losses = torch.empty(len(separate), dtype=self.dtype, device=self.device)
@@ -240,6 +247,8 @@ class Engine:
         else:
             task = self.tensors(stack(tasks, lambda arrays: torch.stack([torch.as_tensor(a) for a in arrays])))
         size = task.support.inputs[0].shape[1]
+        if type(self.learner).draw is Learner.draw:
+            return task, {}
         own = draws or [Draws(0, TaskId("train", step, t), stream=1) for t in range(len(tasks))]
         drawn = [self._draw(size, each) for each in own]
         return task, {name: torch.stack([each[name] for each in drawn]) for name in drawn[0]}

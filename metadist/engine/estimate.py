@@ -38,7 +38,7 @@ def estimate(engine: Engine, tasks: Sequence[Task]) -> Memory:
         activations = few[0] + (few[-1] - few[0]) * max(0, steps - 1)
     else:
         adapted = sum(engine.learner.model.parameters[name].numel() for name in engine.learner.adapted_names())
-        kept = math.ceil(steps / method.spacing) + method.spacing - 1
+        kept = math.ceil(steps / method.spacing) + min(method.spacing, steps) - 1
         trajectory = kept * adapted * together * engine.dtype.itemsize
         activations = few[0] + trajectory
     return Memory(activations, trajectory, len(tasks) * engine.layout.size * engine.dtype.itemsize)
@@ -46,7 +46,7 @@ def estimate(engine: Engine, tasks: Sequence[Task]) -> Memory:
 
 def _with_steps(engine: Engine, inner_steps: int) -> Engine:
     mode = "unroll" if engine.method.differentiation == "unroll" else "remat"
-    method = Method(engine.kind, mode, autocast=engine.method.autocast)
+    method = Method(engine.method.kind, mode, autocast=engine.method.autocast)
     return Engine(replace(engine.learner, inner_steps=inner_steps), method, str(engine.device), engine.dtype)
 
 

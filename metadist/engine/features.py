@@ -6,7 +6,6 @@ finds for the features is then passed back through the trunk, once.
 """
 
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +17,7 @@ from metadist.models.model import HEAD
 from metadist.task import Examples, Task
 
 FEATURES = "features of the task"
+MATHEMATICS = ("layout", "draw", "begin", "inner_loss", "update", "outer_loss", "predict", "meta_gradient")
 
 
 class HeadModel:
@@ -70,13 +70,18 @@ class Trunk:
 def trunk_of(learner: Learner, theta: Tensors, task: Task) -> Trunk | None:
     """The trunk of a learner that adapts nothing but the head of a model that can be split there.
 
-    That the module's `head(features(x))` is its `forward(x)` is checked, to the bit, on a task's support set.
+    That the module's `head(features(x))` is its `forward(x)` is checked, to the bit, on a task's support set. A learner
+    with mathematics of its own may look at weights or inputs that the head's learner does not have, so it gets none.
     """
-    model: Any = learner.model
-    if not model.splits or not all(name.startswith(HEAD) for name in learner.adapted_names()):
+    model, kind = learner.model, type(learner)
+    own = any(not getattr(kind, name).__module__.startswith("metadist.learners.") for name in MATHEMATICS)
+    if own or not model.splits or not all(name.startswith(HEAD) for name in learner.adapted_names()):
         return None
     with torch.no_grad():
         whole = model(theta, *task.support.inputs)
-        parts = model.head(theta, model.features(theta, *task.support.inputs))
+        try:
+            parts = model.head(theta, model.features(theta, *task.support.inputs))
+        except Exception:  # a method `features` that is something else
+            return None
     same = isinstance(parts, Tensor) and whole.shape == parts.shape and torch.equal(whole, parts)
     return Trunk(learner) if same else None

@@ -18,7 +18,12 @@ from metadist.errors import InputError
 from metadist.learners import Context
 
 AFTER = 16  # calls with the same shapes before recording, which takes as long as some hundred of them
-SHAPES = 8  # different shapes recorded at most
+SHAPES, KNOWN = 8, 256  # different shapes recorded, and counted, at most
+aten = torch.ops.aten
+VIEWS = {
+    aten.view.default, aten._unsafe_view.default, aten.expand.default, aten.transpose.int, aten.t.default,
+    aten.permute.default, aten.squeeze.dim, aten.unsqueeze.default, aten.detach.default, aten.alias.default,
+}  # fmt: skip
 Player = Callable[..., Sequence[Tensor]]
 
 
@@ -31,15 +36,18 @@ class Watched(Context):
     @property
     def step(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
         self.read.append("step")
-        return self[0]
+        return tuple.__getitem__(self, 0)
 
     @property
     def meta_steps(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
         self.read.append("meta_steps")
-        return self[1]
+        return tuple.__getitem__(self, 1)
 
     def __iter__(self) -> Any:
         return iter((self.step, self.meta_steps, self.draws))
+
+    def __getitem__(self, place: Any) -> Any:
+        return tuple(self)[place]
 
 
 @dataclass
@@ -48,7 +56,6 @@ class _Record:
 
     calls: int = 0
     play: Player | None = None
-    given_up: bool = False
 
 
 class Program:
@@ -67,17 +74,17 @@ class Program:
     def __call__(self, structure: Any, step: int, meta_steps: int, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
         """`structure` is handed to the function as it is; with the tensors' shapes it tells recordings apart."""
         key = structure, *((tensor.shape, tensor.dtype) for tensor in tensors)
-        record = self._records.setdefault(key, _Record())
+        record = self._records.get(key) or _Record()
+        if len(self._records) < KNOWN:
+            self._records[key] = record
         if record.play is not None:
-            with torch.no_grad():
-                return record.play(*tensors)
+            return _run(record.play, tensors)
         record.calls += 1
         if self._compiled:
             record.play = self._compile(structure, step, meta_steps, tensors)
-            with torch.no_grad():
-                return record.play(*tensors)
+            return _run(record.play, tensors)
         result = self._function(structure, step, meta_steps, tensors)
-        if record.calls == AFTER and len(self._records) <= SHAPES:
+        if record.calls == AFTER and sum(known.play is not None for known in self._records.values()) < SHAPES:
             record.play = self._playback(structure, step, meta_steps, tensors, result)
         return result
 
@@ -85,9 +92,7 @@ class Program:
         """The operations; None where they are not the same for every step or every call."""
         Watched.read.clear()
         graph = record(self._function, structure, step, meta_steps, tensors)
-        operations = [node.target for node in graph.graph.nodes if node.op == "call_function"]
-        random = any(torch.Tag.nondeterministic_seeded in getattr(operation, "tags", ()) for operation in operations)
-        return None if random or Watched.read else graph
+        return None if Watched.read else graph
 
     def _playback(
         self, structure: Any, step: int, meta_steps: int, tensors: Sequence[Tensor], expected: Sequence[Tensor]
@@ -101,9 +106,7 @@ class Program:
             return None
         if self._captured:
             play = capture(play, tensors)
-        with torch.no_grad():
-            repeated = play(*tensors)
-        return play if all(map(torch.equal, expected, repeated)) else None
+        return play if all(map(torch.equal, expected, _run(play, tensors))) else None
 
     def _compile(self, structure: Any, step: int, meta_steps: int, tensors: Sequence[Tensor]) -> Player:
         try:
@@ -112,14 +115,13 @@ class Program:
             raise InputError(f"engine.compile=true cannot record this computation ({_first_line(error)})") from error
         if graph is None:
             raise InputError(
-                "engine.compile=true: the learner depends on the meta-step or draws random numbers outside its key"
+                "engine.compile=true: the learner depends on the meta-step, so there is no one computation to compile"
             )
         from torch._dynamo.exc import BackendCompilerFailed  # takes a second to import
 
         compiled = torch.compile(graph, fullgraph=True, dynamic=False)
         try:
-            with torch.no_grad():
-                compiled(*tensors)
+            _run(compiled, tensors)
         except BackendCompilerFailed as error:
             raise InputError(
                 f"engine.compile=true: torch could not compile ({_first_line(error)}); it needs a C++ compiler on "
@@ -133,9 +135,32 @@ def record(
 ) -> GraphModule:
     """The tensor operations that a call of `function` runs, those that its results need."""
     graph = make_fx(lambda *given: tuple(function(structure, step, meta_steps, given)))(*tensors)
+    for node in graph.graph.nodes:
+        if node.op == "call_function" and _differs(node):
+            raise RuntimeError(f"{node.target} has a result of another size, or other numbers, at every call")
+    for node in graph.graph.nodes:
+        seen = node
+        while seen.op == "call_function" and seen.target in VIEWS:
+            seen = seen.args[0]
+            if _geometry(seen) == _geometry(node):  # a view of what it is already: a third of what vmap does
+                node.replace_all_uses_with(seen)
+                break
     graph.graph.eliminate_dead_code()
     graph.recompile()
     return graph
+
+
+def _differs(node: Any) -> bool:
+    """Whether an operation draws numbers, or its result's size depends on values."""
+    tags = getattr(node.target, "tags", ())
+    if node.target is aten.index.Tensor:
+        return any(index is not None and index.meta["val"].dtype == torch.bool for index in node.args[1])
+    return torch.Tag.nondeterministic_seeded in tags or torch.Tag.dynamic_output_shape in tags
+
+
+def _geometry(node: Any) -> Any:
+    value = node.meta.get("val")
+    return (value.shape, value.stride(), value.storage_offset()) if isinstance(value, Tensor) else node
 
 
 def capture(play: Player, tensors: Sequence[Tensor]) -> Player:
@@ -158,6 +183,13 @@ def capture(play: Player, tensors: Sequence[Tensor]) -> Player:
         return [result.clone() for result in results]
 
     return replay
+
+
+def _run(play: Player, tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Inference mode spares each operation its bookkeeping; what leaves it is copied, to be like any other tensor."""
+    with torch.inference_mode():
+        results = play(*tensors)
+    return [result.clone() for result in results]
 
 
 def _first_line(error: Exception) -> str:

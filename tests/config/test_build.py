@@ -19,7 +19,7 @@ from metadist.config.build import (
     resolve,
     task_shapes,
 )
-from metadist.config.method import aggregation, chunk_size, make_method
+from metadist.config.method import aggregation, chunk_size
 from metadist.errors import InputError
 from metadist.learners import LEARNERS, MAML, Reptile
 from metadist.losses import cross_entropy, mean_squared_error
@@ -138,13 +138,16 @@ def test_losses_and_metrics_follow_the_kind_of_task():
     assert make_loss(config_of("loss=torch.nn.functional:l1_loss"), CURVES) is torch.nn.functional.l1_loss
 
 
-def test_convolutions_run_task_by_task_on_a_cpu_and_the_rest_batched():
-    images, vectors = make_engine(config_of(), IMAGES).learner, make_engine(config_of(), VECTORS).learner
-    on_gpu = config_of("fleet.gpus_per_worker=1")
-    assert [make_method(c, m).kind for m in (images, vectors) for c in (config_of(), on_gpu)] == [
-        "loop", "vmap", "vmap", "vmap",
-    ]  # fmt: skip
-    assert make_method(config_of("engine.kind=vmap"), images).kind == "vmap"
+def test_convolutions_of_large_images_run_task_by_task_on_a_cpu_and_the_rest_batched():
+    small, on_gpu = IMAGES._replace(inputs=[[1, 16, 16]]), ["fleet.gpus_per_worker=1"]
+    assert [make_engine(config_of(*job), shapes, device="cpu").kind for shapes in (IMAGES, small, VECTORS)
+            for job in ([], on_gpu)] == ["loop", "vmap", "vmap", "vmap", "vmap", "vmap"]  # fmt: skip
+    assert make_engine(config_of("engine.kind=vmap"), IMAGES).kind == "vmap"
+    assert [chunk_size(config_of(), make_engine(config_of(), shapes)) for shapes in (IMAGES, small, VECTORS)] == [
+        4,
+        8,
+        32,
+    ]
 
 
 def test_long_second_order_inner_loops_are_computed_again_and_short_ones_kept():

@@ -35,6 +35,7 @@ def arguments(*more: str) -> argparse.Namespace:
     parser.add_argument("--workload", required=True, type=lambda text: Workload.of(json.loads(text)))
     parser.add_argument("--tasks", help="the .npz of tasks and initial weights")
     parser.add_argument("--data", help="Omniglot, in the form this script reads")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument(
@@ -51,12 +52,13 @@ def arguments(*more: str) -> argparse.Namespace:
 def inputs(args: argparse.Namespace) -> tuple[nn.Module, list[tuple[Tensor, ...]], Callable[..., Tensor]]:
     """The network with its initial weights, the tasks of the meta-batch, and the loss."""
     workload = args.workload
-    network = build(workload.network, workload.input_shape, workload.ways)
+    network = build(workload.network, workload.input_shape, workload.ways).to(args.device)
     if args.tasks:
         weights = read_weights(args.tasks)
         network.load_state_dict({name: torch.from_numpy(value) for name, value in weights.items()})
     loss = F.mse_loss if workload.regression else F.cross_entropy
-    return network, read_tasks(args.tasks) if args.tasks else [], loss
+    tasks = read_tasks(args.tasks) if args.tasks else []
+    return network, [tuple(part.to(args.device) for part in task) for task in tasks], loss
 
 
 def run(args: argparse.Namespace, network: nn.Module, meta_gradient: Callable[[], float], *packages: str) -> None:

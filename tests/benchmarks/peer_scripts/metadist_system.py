@@ -29,6 +29,7 @@ from metadist.worker import Worker, set_up_process
 BUILT_IN = {
     "conv4-64-strided": ("conv4", {"channels": 64, "pool": False}),
     "conv4-32-pooled": ("conv4", {"channels": 32, "pool": True}),
+    "resnet12": ("resnet12", {"channels": [64, 128, 256, 512]}),
     "mlp-40-40": ("mlp", {"hidden": [40, 40]}),
 }
 
@@ -36,8 +37,7 @@ BUILT_IN = {
 def settings(args: Any, folder: Path) -> Config:
     """The workload in metadist's words; whatever `--override` says comes last."""
     w = args.workload
-    own = {"network": w.network, "input_shape": list(w.input_shape), "outputs": w.ways}
-    name, options = BUILT_IN.get(w.network, ("networks:build", own))
+    name, options = BUILT_IN[w.network]
     tree: dict[str, Any] = {
         "num_workers": 2,
         "meta_steps": 1_000_000,

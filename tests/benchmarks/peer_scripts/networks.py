@@ -62,13 +62,12 @@ class Residual(nn.Module):
         depths = [channels_in, channels, channels, channels]
         pairs = list(zip(depths, depths[1:], strict=False))
         self.convs = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1, bias=False) for a, b in pairs)
-        self.norms = nn.ModuleList(BatchNorm(channels) for _ in pairs)
         self.shortcut = nn.Conv2d(channels_in, channels, 1, bias=False)
-        self.shortcut_norm = BatchNorm(channels)
+        self.norms = nn.ModuleList(BatchNorm(channels) for _ in range(4))
 
     def forward(self, x: Tensor) -> Tensor:
-        kept = self.shortcut_norm(self.shortcut(x))
-        for place, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
+        kept = self.norms[3](self.shortcut(x))
+        for place, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=False)):
             x = norm(conv(x))
             x = F.leaky_relu(x, 0.1) if place < 2 else x
         return F.max_pool2d(F.leaky_relu(x + kept, 0.1), 2)
@@ -101,7 +100,7 @@ class MLP(nn.Module):
 
 
 def build(network: str, input_shape: Sequence[int], outputs: int) -> nn.Module:
-    """The network that a workload names. Also what metadist is given as `model.name=networks:build`."""
+    """The network that a workload names."""
     if network == "conv4-64-strided":
         return Conv4(input_shape, outputs, channels=64, pool=False)
     if network == "conv4-32-pooled":

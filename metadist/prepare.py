@@ -1,0 +1,77 @@
+"""What the driver does before any worker is started: find out whatever would go wrong later."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from metadist.checkpoint_format import Checkpoint
+from metadist.config import Config
+from metadist.config.build import Shapes, make_engine, make_source, task_shapes
+from metadist.config.method import chunk_size
+from metadist.engine import Engine, estimate
+from metadist.errors import InputError
+from metadist.evaluation import default_baselines
+from metadist.task import Split, Task, TaskId
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What the driver knows of a run before any worker exists: shapes, its own engine (for the layout), theta, and a
+    chunk of tasks."""
+
+    shapes: Shapes
+    engine: Engine
+    theta: np.ndarray
+    chunk: Sequence[Task]
+
+    def memory(self) -> str:
+        """What a worker takes beside the program, or that it cannot be told beforehand."""
+        try:
+            need = estimate(self.engine, self.chunk)
+        except Exception as error:  # whatever a user's model does that tensors without memory cannot
+            return f"unknown ({type(error).__name__} where it was estimated)"
+        return f"about {(need.activations + need.gradients) / 2**20:.0f} MiB"
+
+
+def prepare(config: Config, splits: Sequence[Split], checkpoint: Checkpoint | None = None) -> Prepared:
+    """Open the data, draw a task of each split needed, build the model and compute one task; theta is initial, or the
+    checkpoint's.
+
+    Raises InputError for whatever would go wrong later.
+    """
+    source, own = make_source(config), make_source(config, evaluation=True)
+    shapes = task_shapes(config, source)
+    default_baselines(config, shapes)
+    for split in splits:
+        own(TaskId(split, 0, 0))
+    if shapes.classification and own.outputs > shapes.outputs:
+        raise InputError(f"evaluation.ways={own.outputs} is more than the {shapes.outputs} outputs of the model")
+    engine = make_engine(config, shapes, device="cpu")
+    theta = engine.initial_theta().numpy()
+    if checkpoint is not None:
+        engine.learner.model.load_constants(checkpoint.weights)
+        theta = engine.layout.vector(checkpoint.weights)
+    chunk = [
+        source(TaskId("train", 0, index)) for index in range(min(chunk_size(config, engine), config.batch_size(1)))
+    ]
+    _try_one_task(engine, theta, chunk[0])
+    return Prepared(shapes, engine, theta, chunk)
+
+
+def _try_one_task(engine: Engine, theta: np.ndarray, task: Task) -> None:
+    """Compute one task, so that what does not fit together is told before any worker is started."""
+    try:
+        losses, _ = engine.meta_gradients(torch.from_numpy(theta), [task])
+        assert losses.shape == (1,)
+    except InputError:
+        raise
+    except Exception as error:
+        shapes = [list(array.shape) for part in task for arrays in part for array in arrays]
+        loop = "; if the model is not made for vmap, set engine.kind=loop" if engine.kind == "vmap" else ""
+        raise InputError(
+            f"model, loss and learner could not compute one task of arrays {shapes} "
+            f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}): "
+            f"check model.name, loss, task.scheme and your own code{loop} (-v shows the traceback)"
+        ) from error

@@ -1,0 +1,114 @@
+"""What runs inside the actors. Light to import: a process pays for torch only when it holds a worker that computes."""
+
+import os
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from metadist.messages import Chunk, Weights
+
+if TYPE_CHECKING:
+    from metadist.server import Folded, Optimization, Stats
+
+WAIT_S = 60.0
+
+
+class WorkerActor:
+    """A worker in a process of its own, which is asked for two chunks at once: it may sample one's tasks while it
+    computes the other.
+
+    Weights have a number and travel once to each worker, with the first call that needs them: fetching them costs as
+    much as the rest of a call.
+    """
+
+    def __init__(self, make_worker: Callable[[], Any], threads: int | None):
+        """`threads` is the number of torch threads; None for a worker without torch."""
+        self._make_worker = make_worker
+        self._threads = threads
+        self._two = ThreadPoolExecutor(2)
+        self._here = threading.Condition()
+        self._number = -1
+        self._weights: tuple[Weights, list[slice]] | None = None
+
+    def ready(self) -> tuple[int, str]:
+        """Build the worker (here, so that what goes wrong is this call's own exception) and compute the reference
+        chunk: process id and proof of being equal to the others."""
+        if self._threads is not None:
+            from metadist.worker import set_up_process
+
+            set_up_process(self._threads)
+        self._worker = self._make_worker()
+        return os.getpid(), self._worker.proof()
+
+    def meta_gradients(self, deal: Sequence[Chunk], number: int, *parts: Weights) -> list[Any]:
+        """Reports of the deal's chunks, and for each slice of theta as it came that slice of their gradients."""
+        weights, pieces = self._hold(number, parts)
+        computed = list(self._two.map(partial(self._worker.meta_gradients, weights), deal))
+        slices = [[np.ascontiguousarray(gradient[..., piece]) for _, gradient in computed] for piece in pieces]
+        return [[report for report, _ in computed], *slices]
+
+    def evaluate(self, chunk: Chunk, baselines: tuple[str, ...], number: int, *parts: Weights) -> dict[str, np.ndarray]:
+        return self._worker.evaluate(self._hold(number, parts)[0], chunk, baselines)
+
+    def _hold(self, number: int, parts: Sequence[Weights]) -> tuple[Weights, list[slice]]:
+        """Weights `number` and where each of their parts lies, from `parts` or from a call made before this one."""
+        with self._here:
+            if parts:
+                self._number, self._weights = number, join_weights(parts)
+                self._here.notify_all()
+            self._here.wait_for(lambda: self._number == number, timeout=WAIT_S)
+            if self._number != number or self._weights is None:
+                raise RuntimeError(f"weights {number} have not come within {WAIT_S:g} s")
+            return self._weights
+
+
+def join_weights(parts: Sequence[Weights]) -> tuple[Weights, list[slice]]:
+    """Slices of theta, in order, as one; and where each lies."""
+    edges = [0, *np.cumsum([len(part.theta) for part in parts])]
+    pieces = [slice(start, stop) for start, stop in zip(edges, edges[1:], strict=False)]
+    whole = parts[0] if len(parts) == 1 else Weights(parts[0].version, np.concatenate([part.theta for part in parts]))
+    return whole, pieces
+
+
+class ServerActor:
+    """A shard of the parameter server, or all of it, in a process of its own.
+
+    Its arguments arrive straight from the workers, as they return them: `parts` are the reports of each deal, then this
+    shard's slices of each deal's gradients. `fresh`: these are the first of their step.
+    """
+
+    def __init__(self, theta: np.ndarray, optimization: "Optimization", state: dict[str, Any] | None):
+        import torch
+
+        from metadist.server import Shard
+
+        torch.set_num_threads(1)
+        self._shard = Shard(theta, optimization, state)
+
+    def take(self, step: int, fresh: bool, *parts: Any) -> None:
+        if fresh:
+            self._shard.begin(step)
+        half = len(parts) // 2
+        for reports, gradients in zip(parts[:half], parts[half:], strict=True):
+            for report, gradient in zip(reports, gradients, strict=True):
+                self._shard.take(step, report, gradient)
+
+    def fold(self, step: int, fresh: bool, num_tasks: int | None, *parts: Any) -> "Folded":
+        self.take(step, fresh, *parts)
+        return self._shard.fold(step, num_tasks)
+
+    def move(self, step: int, *folded: "Folded") -> tuple[Weights, "Stats"]:
+        return self._shard.move(step, *folded)
+
+    def apply(self, step: int, fresh: bool, num_tasks: int | None, *parts: Any) -> tuple[Weights, "Stats"]:
+        return self.move(step, self.fold(step, fresh, num_tasks, *parts))
+
+    def weights(self) -> Weights:
+        return self._shard.weights()
+
+    def snapshot(self) -> dict[str, Any]:
+        return self._shard.snapshot()

@@ -1,0 +1,88 @@
+"""The driver's view of the parameter server: references go in, references to the new weights come out."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import ray
+from ray.exceptions import RayActorError, RayTaskError
+
+from metadist.ray_actors import ServerActor
+from metadist.server import Optimization, Stats, cut_state, join_states, slices
+
+Ref = ray.ObjectRef
+Result = Sequence[Ref]  # the reports of a deal of chunks, and of each shard its slices of their gradients
+
+
+class ServerLost(RuntimeError):
+    """An actor that owns theta, or a slice of it, died."""
+
+
+class RayServer:
+    """theta in `servers` actors, each with a slice of it (fewer where theta is small): the bits are those of one.
+
+    Weights are one reference per slice, which is how workers get them and how they cut their gradients.
+    """
+
+    def __init__(self, theta: np.ndarray, optimization: Optimization, state: dict[str, Any] | None, servers: int = 1):
+        pieces = slices(len(theta), servers)
+        spread = {"scheduling_strategy": "SPREAD"} if len(pieces) > 1 else {}
+        remote = ray.remote(ServerActor).options(num_cpus=0, max_restarts=0, **spread)
+        self._shards: list[Any] = [
+            remote.remote(theta[piece], optimization, cut_state(state, piece) if state else None) for piece in pieces
+        ]
+        self._sent: list[Ref] = []  # reports of what this step's `take` calls were given
+
+    def send(self, step: int, first: int, results: Sequence[Result]) -> None:
+        """Have the shards add up results number `first` and on of a step, in task order, while others are still being
+        computed. `apply` needs no such head start, and of results sent ahead only the reports: so that the gradients
+        of a step need not all be kept at once."""
+        if first == 0:
+            self._sent = []
+        fresh = not self._sent
+        self._sent += [result[0] for result in results]
+        for shard, (reports, gradients) in zip(self._shards, self._per_shard(results), strict=True):
+            shard.take.remote(step, fresh, *reports, *gradients)
+
+    def apply(self, step: int, *results: Result, num_tasks: int | None = None) -> tuple[tuple[Ref, ...], Stats]:
+        """As `Server.apply`: references to the slices of the new weights, and the statistics."""
+        sent = self._sent if self._sent == [result[0] for result in results[: len(self._sent)]] else []
+        parts = [
+            (step, not sent, num_tasks, *reports, *gradients)
+            for reports, gradients in self._per_shard(results[len(sent) :])
+        ]
+        if len(self._shards) == 1:
+            moved = [self._shards[0].apply.options(num_returns=2).remote(*parts[0])]
+        else:
+            folded = [shard.fold.remote(*own) for shard, own in zip(self._shards, parts, strict=True)]
+            moved = [shard.move.options(num_returns=2).remote(step, *folded) for shard in self._shards]
+        stats = self._get([told for _, told in moved])
+        return tuple(weights for weights, _ in moved), stats[0]
+
+    def weights(self) -> tuple[Ref, ...]:
+        """References to the slices of theta."""
+        return tuple(shard.weights.remote() for shard in self._shards)
+
+    def snapshot(self) -> dict[str, Any]:
+        """As `Server.snapshot`, whatever the number of shards."""
+        return join_states(self._get([shard.snapshot.remote() for shard in self._shards]))
+
+    def close(self) -> None:
+        """End the actors."""
+        for shard in self._shards:
+            ray.kill(shard)
+
+    def _per_shard(self, results: Sequence[Result]) -> list[tuple[list[Ref], list[Ref]]]:
+        """For each shard, all reports and its own gradients."""
+        reports = [result[0] for result in results]
+        return [(reports, [result[1 + number] for result in results]) for number in range(len(self._shards))]
+
+    def _get(self, refs: list[Ref]) -> list[Any]:
+        try:
+            return ray.get(refs)
+        except RayTaskError as error:
+            raise error.cause from error
+        except RayActorError as error:
+            raise ServerLost(
+                f"the parameter server was lost ({type(error).__name__}): --resume auto goes on from the checkpoint"
+            ) from error

@@ -1,0 +1,133 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd import gradcheck, gradgradcheck
+
+from metadist.models.layers import BatchNorm, Conv3x3, normalisation
+
+SHAPES = [(5, 3, 2, 2), (4, 2), (3, 2, 5)]
+
+
+def arguments(shape: tuple[int, ...], seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """x with a mean and a scale of its own, weight, bias."""
+    torch.manual_seed(seed)
+    kind = {"dtype": torch.float64}
+    return 3 * torch.randn(shape, **kind) + 2, torch.randn(shape[1], **kind), torch.randn(shape[1], **kind)
+
+
+LAYERS = {channels: BatchNorm(channels) for channels in (2, 3)}
+
+
+def ours(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return torch.func.functional_call(LAYERS[len(weight)], {"weight": weight, "bias": bias}, (x,))
+
+
+def theirs(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return F.batch_norm(x, None, None, weight, bias, training=True)
+
+
+def by_hand(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    over = [axis for axis in range(x.dim()) if axis != 1]
+    shape = [1, -1] + [1] * (x.dim() - 2)
+    centred = x - x.mean(over, keepdim=True)
+    rstd = (centred.square().mean(over, keepdim=True) + 1e-5).rsqrt()
+    return centred * rstd * weight.view(shape) + bias.view(shape)
+
+
+def scalar(norm, *given: Tensor) -> Tensor:
+    """Something curved of the normalised values."""
+    normalised = torch.tanh(norm(*given))
+    return (normalised * torch.linspace(-1, 1, given[0].numel(), dtype=torch.float64).view_as(normalised)).sum()
+
+
+def products(norm, given: tuple[Tensor, ...], along: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Hessian-vector products, forward over reverse."""
+    gradient = torch.func.grad(lambda *at: scalar(norm, *at), argnums=(0, 1, 2))
+    return torch.func.jvp(gradient, given, along)[1]
+
+
+def close(ones, others) -> bool:
+    return all(torch.allclose(one, other, rtol=1e-9, atol=1e-11) for one, other in zip(ones, others, strict=True))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_batch_norm_is_torchs(shape):
+    given = arguments(shape)
+    assert torch.allclose(ours(*given), theirs(*given), rtol=1e-12)
+    grad = [torch.func.grad(lambda *at, norm=norm: scalar(norm, *at), argnums=(0, 1, 2)) for norm in (ours, theirs)]
+    assert close(grad[0](*given), grad[1](*given))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_batch_norms_derivatives_are_those_of_finite_differences(shape):
+    given = tuple(value.requires_grad_() for value in arguments(shape))
+    assert gradcheck(ours, given, check_forward_ad=True)
+    assert gradgradcheck(ours, given, check_fwd_over_rev=True)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_batch_norms_forward_mode_over_reverse_is_torchs_reverse_over_reverse(shape):
+    given, along = arguments(shape), arguments(shape, seed=1)
+
+    def directional(*at: Tensor) -> Tensor:
+        gradient = torch.func.grad(lambda *inner: scalar(theirs, *inner), argnums=(0, 1, 2))(*at)
+        return sum((g * v).sum() for g, v in zip(gradient, along, strict=True))
+
+    expected = torch.func.grad(directional, argnums=(0, 1, 2))(*given)
+    assert close(products(ours, given, along), expected)
+    assert close(products(by_hand, given, along), expected)
+
+
+@pytest.mark.parametrize("batched", [(0, 0, 0), (None, 0, 0), (0, None, None), (None, 0, None)])
+def test_batch_norm_under_vmap_is_one_call_after_the_other(batched):
+    many = [torch.stack(values) for values in zip(*(arguments((5, 3, 2, 2), seed) for seed in range(3)), strict=True)]
+    given = [values if axis == 0 else values[0] for values, axis in zip(many, batched, strict=True)]
+    along = arguments((5, 3, 2, 2), seed=9)
+
+    def everything(*at: Tensor) -> tuple[Tensor, ...]:
+        gradient = torch.func.grad(lambda *inner: scalar(ours, *inner), argnums=(0, 1, 2))(*at)
+        return ours(*at), *gradient, *products(ours, at, along)
+
+    together = torch.func.vmap(everything, batched)(*given)
+    for t in range(3):
+        alone = everything(*(values[t] if axis == 0 else values for values, axis in zip(given, batched, strict=True)))
+        assert close([values[t] for values in together], alone)
+
+
+def test_batch_norm_keeps_the_memory_format_and_its_own_epsilon():
+    x = torch.randn(4, 3, 5, 5).to(memory_format=torch.channels_last)
+    assert BatchNorm(3)(x).is_contiguous(memory_format=torch.channels_last)
+    small = 1e-3 * torch.randn(4, 3, 5, 5)
+    assert torch.allclose(BatchNorm(3, eps=0.1)(small), F.batch_norm(small, None, None, training=True, eps=0.1))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("size", [(6, 6), (7, 5), (1, 3)])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_a_3x3_convolution_is_torchs(channels, size, stride, bias):
+    torch.manual_seed(0)
+    layer = Conv3x3(channels, 5, stride, bias).double()
+    plain = nn.Conv2d(channels, 5, 3, stride=stride, padding=1, bias=bias).double()
+    plain.load_state_dict(layer.state_dict())
+    x = torch.randn(3, channels, *size, dtype=torch.float64, requires_grad=True)
+    assert layer(x).shape == plain(x).shape
+    assert torch.allclose(layer(x), plain(x), rtol=1e-12, atol=1e-12)
+    ones, others = (
+        torch.autograd.grad(torch.tanh(each(x)).square().sum(), [x, *each.parameters()]) for each in (layer, plain)
+    )
+    assert close(ones, others)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_convolution_of_few_channels_begins_channels_last_memory(channels):
+    maps = Conv3x3(channels, 8)(torch.randn(2, channels, 6, 6))
+    assert maps.is_contiguous(memory_format=torch.channels_last) and not maps.is_contiguous()
+    assert Conv3x3(8, 8)(BatchNorm(8)(maps)).is_contiguous(memory_format=torch.channels_last)
+
+
+def test_group_norm_takes_any_memory_format():
+    x = torch.randn(2, 16, 3, 3)
+    norm = normalisation("group", 16)
+    assert torch.allclose(norm(x.to(memory_format=torch.channels_last)), F.group_norm(x, 8), atol=1e-6)
