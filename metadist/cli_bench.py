@@ -97,13 +97,13 @@ def scaling(quick: bool, as_json: bool, **options: Any) -> None:
     asked = measuring.Setting(
         options["simulated"], options["chunk_s"], options["parameters"], options["chunks"], steps=options["steps"]
     )
-    started = connect(None, max(counts), _say)
-    try:
-        with redirect_stdout(sys.stderr):  # where Ray writes what it thinks of so many workers
+    with redirect_stdout(sys.stderr):  # where Ray writes what it thinks of so many workers
+        started = connect(None, max(counts), _say)
+        try:
             told = measuring.report(asked, options["servers"], counts, _say)
-    finally:
-        if started:
-            disconnect()
+        finally:
+            if started:
+                disconnect()
     click.echo(json.dumps(told, indent=2) if as_json else present(told))
 
 
@@ -121,9 +121,10 @@ def present(told: dict[str, Any]) -> str:
         _table(told["saturation"]),
         "",
         "cost model: step = {step_s:.4f} s + workers * {worker_s:.5f} s + max(ideal, "
-        "chunks * ({call_s:.6f} s + bytes * {byte_s:.3g} s / servers))".format(**told["model"]),
+        "chunks * ((1 + servers) * {object_s:.3g} s + bytes * {byte_s:.3g} s / servers))".format(**told["model"]),
         "",
-        "prediction, with these coefficients; simulated workers share this machine's cores with driver and servers",
+        "prediction, with these coefficients: simulated workers share this machine's cores with driver and servers;",
+        "driver_alone: the efficiency if only the driver's CPU time per chunk limited it, all else having other cores",
         _table(told["predicted"]),
     ]
     return "\n".join(lines)

@@ -17,28 +17,34 @@ class Load(NamedTuple):
     servers: int = 1
 
     @property
+    def objects(self) -> int:
+        """What workers return in a step: of each chunk a report, and a slice of its gradient for each server."""
+        return self.chunks * (1 + self.servers)
+
+    @property
     def ideal_s(self) -> float:
         """The step's time if nothing but computing took any: as many chunks in a row as the busiest worker has."""
         return -(-self.chunks // self.workers) * self.chunk_s
 
 
 class CostModel(NamedTuple):
-    """Seconds of a step = step_s + workers * worker_s + max(ideal, chunks * (call_s + bytes * byte_s / servers)).
+    """Seconds of a step = step_s + workers * worker_s +
+    max(ideal, chunks * ((1 + servers) * object_s + bytes * byte_s / servers)).
 
     step_s: latency of a step, whatever its size. worker_s: dealing a worker its first chunk and collecting its last,
-    which nothing overlaps. call_s and byte_s: what a chunk, and a byte of it, keep driver and servers busy, which
-    overlaps with computing until it takes longer than that.
+    which nothing overlaps. object_s and byte_s: what each object of a chunk (its report, its gradient's slice for each
+    server) and each byte keep driver and servers busy, which overlaps with computing until it takes longer than that.
     """
 
     step_s: float
     worker_s: float
-    call_s: float
+    object_s: float
     byte_s: float
 
     def terms(self, load: Load) -> dict[str, float]:
         """Seconds of a step by cause. Computing, or driver and servers: only the longer of the two counts."""
         busy = {
-            "driver": load.chunks * self.call_s,
+            "driver": load.objects * self.object_s,
             "server": load.chunks * load.chunk_bytes * self.byte_s / load.servers,
         }
         return {"compute": load.ideal_s, **busy, "ends": self.step_s + load.workers * self.worker_s}
@@ -49,7 +55,7 @@ class CostModel(NamedTuple):
         return terms["ends"] + max(terms["compute"], terms["driver"] + terms["server"])
 
     def binds(self, load: Load) -> str:
-        """What takes most of the step: compute, driver (calls), server (bytes) or ends."""
+        """What takes most of the step: compute, driver (objects), server (bytes) or ends."""
         terms = self.terms(load)
         if terms["driver"] + terms["server"] < terms["compute"]:
             terms |= {"driver": 0.0, "server": 0.0}
@@ -65,7 +71,7 @@ def fit(loads: Sequence[Load], seconds: Sequence[float]) -> CostModel:
     measured = np.asarray(seconds, float)
     ideal = np.array([load.ideal_s for load in loads])
     ends = np.array([[1.0, load.workers] for load in loads])
-    work = np.array([[load.chunks, load.chunks * load.chunk_bytes / load.servers] for load in loads])
+    work = np.array([[load.objects, load.chunks * load.chunk_bytes / load.servers] for load in loads])
     scale = np.abs(np.column_stack([ends, work])).max(axis=0)
     busy = ideal == 0
     for _ in range(50):

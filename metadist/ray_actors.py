@@ -47,7 +47,8 @@ class WorkerActor:
     def meta_gradients(self, deal: Sequence[Chunk], number: int, *parts: Weights) -> list[Any]:
         """Reports of the deal's chunks, and for each slice of theta as it came that slice of their gradients."""
         weights, pieces = self._hold(number, parts)
-        computed = list(self._two.map(partial(self._worker.meta_gradients, weights), deal))
+        compute = partial(self._worker.meta_gradients, weights)
+        computed = [compute(deal[0])] if len(deal) == 1 else list(self._two.map(compute, deal))
         slices = [[np.ascontiguousarray(gradient[..., piece]) for _, gradient in computed] for piece in pieces]
         return [[report for report, _ in computed], *slices]
 

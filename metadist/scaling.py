@@ -114,24 +114,29 @@ def measure(fleet: RayFleet, setting: Setting) -> Measurement:
 
 
 def settings(asked: Setting, most_servers: int) -> list[Setting]:
-    """What to measure: the setting on 1, 8, 32, 64, ... of its workers; and where driver and servers saturate, with 8
-    workers that take no time: by what they send, by the number of servers, and with a small theta."""
+    """What to measure: the setting on 1, 8, 32, 64, ... of its workers; where driver and servers saturate, with 8
+    workers that take no time, by what they send and by the number of servers; and both with a small theta."""
     counts = sorted({count for count in (1, 8, 32, 64, 128) if count < asked.workers} | {asked.workers})
     scaled = [replace(asked, workers=count) for count in counts]
     idle = replace(asked, workers=min(8, asked.workers), chunk_s=0.0)
     sent = [replace(idle, rows=rows, servers=count) for rows in (True, False) for count in sorted({1, most_servers})]
-    return [*scaled, *sent, replace(idle, parameters=asked.parameters // 16)]
+    small = [replace(each, parameters=asked.parameters // 16) for each in (asked, idle)]
+    return [*scaled, *sent, *small]
 
 
-def predictions(model: CostModel, asked: Setting, counts: Sequence[int] = (256, 512, 1000)) -> list[dict[str, Any]]:
-    """Efficiency of the setting with more workers than were measured, and what takes most of the step."""
+def predictions(
+    model: CostModel, asked: Setting, driver_s: float, counts: Sequence[int] = (256, 512, 1000)
+) -> list[dict[str, Any]]:
+    """Efficiency of the setting with more workers than were measured, and what takes most of the step; `driver_alone`:
+    if nothing but the driver's CPU time per chunk, `driver_s`, limited it."""
     rows = []
     for servers in (1, 4):
         for count in counts:
             load = replace(asked, workers=count, servers=servers).load
             step_s = model.predict(load)
             told = {"workers": count, "servers": servers, "step_s": step_s, "efficiency": load.ideal_s / step_s}
-            rows.append({**told, "binds": model.binds(load)})
+            alone = load.ideal_s / max(load.ideal_s, load.chunks * driver_s)
+            rows.append({**told, "binds": model.binds(load), "driver_alone": alone})
     return rows
 
 
@@ -178,7 +183,7 @@ def report(asked: Setting, most_servers: int, counts: Sequence[int], say: Say) -
         "measured": [row for row in rows if row["chunk_s"]],
         "saturation": [row for row in rows if not row["chunk_s"]],
         "model": model._asdict(),
-        "predicted": predictions(model, asked),
+        "predicted": predictions(model, asked, found[0].driver_ms / 1e3),
     }
 
 

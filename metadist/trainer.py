@@ -164,7 +164,7 @@ class Trainer:
             "throughput/steps_per_s": window.steps / elapsed,
             "time/compute_s": window.compute_s / window.steps,
             "time/update_s": window.update_s / window.steps,
-            "time/outside_slowest_worker": 1 - max(slowest.values()) / window.last_s,
+            "time/outside_slowest_worker_share": 1 - max(slowest.values()) / window.last_s,
             "fleet/workers": self.fleet.num_workers,
             "fleet/target": self.fleet.target,
         }

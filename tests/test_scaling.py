@@ -11,7 +11,7 @@ from metadist.cost_model import CostModel, Load, fit
 from metadist.messages import Chunk, Weights
 from metadist.simulated import SimulatedWorker, instructions
 
-TRUE = CostModel(step_s=0.01, worker_s=0.002, call_s=0.001, byte_s=2e-9)
+TRUE = CostModel(step_s=0.01, worker_s=0.002, object_s=0.0005, byte_s=2e-9)
 LOADS = [
     *(Load(workers, 16 * workers, 0.25, 9e5) for workers in (1, 8, 32, 64, 128)),
     *(Load(8, 128, 0.0, size, servers) for size in (5e4, 9e5, 1.8e6) for servers in (1, 2)),
