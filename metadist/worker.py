@@ -111,17 +111,17 @@ class Worker:
         {"baseline/metric": [n]} for each baseline named."""
         protocol, step = self.protocol, weights.version
         tasks, draws = self._sample(protocol.source, chunk)
-        with self._computing:
+        with self._computing:  # baselines too: two threads in one module would see each other's weights
             measured = protocol.engine.evaluate(
                 _tensor(weights), tasks, protocol.metrics, protocol.transductive, draws, step, self.meta_steps
             )
-        results = {name: values.cpu().numpy().astype(np.float64) for name, values in measured.items()}
-        for baseline in baselines:
-            rows = [
-                self._baseline(baseline, task, Draws(self.seed, task_id, SCRATCH_STREAM))
-                for task_id, task in zip(chunk.tasks, tasks, strict=True)
-            ]
-            results |= {f"{baseline}/{name}": np.array([row[name] for row in rows]) for name in protocol.metrics}
+            results = {name: values.cpu().numpy().astype(np.float64) for name, values in measured.items()}
+            for baseline in baselines:
+                rows = [
+                    self._baseline(baseline, task, Draws(self.seed, task_id, SCRATCH_STREAM))
+                    for task_id, task in zip(chunk.tasks, tasks, strict=True)
+                ]
+                results |= {f"{baseline}/{name}": np.array([row[name] for row in rows]) for name in protocol.metrics}
         return results
 
     def proof(self) -> str:

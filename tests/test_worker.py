@@ -154,3 +154,15 @@ def test_threads_that_share_a_worker_get_the_bits_of_one_after_the_other(kind):
         found = list(threads.map(lambda chunk: shared.meta_gradients(weights, chunk), chunks))
     for (report, rows), (same, bits) in zip(found, expected, strict=True):
         assert report.chunk == same.chunk and np.array_equal(rows, bits) and np.array_equal(report.losses, same.losses)
+
+
+def test_threads_that_evaluate_do_not_see_each_others_weights():
+    shared, alone = make_worker(kind="vmap"), make_worker(kind="vmap")
+    weights, baselines = weights_of(alone), ("from_scratch",)
+    chunks = [Chunk("test", 0, start, start + 2) for start in range(0, 16, 2)]
+    expected = [alone.evaluate(weights, chunk, baselines) for chunk in chunks]
+    with ThreadPoolExecutor(2) as threads:
+        found = list(threads.map(lambda chunk: shared.evaluate(weights, chunk, baselines), chunks))
+    assert all(
+        np.array_equal(one[name], other[name]) for one, other in zip(found, expected, strict=True) for name in one
+    )
