@@ -28,8 +28,11 @@ class Memory(NamedTuple):
 
 
 def estimate(engine: Engine, tasks: Sequence[Task]) -> Memory:
-    """Of a chunk of these tasks, as measured to within a quarter. Recorded with one and with two inner steps; without
-    `remat` or `adjoint`, each further step is taken to add as much as the second did; `adjoint` counts as `remat`."""
+    """Of a chunk of these tasks, to within a third (adjoint: two fifths low at worst).
+
+    Recorded with one and with two inner steps; without `remat` or `adjoint`, each further step is taken to add as much
+    as the second did; `adjoint` counts as `remat`.
+    """
     steps, method = engine.learner.inner_steps, engine.method
     few = [KEPT[method.kind] * _fullest(_with_steps(engine, k), tasks) for k in range(min(steps, 1), min(steps, 2) + 1)]
     together = len(tasks) if method.kind == "vmap" else 1

@@ -44,7 +44,7 @@ METHODS = {
 
 
 def rate(step: Callable[[], Any], seconds: float, device: str) -> float:
-    """Calls a second, after three to warm up."""
+    """Calls a second, after twenty to warm up."""
     for _ in range(20):  # past the calls after which an engine plays back
         step()
     wait(device)
