@@ -1,5 +1,6 @@
 """How a run scales with workers: real ones on a small job, simulated ones through the very same fleet and server."""
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -11,6 +12,7 @@ from metadist.config import load_config
 from metadist.config.build import make_optimization, worker_factory
 from metadist.config.method import chunk_size
 from metadist.cost_model import CostModel, Load, fit
+from metadist.engine.program import AFTER
 from metadist.messages import plan
 from metadist.ray_fleet import RayFleet, Resources
 from metadist.run import prepare
@@ -73,17 +75,19 @@ class Point(NamedTuple):
     efficiency: float
 
 
-def time_steps(fleet: Any, server: Any, tasks: int, size: int, steps: int) -> tuple[list[float], list[float]]:
-    """Seconds of each meta-step, and of its part after the last chunk; a first step is not counted."""
+def time_steps(
+    fleet: Any, server: Any, tasks: int, size: int, steps: int, warm_up: int = 1
+) -> tuple[list[float], list[float]]:
+    """Seconds of each meta-step, and of its part after the last chunk; the first `warm_up` are not counted."""
     weights, whole, update = server.weights(), [], []
-    for step in range(steps + 1):
+    for step in range(warm_up + steps):
         began = time.perf_counter()
         gradients = fleet.meta_gradients(weights, plan("train", step, tasks, size))
         computed = time.perf_counter()
         weights, _ = server.apply(step, *gradients, num_tasks=tasks)
         whole.append(time.perf_counter() - began)
         update.append(time.perf_counter() - computed)
-    return whole[1:], update[1:]
+    return whole[warm_up:], update[warm_up:]
 
 
 def start_simulated(workers: int, say: Say) -> tuple[RayFleet, float, float]:
@@ -153,7 +157,9 @@ def real_scaling(counts: Sequence[int], steps: int, say: Say) -> dict[str, list[
         try:
             for name, tasks in (("strong", 32), ("weak", 16 * count)):
                 server = fleet.start_server(prepared.theta, make_optimization(config), None)
-                whole, _ = time_steps(fleet, server, tasks, chunk_size(config, prepared.engine), steps)
+                size = chunk_size(config, prepared.engine)
+                warm_up = math.ceil(2 * AFTER * count * size / tasks)  # until every worker plays its recording back
+                whole, _ = time_steps(fleet, server, tasks, size, steps, warm_up)
                 rate = tasks / median(whole)
                 alone = points[name][0].tasks_per_s / points[name][0].workers if points[name] else rate / count
                 points[name].append(Point(count, tasks, median(whole), rate, rate / count / alone))

@@ -127,11 +127,14 @@ class Shard:
         self._reports.append(report)
         if report.first_not_finite() is not None:
             return
-        for row in gradient.reshape(-1, len(self._sum)):
-            np.add(self._sum, row, out=self._sum)
-        if self._units is not None:
-            inverse = np.divide(1, report.norms, out=np.zeros(len(report.norms)), where=report.norms > 1e-30)
-            self._units += np.einsum("i,ij->j", inverse.astype(gradient.dtype), gradient)
+        rows = gradient.reshape(-1, len(self._sum))
+        inverse = np.divide(1, report.norms, out=np.zeros(len(report.norms)), where=report.norms > 1e-30)
+        for start in range(0, len(self._sum), BLOCK):  # each block of the rows is read from memory once
+            block = slice(start, start + BLOCK)
+            for row in rows:
+                np.add(self._sum[block], row[block], out=self._sum[block])
+            if self._units is not None:
+                self._units[block] += np.einsum("i,ij->j", inverse.astype(gradient.dtype), gradient[:, block])
 
     def fold(self, step: int, num_tasks: int | None = None) -> Folded:
         """Divide the sum once. Raises ValueError unless the chunks taken were tasks 0..T-1 (T is `num_tasks`, where
