@@ -142,14 +142,20 @@ def replay(run_directory: Path, verify: bool, task_name: str | None) -> None:
 
 @commands.command()
 def learners() -> None:
-    """The algorithms, with their engines and options."""
+    """The algorithms, with their papers, the engines that compute them and their options with defaults.
+
+    Options go into a job as learner.OPTION; learner.inner_optimizer is one of sgd, momentum and adam, with their
+    arguments ({name: adam, beta1: 0}), or your own `module:callable`. jobs/learners/ has a job for each.
+    """
     from dataclasses import fields
 
     from metadist.learners import LEARNERS
 
     for name, (kind, preset, line) in LEARNERS.items():
-        options = [field.name for field in fields(kind) if field.name not in ("model", "loss", *preset)]
-        click.echo(f"{name:10} {line}\n{'':10} engines: {', '.join(kind.engines)}; options: {', '.join(options)}")
+        own = [field for field in fields(kind) if field.name not in ("model", "loss", "inner_optimizer", *preset)]
+        options = [f"{field.name}={field.default}" for field in own]
+        options += ["inner_optimizer=sgd"] if "inner_optimizer" in kind.__dataclass_fields__ else []
+        click.echo(f"{name:15} {line}\n{'':15} engines: {', '.join(kind.engines)}; {', '.join(options)}")
 
 
 @commands.group()

@@ -6,21 +6,17 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
-import torch
 from scipy import stats
 
 from metadist.config import Config
-from metadist.config.build import Shapes, make_engine, make_source
+from metadist.config.build import Shapes
 from metadist.config.method import chunk_size
-from metadist.draws import Draws
 from metadist.engine import Engine
 from metadist.errors import InputError
 from metadist.figures import CurvePoint, adaptation_curve
-from metadist.learners import MAML
-from metadist.messages import Chunk, ChunkReport, Weights, plan
-from metadist.server import Optimization, Server
+from metadist.joint import joint_weights
+from metadist.messages import Chunk, plan
 from metadist.task import Split
-from metadist.worker import LEARNER_STREAM
 
 
 class Evaluator(Protocol):
@@ -48,10 +44,16 @@ def interval(values: np.ndarray) -> Interval:
 
 
 def measure(
-    fleet: Evaluator, weights: Any, split: Split, num_tasks: int, size: int, baselines: tuple[str, ...] = ()
+    fleet: Evaluator,
+    weights: Any,
+    split: Split,
+    num_tasks: int,
+    size: int,
+    baselines: tuple[str, ...] = (),
+    step: int = 0,
 ) -> dict[str, np.ndarray]:
     """Per-task results of tasks 0..num_tasks-1 of a split: {metric: [T, inner_steps + 1]}, {"baseline/metric": [T]}."""
-    results = fleet.evaluate(weights, plan(split, 0, num_tasks, size), baselines)
+    results = fleet.evaluate(weights, plan(split, step, num_tasks, size), baselines)
     return {name: np.concatenate([result[name] for result in results]) for name in results[0]}
 
 
@@ -59,8 +61,10 @@ def default_baselines(config: Config, shapes: Shapes) -> Sequence[str]:
     """What suits the kind of task, unless the job says."""
     suited = ["nearest_class_mean"] if shapes.classification else ["support_mean", "ridge", "joint"]
     suited.append("from_scratch")
-    chosen = suited if config.evaluation.baselines is None else list(config.evaluation.baselines)
-    unfit = [name for name in chosen if name not in suited]
+    if config.evaluation.baselines is None:
+        return suited
+    chosen = list(config.evaluation.baselines)
+    unfit = [name for name in chosen if name not in (*suited, "joint")]
     if unfit:
         kind = "classification" if shapes.classification else "regression"
         raise InputError(f"evaluation.baselines: {unfit[0]} does not suit {kind}; take of {', '.join(suited)}")
@@ -126,26 +130,6 @@ def summary(results: Mapping[str, np.ndarray]) -> dict[str, Any]:
         else:
             told[metric] = {"before": curve[0], "after": curve[-1], "by_inner_step": curve}
     return told
-
-
-def joint_weights(config: Config, shapes: Shapes) -> Weights:
-    """theta trained by Adam at meta_lr on all tasks at once, as if they were one (no inner loop): what fine-tuning
-    starts from without meta-learning. Runs in this process."""
-    source, steps = make_source(config), config.evaluation.joint_steps
-    run = make_engine(config, shapes, device="cpu")
-    engine = Engine(MAML(model=run.learner.model, loss=run.learner.loss, inner_steps=0), "vmap")
-    optimization = Optimization(meta_lr=config.meta_lr, meta_steps=steps)
-    server = Server(engine.initial_theta().numpy(), optimization)
-    weights = server.weights()
-    for step in range(steps):
-        chunk = Chunk("train", step, 0, config.batch_size(config.num_workers))
-        draws = [Draws(config.seed, task, LEARNER_STREAM) for task in chunk.tasks]
-        theta = torch.from_numpy(weights.theta)
-        losses, rows = engine.meta_gradients(theta, [source(task) for task in chunk.tasks], step, 1, draws)
-        report = ChunkReport(chunk, losses.numpy(), rows.norm(dim=1).numpy(), {})
-        weights, _ = server.apply(step, (report, rows.numpy()))
-    joint = engine.layout.unflatten(torch.from_numpy(weights.theta))
-    return Weights(steps, run.layout.flatten({**run.learner.layout(), **joint}).numpy())
 
 
 def write_results(results: Mapping[str, np.ndarray], path: Path) -> None:

@@ -31,4 +31,10 @@ def accuracy(outputs: Tensor, target: Tensor) -> Tensor:
     return (outputs.argmax(dim=-1) == target).to(outputs.dtype).mean()
 
 
+def confidence(outputs: Tensor, target: Tensor) -> Tensor:
+    """The mean probability of the predicted class; a calibrated learner's is its accuracy. outputs [n, N] logits."""
+    del target
+    return outputs.softmax(dim=-1).amax(dim=-1).mean()
+
+
 LOSSES: dict[str, Loss] = {"cross_entropy": cross_entropy, "mse": mean_squared_error}

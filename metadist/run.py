@@ -24,6 +24,7 @@ from metadist.identity import check_settings, digest, drift, run_identity
 from metadist.journal import Journal, read_journal
 from metadist.local_fleet import LocalFleet
 from metadist.messages import Weights
+from metadist.online import regret
 from metadist.prepare import Prepared, prepare
 from metadist.recording import Recording
 from metadist.run_dir import begin_directory, find_checkpoint, first_target, is_own, located, location, write_json
@@ -108,6 +109,9 @@ def train(config: Config, *, resume: str | Path | None = None, quiet: bool = Fal
             "data_digest": identity["data_digest"],
         }
         told = conclude(config, prepared, fleet, trainer.store, weights, record)
+        if config.task.steps_per_round:
+            own = config.evaluation.tasks, trainer.chunk_size
+            told["online"] = regret(fleet, weights, trainer.progress.round_losses, *own)
         told = {**ending, "seconds": round(time.monotonic() - began, 1), **told}
         write_json(told, run_dir / "results.json")
         record.tracker.artifact(run_dir / "results.json")

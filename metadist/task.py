@@ -3,6 +3,8 @@
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
+
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
@@ -81,3 +83,11 @@ def stack(tasks: Sequence[Task], join: Callable[[list[Any]], Any]) -> Task:
             for parts in zip(*tasks, strict=True)
         )
     )
+
+
+def num_ways(tasks: Sequence[Task]) -> int:
+    """Classes of the support sets, whose targets number them from 0; 0 where the targets are something else."""
+    (support, _) = tasks.stacked if isinstance(tasks, Tasks) else tasks[0]
+    first = support.targets[0]
+    labels = np.asarray(first.cpu() if hasattr(first, "cpu") else first)
+    return int(labels.max()) + 1 if len(support.targets) == 1 and np.issubdtype(labels.dtype, np.integer) else 0

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from metadist.errors import Diverged, Interrupted
 from metadist.evaluation import interval, measure
 from metadist.journal import Journal
 from metadist.messages import PHASES, Weights, plan
+from metadist.online import round_loss
 from metadist.run_dir import TARGET_FILE
 from metadist.server import Stats
 from metadist.stopping import Stop
@@ -30,6 +31,7 @@ class Progress:
 
     best: float | None = None
     since_best: int = 0
+    round_losses: list[float] = field(default_factory=list)
 
 
 @dataclass
@@ -96,6 +98,7 @@ class Trainer:
         for step in range(start, self.config.meta_steps):
             if reason is not None:
                 break
+            self._begin_round(step, weights)
             batch = self._plan_batch(step)
             tasks = plan("train", step, batch, self.chunk_size)
             began = time.perf_counter()
@@ -116,6 +119,13 @@ class Trainer:
             last = reason is not None or step + 1 == self.config.meta_steps
             self._save(step + 1, weights, best=improved, now=last)
         return self.fleet.fetch(weights), reason or "done"
+
+    def _begin_round(self, step: int, weights: Any) -> None:
+        """Online: judge a task that arrives with this step, before theta learns from it."""
+        rounds, losses = self.config.task.steps_per_round, self.progress.round_losses
+        if rounds and step == rounds * len(losses):
+            losses.append(round_loss(self.fleet, weights, len(losses), self.config.evaluation.tasks, self.chunk_size))
+            self.tracker.metrics({"online/loss": losses[-1], "online/loss_sum": sum(losses)}, step)
 
     def _plan_batch(self, step: int) -> int:
         """The step's number of tasks, journalled before any is dealt, so that a repetition deals the same."""
@@ -191,7 +201,8 @@ class Trainer:
         self._window.began += values["time/validation_s"]
         score = values[f"validation/{self.metric}"] * (1 if self.metric == "accuracy" else -1)
         improved = score == score and (self.progress.best is None or score > self.progress.best)  # NaN is never best
-        self.progress = Progress(score, 0) if improved else Progress(self.progress.best, self.progress.since_best + 1)
+        best, since = (score, 0) if improved else (self.progress.best, self.progress.since_best + 1)
+        self.progress = replace(self.progress, best=best, since_best=since)
         return improved
 
     def _save(self, done: int, weights: Any, *, best: bool, now: bool) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from metadist.cli import report, split_arguments
 from metadist.journal import read_journal
+from metadist.learners import LEARNERS
 
 JOBS = Path(__file__).resolve().parents[1] / "jobs"
 SMALL = [
@@ -181,9 +182,10 @@ def test_config_commands(tmp_path):
 
 def test_learners_are_listed_with_paper_engines_and_options(tmp_path):
     out = run("learners", cwd=tmp_path).stdout
-    for name in ("maml", "fomaml", "anil", "reptile"):
-        assert name in out
-    assert "engines: loop, vmap; options: inner_lr, inner_steps, first_order, adapted" in out
+    for name, (_, _, line) in LEARNERS.items():
+        assert f"{name:15} {line}" in out
+    assert "engines: loop, vmap; inner_lr=0.1, inner_steps=1, first_order=False, adapted=*, inner_optimizer=sgd" in out
+    assert "initial_lambda=50.0" in out
 
 
 def test_help_needs_no_torch_and_no_ray():

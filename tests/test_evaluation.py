@@ -6,7 +6,8 @@ import torch
 from metadist.config import load_config
 from metadist.config.build import make_engine, make_source, task_shapes
 from metadist.errors import InputError
-from metadist.evaluation import default_baselines, interval, joint_weights, summary, write_results
+from metadist.evaluation import default_baselines, interval, summary, write_results
+from metadist.joint import joint_weights
 from metadist.losses import mean_squared_error
 from metadist.task import TaskId
 

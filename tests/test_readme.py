@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```(bash|python)\n(.*?)```", README, re.DOTALL)
 COMMANDS = [line for language, block in BLOCKS if language == "bash" for line in block.splitlines() if line]
+FILES = [(block[2:].split("\n")[0], block) for language, block in BLOCKS if re.match(r"# \w+\.py\n", block)]
 SET_UP = re.compile(r"python3 -m venv .venv && .venv/bin/pip install -q -e \S+ && .venv/bin/")
 SHORTER = "meta_steps=2 evaluation.every=1 evaluation.tasks=4 evaluation.test_tasks=4 evaluation.baseline_tasks=2"
 NOT_HERE = {
@@ -57,6 +58,8 @@ def runnable(command: str) -> str:
 def test_readme_commands_in_their_order(clone, omniglot_downloads):
     """One after another, as a reader would paste them: later ones use what earlier ones made."""
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    for name, text in FILES:
+        (clone / name).write_text(text)
     for command in COMMANDS:
         if command in NOT_HERE or command.endswith("/pytest"):
             continue
@@ -88,3 +91,30 @@ def test_the_two_set_up_commands_begin_from_nothing():
     assert SET_UP.match(first)
     assert SET_UP.match(second)
     assert second.endswith("/pytest")
+
+
+def test_the_learner_of_the_readme_is_short_and_its_gradient_exact(tmp_path, monkeypatch):
+    """Against central differences in float64; a first-order gradient would be found out."""
+    import torch
+
+    from metadist import Engine, Model, Task
+    from metadist.config.build import resolve
+    from metadist.losses import mean_squared_error
+
+    ((name, text),) = FILES
+    assert len(text.splitlines()) < 60
+    (tmp_path / name).write_text(text)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    torch.manual_seed(0)
+    model = Model(torch.nn.Sequential(torch.nn.Linear(1, 4), torch.nn.Tanh(), torch.nn.Linear(4, 1)))
+    learner = resolve(f"{name.removesuffix('.py')}:HeldBack")(model=model, loss=mean_squared_error, inner_steps=3)
+    engine = Engine(learner, "vmap", dtype=torch.float64)
+    x, theta = np.linspace(-1, 1, 8)[:, None], engine.initial_theta()
+    tasks = [Task.of(x, np.sin(3 * x), x / 2, np.cos(x))]
+    found = engine.meta_gradients(theta, tasks).rows[0]
+    steps = 1e-5 * torch.eye(len(theta), dtype=theta.dtype)
+    losses = [engine.meta_gradients(theta + sign * step, tasks).losses[0] for step in steps for sign in (1, -1)]
+    numeric = (torch.stack(losses[::2]) - torch.stack(losses[1::2])) / 2e-5
+    assert (found - numeric).norm() < 1e-6 * numeric.norm()
+    assert numeric[-4:].abs().min() > 1e-6

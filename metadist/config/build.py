@@ -22,11 +22,12 @@ from metadist.config.schema import Config
 from metadist.data import Dataset, cached, open_dataset
 from metadist.engine import Engine
 from metadist.errors import InputError
-from metadist.learners import LEARNERS, Learner
-from metadist.losses import LOSSES, Loss, accuracy
+from metadist.learners import INNER_OPTIMIZERS, LEARNERS, InnerOptimizer, Learner
+from metadist.losses import LOSSES, Loss, accuracy, confidence
 from metadist.models import MODELS, Model
 from metadist.server import Optimization
 from metadist.sources import ClassSource, LabelledSource, Source, ValueSource
+from metadist.stream import Stream
 from metadist.task import TaskId
 from metadist.worker import Protocol, Worker
 
@@ -49,6 +50,11 @@ def open_data(config: Config) -> Dataset | None:
 
 def make_source(config: Config, evaluation: bool = False) -> Source:
     """Where the tasks of training, or of evaluation with its own ways, shots and queries, come from."""
+    source, rounds = _make_source(config, evaluation), config.task.steps_per_round
+    return Stream(source, rounds, config.seed) if rounds else source
+
+
+def _make_source(config: Config, evaluation: bool) -> Source:
     dataset = open_data(config)
     if dataset is None:
         assert config.data.source
@@ -144,12 +150,29 @@ def make_engine(config: Config, shapes: Shapes, device: str | None = None, **cha
     if not (isinstance(kind, type) and issubclass(kind, Learner)):
         raise InputError(f"learner.name={name} is not a metadist.Learner class")
     options = {"model": model, "loss": make_loss(config, shapes), **preset, **config.learner.options}
-    learner = cast(Learner, _call(f"learner {name}", kind, options, hidden=("model", "loss")))
+    if "inner_optimizer" in options:
+        options["inner_optimizer"] = make_inner_optimizer(options["inner_optimizer"])
+    learner = cast(Learner, _call(f"learner {name}", kind, options, hidden=("model", "loss", "inner_optimizer")))
     learner, planned = replace(learner, **changes), worker_device(config)
     method = make_method(config, learner, shapes.inputs)
     if device not in (None, planned):  # elsewhere than on the workers it only has to compute, not fast
         method = replace(method, compiled=False, captured=False, autocast=False)
     return Engine(learner, method, device or planned)
+
+
+def make_inner_optimizer(given: Any) -> InnerOptimizer:
+    """What `learner.inner_optimizer` says: a name, or a mapping of `name` and its options. Raises InputError."""
+    options = {"name": given} if isinstance(given, str) else dict(given) if isinstance(given, Mapping) else {}
+    name = options.pop("name", None)
+    if not isinstance(name, str):
+        raise InputError(f"learner.inner_optimizer={given!r} must be a name, or a mapping with one")
+    kind = INNER_OPTIMIZERS[name] if name in INNER_OPTIMIZERS else resolve(name, INNER_OPTIMIZERS)
+    made = _call(f"inner optimizer {name}", kind, options)
+    if not (callable(getattr(made, "begin", None)) and callable(getattr(made, "step", None))):
+        raise InputError(
+            f"inner optimizer {name} has no methods `begin` and `step`, see metadist.learners.InnerOptimizer"
+        )
+    return cast(InnerOptimizer, made)
 
 
 def make_worker(
@@ -183,16 +206,17 @@ def worker_factory(config: Config, constants: Mapping[str, np.ndarray]) -> Calla
 
 
 def metrics(config: Config, shapes: Shapes, ways: int | None = None) -> dict[str, Loss]:
-    """What evaluation measures, the measure of success first: accuracy where there are classes, and the loss.
-
-    Of a model with more outputs than `ways`, accuracy considers the first `ways`: the others are no class of the task.
-    """
+    """What evaluation measures, the measure of success first: accuracy where there are classes, then how sure the
+    learner was, and the loss. Of more outputs than `ways` the first count: the others are no class of the task."""
     loss = make_loss(config, shapes)
 
     def among_ways(outputs: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         return accuracy(outputs[:, :ways], target)
 
-    return {"accuracy": among_ways, "loss": loss} if shapes.classification else {"loss": loss}
+    def sure(outputs: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return confidence(outputs[:, :ways], target)
+
+    return {"accuracy": among_ways, "confidence": sure, "loss": loss} if shapes.classification else {"loss": loss}
 
 
 def make_optimization(config: Config) -> Optimization:

@@ -6,7 +6,8 @@
 | | everything else | vmap (one call for many small operations) |
 | engine.differentiation | first order, or up to 10 inner steps | unroll (fastest) |
 | | second order, more than 10 inner steps | remat (memory does not grow with the steps, a third more time) |
-| engine.chunk_size | loop / vmap of convolutions on a CPU / vmap of everything else | 4 / 8 / 32 tasks |
+| engine.chunk_size | loop / vmap of convolutions on a CPU / vmap of everything else | 4 / 8 / 32 tasks; with a loop |
+| | | no more than a quarter of the meta-batch, or few workers would have all of it |
 | engine.aggregate | up to / more than 64 MiB of gradients a chunk | task / chunk |
 | engine.device | workers with / without a GPU | cuda / cpu |
 
@@ -60,8 +61,10 @@ def _convolves(learner: Learner) -> bool:
 
 def chunk_size(config: Config, engine: Engine) -> int:
     """Tasks per unit of work: never a function of the number of workers."""
-    if config.engine.chunk_size or engine.kind == "loop":
-        return config.engine.chunk_size or 4
+    if config.engine.chunk_size:
+        return config.engine.chunk_size
+    if engine.kind == "loop":
+        return min(4, max(1, config.batch_size(1) // 4))
     return 8 if _convolves(engine.learner) and worker_device(config) == "cpu" else 32
 
 

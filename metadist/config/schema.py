@@ -50,6 +50,9 @@ class TaskConfig(Section):
     shots: Count = Field(1, description="K, support examples per class, or per task in regression")
     queries: Count = Field(15, description="Q, query examples per class, or per task in regression")
     within_parent: bool = Field(False, description="classes: draw a task's classes from one parent")
+    steps_per_round: Count | None = Field(
+        None, description="online: tasks arrive one after another, so many meta-steps apart; each is drawn from then on"
+    )
     permute_labels: bool = Field(True, description="labelled: number a task's labels in random order")
 
 
@@ -86,7 +89,9 @@ class EngineConfig(Section):
     compile: bool = Field(False, description="compile the whole meta-gradient (about half a minute at the start)")
     cuda_graphs: bool = Field(False, description="GPUs: launch a task's operations at once, where shapes are fixed")
     autocast: bool = Field(False, description="GPUs: bfloat16 in the network; weights and gradients stay float32")
-    chunk_size: Count | None = Field(None, description="tasks per unit of work; default 4 for loop, 8 or 32 for vmap")
+    chunk_size: Count | None = Field(
+        None, description="tasks per unit of work; default <= 4 for loop, 8 or 32 for vmap"
+    )
     aggregate: Literal["auto", "task", "chunk"] = Field(
         "auto", description="send per-task gradients (diagnostics), or their sum per chunk (less traffic)"
     )
@@ -119,11 +124,11 @@ class EvaluationConfig(Section):
         True, description="query examples share one batch; false: each is predicted with the support set only"
     )
     baselines: list[Literal["nearest_class_mean", "support_mean", "ridge", "from_scratch", "joint"]] | None = Field(
-        None, description="default: those that suit the scheme"
+        None, description="default: those that suit the scheme (joint: not for classes, where it takes long)"
     )
     baseline_tasks: Natural = Field(100, description="tasks for from_scratch, which is slow; the others use all")
     scratch_steps: Count = Field(50, description="Adam steps of the from-scratch baseline")
-    joint_steps: Count = Field(2000, description="training steps of the joint baseline (regression)")
+    joint_steps: Count = Field(2000, description="training steps of the joint baseline")
     patience: Count | None = Field(None, description="stop after this many validations without improvement")
 
 

@@ -22,11 +22,14 @@ from torch.autograd import forward_ad
 
 from metadist.engine.inner_loop import replaced, run_inner_loop
 from metadist.learners import Context, Fast, Learner
-from metadist.task import Examples
+from metadist.models.model import DROPOUT
+from metadist.task import Examples, Task
 
 Tensors = dict[str, Tensor]
 Mode = Literal["unroll", "remat", "adjoint"]
 MODES: tuple[Mode, ...] = get_args(Mode)
+JUDGED = "sum of the steps' losses"
+NOTHING = Examples((), ())
 
 
 class Differentiator:
@@ -53,37 +56,71 @@ class Differentiator:
         raise NotImplementedError
 
     def start(self, weights: Tensors, outer: bool) -> Tensors:
-        """Weights as the next inner step needs them, given whether an outer gradient passes through."""
+        """Weights as the next inner step needs them, given whether an outer gradient passes through. They are tensors
+        of their own: what else comes from theta (the state, a loss's other terms) is constant for an inner gradient."""
         raise NotImplementedError
+
+    def hessian_vector_product(self, f: Callable[[Tensors], Tensor], at: Tensors, vector: Tensors) -> Tensors:
+        """The second derivative of f at `at`, times a vector."""
+
+        def along(at: Tensors) -> Tensor:
+            gradient = self.inner_gradient(f, at, second_order=True)
+            return torch.stack([(gradient[name] * vector[name]).sum() for name in at]).sum()
+
+        return self.value_and_gradient(along, at)[1]
 
     def trajectory(self, learner: Learner, theta: Tensors, support: Examples, context: Context) -> Iterator[Fast]:
         """Fast weights after 0, 1, ... `inner_steps` steps."""
-        outer = any(value.requires_grad for value in theta.values())
-        fast = learner.begin(theta, support, context)
+        order = _order(learner, theta, context)
+        fast = begin(learner, theta, support, context)
         yield fast
         for k in range(learner.inner_steps):
-            fast = self.inner_step(learner, theta, fast, support, k, outer)
+            fast = self.inner_step(learner, theta, fast, Task(support, NOTHING), k, order)
             yield fast
 
-    def inner_step(self, learner: Learner, theta: Tensors, fast: Fast, support: Examples, k: int, outer: bool) -> Fast:
-        """One inner step: a pure function of (theta, fast), which is all a cheaper differentiation needs."""
-        fast = fast._replace(weights=self.start(fast.weights, outer))
+    def inner_step(self, learner: Learner, theta: Tensors, fast: Fast, task: Task, k: int, order: int) -> Fast:
+        """One inner step, differentiable as often as `order` says (0, 1 or 2): a pure function of (theta, fast), which
+        is all a cheaper differentiation needs."""
+        fast = fast._replace(weights=self.start(fast.weights, outer=order > 0))
         with torch.enable_grad():
             gradient = self.inner_gradient(
-                lambda weights: learner.inner_loss(theta, fast._replace(weights=weights), support, k),
+                lambda weights: learner.inner_loss(theta, fast._replace(weights=weights), task.support, k),
                 fast.weights,
-                second_order=outer and not learner.first_order,
+                second_order=order > 1,
             )
-            return learner.update(theta, fast, gradient, k)
+            return self.after_update(learner, theta, fast, gradient, task.query, k)
+
+    def after_update(
+        self, learner: Learner, theta: Tensors, fast: Fast, gradient: Tensors, query: Examples, k: int
+    ) -> Fast:
+        """The learner's update, and what the engine keeps in the state: a key of dropout, the sum of steps' losses."""
+        after = learner.update(theta, fast, gradient, k)
+        state = dict(after.state)
+        if DROPOUT in fast.state:
+            state[DROPOUT] = fast.state[DROPOUT] + 1
+        if JUDGED in fast.state:
+            state[JUDGED] = fast.state[JUDGED] + learner.step_loss(theta, after._replace(state=state), query, k)
+        return after._replace(state=state)
 
     def adapt(self, learner: Learner, theta: Tensors, support: Examples, context: Context) -> Fast:
         """Fast weights after the last inner step."""
-        learned = any(part.requires_grad for parts in support for part in parts)  # the support set, by a learner
+        return self._adapt(learner, theta, Task(support, NOTHING), context)
+
+    def adapt_and_judge(self, learner: Learner, theta: Tensors, task: Task, context: Context) -> Tensor:
+        """The sum of the learner's `step_loss` over the inner steps."""
+        return self._adapt(learner, theta, task, context).state[JUDGED]
+
+    def _adapt(self, learner: Learner, theta: Tensors, task: Task, context: Context) -> Fast:
+        fast = begin(learner, theta, task.support, context)
+        if task.query.inputs:
+            fast = fast._replace(state=fast.state | {JUDGED: next(iter(theta.values())).new_zeros(())})
+        order = _order(learner, theta, context)
+        learned = any(part.requires_grad for parts in task.support for part in parts)  # the support set, by a learner
         if self.mode == "unroll" or learner.inner_steps == 0 or learned:
-            *_, fast = self.trajectory(learner, theta, support, context)
+            for k in range(learner.inner_steps):
+                fast = self.inner_step(learner, theta, fast, task, k, order)
             return fast
-        begun = learner.begin(theta, support, context)
-        return run_inner_loop(self, learner, theta, begun, support)
+        return run_inner_loop(self, learner, theta, fast, task, order)
 
 
 class Recorded(Differentiator):
@@ -126,7 +163,8 @@ class Recorded(Differentiator):
         return dict(zip(at, gradient, strict=True))
 
     def start(self, weights: Tensors, outer: bool) -> Tensors:
-        return {name: w if outer and w.requires_grad else w.detach().requires_grad_() for name, w in weights.items()}
+        own = {name: w.view_as(w) if outer and w.requires_grad else w.detach() for name, w in weights.items()}
+        return {name: w.requires_grad_() for name, w in own.items()}
 
 
 class Transformed(Differentiator):
@@ -157,3 +195,17 @@ class Transformed(Differentiator):
     def start(self, weights: Tensors, outer: bool) -> Tensors:
         del outer
         return weights
+
+
+def begin(learner: Learner, theta: Tensors, support: Examples, context: Context) -> Fast:
+    """As the learner begins, and the key of its dropout, where the task has one."""
+    fast = learner.begin(theta, support, context)
+    key = {DROPOUT: context.draws[DROPOUT]} if DROPOUT in context.draws else {}
+    return fast._replace(state=fast.state | key)
+
+
+def _order(learner: Learner, theta: Tensors, context: Context) -> int:
+    """How often the inner loop's results are differentiable."""
+    if not any(value.requires_grad for value in theta.values()):
+        return 0
+    return 1 if learner.is_first_order(context) else 2

@@ -6,6 +6,7 @@ Both derive adaptation and meta-gradient from the same learner and agree to roun
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -20,11 +21,13 @@ from metadist.engine.features import Trunk, trunk_of
 from metadist.engine.memory import is_out_of_memory, out_of_memory
 from metadist.engine.method import Kind, Method
 from metadist.engine.program import Program, Watched, record
+from metadist.engine.query import predict_query
 from metadist.errors import InputError
 from metadist.layout import Layout
-from metadist.learners import Context, Fast, Learner
+from metadist.learners import Context, Learner
 from metadist.losses import Loss
-from metadist.task import Examples, Task, TaskId, Tasks, stack
+from metadist.models.model import DROPOUT
+from metadist.task import Examples, Task, TaskId, Tasks, num_ways, stack
 
 
 class MetaGradients(NamedTuple):
@@ -101,18 +104,18 @@ class Engine:
         InputError where memory does not suffice, saying what would need less.
         """
         with self._computing(len(tasks)):
-            weights = self._weights(theta)
+            weights, ways = self._weights(theta), num_ways(tasks)
             if self.kind == "vmap":
                 task, drawn = self._stacked(tasks, step, draws)
                 self._look_for_trunk(weights, task.map(lambda x: x[0]))
-                losses, rows = self._run(weights, task, drawn, step, meta_steps)
+                losses, rows = self._run(weights, task, drawn, step, meta_steps, ways)
                 return MetaGradients(losses, rows)
             separate = list(self._separate(tasks, step, draws))
             self._look_for_trunk(weights, separate[0][0])
             losses = torch.empty(len(separate), dtype=self.dtype, device=self.device)
             rows = torch.empty(len(separate), self.layout.size, dtype=self.dtype, device=self.device)
             for t, (task, drawn) in enumerate(separate):
-                losses[t], rows[t] = self._run(weights, task, drawn, step, meta_steps)
+                losses[t], rows[t] = self._run(weights, task, drawn, step, meta_steps, ways)
             return MetaGradients(losses, rows)
 
     def operations(self, tasks: Sequence[Task]) -> list[Node]:
@@ -121,13 +124,15 @@ class Engine:
             weights = self._weights(self.initial_theta())
             task, drawn = self._stacked(tasks, 0, None) if self.kind == "vmap" else next(self._separate(tasks, 0, None))
             self._look_for_trunk(weights, self.tensors(tasks[0]))
-            structure, tensors = _flat(weights, task, drawn)
+            structure, tensors = _flat(weights, task, drawn, num_ways(tasks))
             with FakeTensorMode(allow_non_fake_inputs=True) as mode:
                 graph = record(self._compute, structure, 0, 1, [mode.from_tensor(tensor) for tensor in tensors])
                 return list(graph.graph.nodes)
 
-    def _run(self, weights: Tensors, task: Task, drawn: Tensors, step: int, meta_steps: int) -> Sequence[Tensor]:
-        structure, tensors = _flat(weights, task, drawn)
+    def _run(
+        self, weights: Tensors, task: Task, drawn: Tensors, step: int, meta_steps: int, ways: int
+    ) -> Sequence[Tensor]:
+        structure, tensors = _flat(weights, task, drawn, ways)
         return self._program(structure, step, meta_steps, tensors)
 
     def _compute(self, structure: Any, step: int, meta_steps: int, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
@@ -138,7 +143,7 @@ class Engine:
         task, drawn = Task(Examples(*parts[:2]), Examples(*parts[2:])), {name: next(left) for name in structure[1]}
 
         def one(weights: Tensors, task: Task, drawn: Tensors) -> tuple[Tensor, Tensors]:
-            context = Watched(step, meta_steps, drawn)
+            context = Watched(step, meta_steps, drawn, structure[2])
             compute = self._trunk.meta_gradient if self._trunk else self.learner.meta_gradient
             loss, gradient = compute(self._ops, weights, task, context)
             return loss.detach(), {name: g.detach() for name, g in gradient.items()}
@@ -172,18 +177,19 @@ class Engine:
                 theta, task = self._trunk.rest(weights, task, self._trunk.features(weights, task))
                 learner = self._trunk.learner
             measured: list[list[Tensor]] = []
-            for fast in self._ops.trajectory(learner, theta, task.support, Context(step, meta_steps, drawn)):
+            for fast in self._ops.trajectory(learner, theta, task.support, Context(step, meta_steps, drawn, ways)):
                 with torch.no_grad():
-                    outputs = predict_query(learner, theta, fast, task, transductive)
+                    outputs = predict_query(partial(learner.predict, theta, fast), task, transductive)
                     measured.append([metric(outputs, *task.query.targets) for metric in metrics.values()])
             return {name: torch.stack([m[i] for m in measured]) for i, name in enumerate(metrics)}
 
+        ways = num_ways(tasks)
         with self._computing(len(tasks)):
             weights = self._weights(theta)
             self._look_for_trunk(weights, self.tensors(tasks[0]))
             if self.kind == "vmap":
-                return torch.func.vmap(one, (None, 0, 0))(weights, *self._stacked(tasks, 0, draws))
-            results = [one(weights, task, drawn) for task, drawn in self._separate(tasks, 0, draws)]
+                return torch.func.vmap(one, (None, 0, 0))(weights, *self._stacked(tasks, 0, draws, training=False))
+            results = [one(weights, task, drawn) for task, drawn in self._separate(tasks, 0, draws, training=False)]
             return {name: torch.stack([result[name] for result in results]) for name in metrics}
 
     def adapt(self, theta: Tensor, support: Examples) -> Callable[..., Tensor]:
@@ -192,19 +198,20 @@ class Engine:
         support = Examples(tuple(map(self._tensor, support.inputs)), tuple(map(self._tensor, support.targets)))
         drawn = self._draw(len(support.inputs[0]), Draws(0, TaskId("test", 0, 0), stream=1))
         with self._computing(1):
-            fast = self._ops.adapt(self.learner, weights, support, Context(0, 1, drawn))
+            context = Context(0, 1, drawn, num_ways([Task(support, support)]))
+            fast = self._ops.adapt(self.learner, weights, support, context)
 
         @torch.no_grad()
         def predict(*inputs: Tensor, transductive: bool = True) -> Tensor:
             query = Examples(tuple(map(self._tensor, inputs)), ())
-            return predict_query(self.learner, weights, fast, Task(support, query), transductive)
+            return predict_query(partial(self.learner.predict, weights, fast), Task(support, query), transductive)
 
         return predict
 
     def trace(self, theta: Tensor, task: Task, draws: Draws) -> list[tuple[float, float]]:
         """Support loss and norm of the fast weights before and after every inner step of one task."""
         weights, support = self._weights(theta), self.tensors(task).support
-        context = Context(0, 1, self._draw(len(support.inputs[0]), draws))
+        context = Context(0, 1, self._draw(len(support.inputs[0]), draws), num_ways([task]))
         traced = []
         for k, fast in enumerate(self._ops.trajectory(self.learner, weights, support, context)):
             loss = self.learner.inner_loss(weights, fast, support, min(k, self.learner.inner_steps - 1))
@@ -221,7 +228,7 @@ class Engine:
 
     def outputs(self, weights: Tensors, task: Task, transductive: bool) -> Tensor:
         """Query outputs of the bare model with `weights`, in one batch or each with the support set, see `evaluate`."""
-        return predict_query(self.learner, self.learner.model.parameters, Fast(weights, {}), task, transductive)
+        return predict_query(lambda inputs: self.learner.model(weights, *inputs), task, transductive)
 
     def _tensor(self, array: object) -> Tensor:
         tensor = torch.as_tensor(array)
@@ -231,26 +238,32 @@ class Engine:
         """As `_tensor`, never in the array's own memory: results may depend on where in memory arguments begin."""
         return self._tensor(torch.as_tensor(array).clone(memory_format=torch.contiguous_format))
 
-    def _draw(self, support_size: int, draws: Draws) -> Tensors:
-        return {name: self._tensor(value) for name, value in self.learner.draw(draws, support_size).items()}
+    def _draw(self, support_size: int, draws: Draws, training: bool = False) -> Tensors:
+        """What the learner draws and, in training, a key for dropout."""
+        drawn = {name: self._tensor(value) for name, value in self.learner.draw(draws, support_size).items()}
+        if training and self.learner.model.has_dropout:
+            drawn[DROPOUT] = self._tensor(draws.word() >> 1)
+        return drawn
 
     def _separate(
-        self, tasks: Sequence[Task], step: int, draws: Sequence[Draws] | None
+        self, tasks: Sequence[Task], step: int, draws: Sequence[Draws] | None, training: bool = True
     ) -> Iterator[tuple[Task, Tensors]]:
         for t, task in enumerate(tasks):
             own = draws[t] if draws else Draws(0, TaskId("train", step, t), stream=1)
-            yield task.map(self._copy), self._draw(len(task.support.inputs[0]), own)
+            yield task.map(self._copy), self._draw(len(task.support.inputs[0]), own, training)
 
-    def _stacked(self, tasks: Sequence[Task], step: int, draws: Sequence[Draws] | None) -> tuple[Task, Tensors]:
+    def _stacked(
+        self, tasks: Sequence[Task], step: int, draws: Sequence[Draws] | None, training: bool = True
+    ) -> tuple[Task, Tensors]:
         if isinstance(tasks, Tasks):
             task = tasks.stacked.map(self._copy)
         else:
             task = self.tensors(stack(tasks, lambda arrays: torch.stack([torch.as_tensor(a) for a in arrays])))
         size = task.support.inputs[0].shape[1]
-        if type(self.learner).draw is Learner.draw:
+        if type(self.learner).draw is Learner.draw and not self.learner.model.has_dropout:
             return task, {}
         own = draws or [Draws(0, TaskId("train", step, t), stream=1) for t in range(len(tasks))]
-        drawn = [self._draw(size, each) for each in own]
+        drawn = [self._draw(size, each, training) for each in own]
         return task, {name: torch.stack([each[name] for each in drawn]) for name in drawn[0]}
 
     def _look_for_trunk(self, weights: Tensors, task: Task) -> None:
@@ -272,21 +285,8 @@ class Engine:
             raise InputError(out_of_memory(self.learner, self.method, num_tasks)) from error
 
 
-def _flat(weights: Tensors, task: Task, drawn: Tensors) -> tuple[Any, list[Tensor]]:
+def _flat(weights: Tensors, task: Task, drawn: Tensors, ways: int) -> tuple[Any, list[Tensor]]:
     """One list of tensors, and what is needed to take it apart again."""
     arrays = [*task.support.inputs, *task.support.targets, *task.query.inputs, *task.query.targets]
-    structure = tuple(len(part) for examples in task for part in examples), tuple(drawn)
+    structure = tuple(len(part) for examples in task for part in examples), tuple(drawn), ways
     return structure, [*weights.values(), *arrays, *drawn.values()]
-
-
-def predict_query(learner: Learner, theta: Tensors, fast: Fast, task: Task, transductive: bool) -> Tensor:
-    """Outputs [n query, ...] in one batch, or of each example in a batch with the support set."""
-    if transductive:
-        return learner.predict(theta, fast, task.query.inputs)
-
-    def alone(*query: Tensor) -> Tensor:
-        pairs = zip(task.support.inputs, query, strict=True)
-        inputs = tuple(torch.cat([support, example.unsqueeze(0)]) for support, example in pairs)
-        return learner.predict(theta, fast, inputs)[-1]
-
-    return torch.func.vmap(alone)(*task.query.inputs)

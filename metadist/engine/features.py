@@ -17,7 +17,10 @@ from metadist.models.model import HEAD
 from metadist.task import Examples, Task
 
 FEATURES = "features of the task"
-MATHEMATICS = ("layout", "draw", "begin", "inner_loss", "update", "outer_loss", "predict", "meta_gradient")
+MATHEMATICS = (
+    "layout", "draw", "is_first_order", "begin", "inner_loss", "update", "outer_loss", "step_loss", "predict",
+    "meta_gradient",
+)  # fmt: skip
 
 
 class HeadModel:
@@ -25,10 +28,14 @@ class HeadModel:
 
     def __init__(self, model: Model):
         self._model = model
-        self.parameters, self.constants = model.parameters, model.constants
+        self.parameters, self.constants, self.module = model.parameters, model.constants, model.module
+        self.splits, self.has_dropout, self.norm_parameters = True, False, model.norm_parameters
 
     def __call__(self, weights: Tensors, rows: Tensor) -> Tensor:
-        return self._model.head(weights, weights[FEATURES][rows])
+        return self._model.head(weights, self.features(weights, rows))
+
+    def features(self, weights: Tensors, rows: Tensor) -> Tensor:
+        return weights[FEATURES][rows]
 
 
 class Trunk:
@@ -75,9 +82,13 @@ def trunk_of(learner: Learner, theta: Tensors, task: Task) -> Trunk | None:
     """
     model, kind = learner.model, type(learner)
     own = any(not getattr(kind, name).__module__.startswith("metadist.learners.") for name in MATHEMATICS)
-    if own or not model.splits or not all(name.startswith(HEAD) for name in learner.adapted_names()):
+    adapted = learner.adapted_names()
+    only_head = bool(adapted) and all(name.startswith(HEAD) for name in adapted)
+    if own or not only_head or not model.splits or model.has_dropout:
         return None
     with torch.no_grad():
+        like = next(iter(theta.values()))
+        theta = {name: value.to(like) for name, value in model.parameters.items()} | theta
         whole = model(theta, *task.support.inputs)
         try:
             parts = model.head(theta, model.features(theta, *task.support.inputs))

@@ -9,7 +9,7 @@ from torch.autograd import Function
 
 from metadist.errors import InputError
 from metadist.learners import Fast, Learner
-from metadist.task import Examples
+from metadist.task import Examples, Task
 
 if TYPE_CHECKING:
     from metadist.engine.differentiation import Differentiator
@@ -17,10 +17,13 @@ if TYPE_CHECKING:
 Tensors = dict[str, Tensor]
 
 
-def run_inner_loop(ops: "Differentiator", learner: Learner, theta: Tensors, begun: Fast, support: Examples) -> Fast:
+def run_inner_loop(
+    ops: "Differentiator", learner: Learner, theta: Tensors, begun: Fast, task: Task, order: int
+) -> Fast:
     """Fast weights after the last step from those that `begin` returned; differentiable in theta and in these."""
-    loop = _Loop(ops, learner, [theta, *begun], [len(support.inputs), len(support.targets)])
-    adapted = _InnerLoop.apply(loop, *loop.join(theta, begun), *support.inputs, *support.targets)
+    parts = [part for examples in task for part in examples]
+    loop = _Loop(ops, learner, [theta, *begun], [len(part) for part in parts], order)
+    adapted = _InnerLoop.apply(loop, *loop.join(theta, begun), *(array for part in parts for array in part))
     return loop.fast(adapted[: loop.width])
 
 
@@ -30,8 +33,10 @@ class _Loop:
     `theta`, and fast weights and state as `begin` returns them, give the names.
     """
 
-    def __init__(self, ops: "Differentiator", learner: Learner, named: list[Tensors], support: list[int]):
-        self.ops, self.learner, self.support_sizes = ops, learner, support
+    def __init__(
+        self, ops: "Differentiator", learner: Learner, named: list[Tensors], task_sizes: list[int], order: int
+    ):
+        self.ops, self.learner, self.task_sizes, self.order = ops, learner, task_sizes, order
         self.theta_names, self.weight_names, self.state_names = (list(tensors) for tensors in named)
         self.width = len(self.weight_names) + len(self.state_names)
         self.kept = range(0, learner.inner_steps, ops.spacing)
@@ -39,17 +44,16 @@ class _Loop:
     def join(self, theta: Tensors, fast: Fast) -> list[Tensor]:
         return [*theta.values(), *fast.weights.values(), *fast.state.values()]
 
-    def split(self, tensors: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], Examples]:
-        """Function arguments as theta, fast and support."""
+    def split(self, tensors: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], Task]:
+        """Function arguments as theta, fast and task."""
         cut = len(self.theta_names)
-        inputs, targets = self.support_sizes
-        rest = tensors[cut + self.width :]
-        return list(tensors[:cut]), list(tensors[cut : cut + self.width]), Examples(
-            tuple(rest[:inputs]), tuple(rest[inputs : inputs + targets])
-        )  # fmt: skip
+        rest = iter(tensors[cut + self.width :])
+        parts = [tuple(next(rest) for _ in range(size)) for size in self.task_sizes]
+        task = Task(Examples(*parts[:2]), Examples(*parts[2:]))
+        return list(tensors[:cut]), list(tensors[cut : cut + self.width]), task
 
     def theta(self, tensors: Sequence[Tensor]) -> Tensors:
-        return dict(zip(self.theta_names, tensors, strict=True))
+        return dict(zip(self.theta_names, tensors[: len(self.theta_names)], strict=True))
 
     def fast(self, tensors: Sequence[Tensor]) -> Fast:
         cut = len(self.weight_names)
@@ -58,22 +62,25 @@ class _Loop:
             dict(zip(self.state_names, tensors[cut:], strict=True)),
         )
 
-    def step(self, theta: Sequence[Tensor], fast: Sequence[Tensor], support: Examples, k: int, outer: bool) -> Any:
-        after = self.ops.inner_step(self.learner, self.theta(theta), self.fast(fast), support, k, outer)
-        return [*after.weights.values(), *after.state.values()]
+    def step(self, theta: Sequence[Tensor], fast: Sequence[Tensor], task: Task, k: int, order: int) -> list[Tensor]:
+        return self.flat(self.ops.inner_step(self.learner, self.theta(theta), self.fast(fast), task, k, order))
+
+    def flat(self, fast: Fast) -> list[Tensor]:
+        """Weights and state in the order in which they began."""
+        return [*(fast.weights[name] for name in self.weight_names), *(fast.state[name] for name in self.state_names)]
 
     def pull(
-        self, theta: list[Tensor], fast: list[Tensor], support: Examples, k: int, cotangents: list[Tensor]
+        self, theta: list[Tensor], fast: list[Tensor], task: Task, k: int, cotangents: list[Tensor]
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Cotangents of theta and of `fast` before step k from those after it."""
-        if self.ops.mode == "adjoint" and not self.learner.first_order:
-            return self._pull_forward(theta, fast, support, k, cotangents)
+        if self.ops.mode == "adjoint" and self.order > 1:
+            return self._pull_forward(theta, fast, task, k, cotangents)
         cut = len(theta)
         floating = [place for place, tensor in enumerate(fast) if tensor.is_floating_point()]
 
         def step(*tensors: Tensor) -> list[Tensor]:
             given = replaced(fast, floating, tensors[cut:])
-            after = self.step(tensors[:cut], given, support, k, outer=True)
+            after = self.step(tensors[:cut], given, task, k, self.order)
             return [after[place] for place in floating]
 
         _, pull = self.ops.pullback(step, *theta, *(fast[place] for place in floating))
@@ -81,7 +88,7 @@ class _Loop:
         return list(pulled[:cut]), replaced(cotangents, floating, pulled[cut:])
 
     def _pull_forward(
-        self, theta: list[Tensor], fast: list[Tensor], support: Examples, k: int, cotangents: list[Tensor]
+        self, theta: list[Tensor], fast: list[Tensor], task: Task, k: int, cotangents: list[Tensor]
     ) -> tuple[list[Tensor], list[Tensor]]:
         """By the update's pullback, then the Hessian-vector product as the tangent of the gradient of the inner loss
         with respect to everything, along the cotangent of the gradient with respect to the fast weights."""
@@ -90,13 +97,13 @@ class _Loop:
 
         def loss(*tensors: Tensor) -> Tensor:
             given = self.fast(replaced(fast, floating, tensors[number:]))
-            return self.learner.inner_loss(self.theta(tensors[:number]), given, support, k)
+            return self.learner.inner_loss(self.theta(tensors[:number]), given, task.support, k)
 
         def update(*tensors: Tensor) -> list[Tensor]:
             gradient = dict(zip(self.weight_names, tensors[:cut], strict=True))
-            given = self.fast(replaced(fast, floating, tensors[cut + number :]))
-            after = self.learner.update(self.theta(tensors[cut : cut + number]), given, gradient, k)
-            return [[*after.weights.values(), *after.state.values()][place] for place in floating]
+            given, weights = self.fast(replaced(fast, floating, tensors[cut + number :])), self.theta(tensors[cut:])
+            after = self.ops.after_update(self.learner, weights, given, gradient, task.query, k)
+            return [self.flat(after)[place] for place in floating]
 
         at = [*theta, *(fast[place] for place in floating)]
         with torch.enable_grad():
@@ -120,18 +127,18 @@ class _Loop:
 
 
 class _InnerLoop(Function):
-    """(theta, fast before, support) -> fast after the last step, and the fast weights kept on the way."""
+    """(theta, fast before, task) -> fast after the last step, and the fast weights kept on the way."""
 
     generate_vmap_rule = True
 
     @staticmethod
     def forward(loop: _Loop, *tensors: Tensor) -> tuple[Tensor, ...]:
-        theta, fast, support = loop.split(tensors)
+        theta, fast, task = loop.split(tensors)
         kept: list[Tensor] = []
         for k in range(loop.learner.inner_steps):
             if k in loop.kept and k > 0:
                 kept += fast
-            fast = [tensor.detach() for tensor in loop.step(theta, fast, support, k, outer=False)]
+            fast = [tensor.detach() for tensor in loop.step(theta, fast, task, k, 0)]
         return tuple(tensor if tensor.is_floating_point() else tensor.clone() for tensor in (*fast, *kept))
 
     @staticmethod
@@ -147,7 +154,7 @@ class _InnerLoop(Function):
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Any, ...]:
         loop: _Loop = ctx.loop
         saved = [tensor.detach() for tensor in ctx.saved_tensors]  # torch.func would record this, to differentiate it
-        theta, begun, support = loop.split(saved[: ctx.number])
+        theta, begun, task = loop.split(saved[: ctx.number])
         kept = [*begun, *saved[ctx.number :]]
         pairs = zip(cotangents, begun, strict=False)
         of_fast = [torch.zeros_like(tensor) if given is None else given.detach() for given, tensor in pairs]
@@ -156,12 +163,12 @@ class _InnerLoop(Function):
         for number, first in reversed(list(enumerate(loop.kept))):
             segment = [kept[number * loop.width : (number + 1) * loop.width]]
             for k in range(first, end - 1):
-                segment.append([t.detach() for t in loop.step(theta, segment[-1], support, k, outer=False)])
+                segment.append([t.detach() for t in loop.step(theta, segment[-1], task, k, 0)])
             for k in reversed(range(first, end)):
-                more, of_fast = loop.pull(theta, segment.pop(), support, k, of_fast)
+                more, of_fast = loop.pull(theta, segment.pop(), task, k, of_fast)
                 of_theta = [a + b for a, b in zip(of_theta, more, strict=True)]
             end = first
-        rest = [None] * sum(loop.support_sizes)
+        rest = [None] * sum(loop.task_sizes)
         floats = [c if t.is_floating_point() else None for c, t in zip(of_fast, begun, strict=True)]
         return (None, *of_theta, *floats, *rest)
 

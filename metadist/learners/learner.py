@@ -11,6 +11,7 @@ from torch import Tensor
 from metadist.draws import Draws
 from metadist.losses import Loss
 from metadist.models import Model
+from metadist.models.model import DROPOUT
 from metadist.task import Examples, Task
 
 Tensors = dict[str, Tensor]
@@ -25,11 +26,13 @@ class Fast(NamedTuple):
 
 
 class Context(NamedTuple):
-    """What a task knows beside its examples: the meta-step, how many there are, and what `draw` drew for it."""
+    """What a task knows beside its examples: the meta-step, how many there are, what `draw` drew for it, and how many
+    classes its support set has (0: its targets are not class numbers)."""
 
     step: int
     meta_steps: int
     draws: Tensors
+    ways: int = 0
 
 
 class Differentiation(Protocol):
@@ -39,8 +42,16 @@ class Differentiation(Protocol):
         """f(at) and its gradient, exact through every inner step inside f."""
         ...
 
+    def hessian_vector_product(self, f: Callable[[Tensors], Tensor], at: Tensors, vector: Tensors) -> Tensors:
+        """The second derivative of f at `at`, times a vector."""
+        ...
+
     def adapt(self, learner: "Learner", theta: Tensors, support: Examples, context: Context) -> Fast:
         """The inner loop: `begin`, then `inner_steps` times `inner_loss`, its gradient, `update`."""
+        ...
+
+    def adapt_and_judge(self, learner: "Learner", theta: Tensors, task: Task, context: Context) -> Tensor:
+        """The inner loop, and the sum over its steps of the learner's `step_loss` after each of them."""
         ...
 
 
@@ -78,6 +89,11 @@ class Learner(ABC):
         del draws, support_size
         return {}
 
+    def is_first_order(self, context: Context) -> bool:
+        """Whether inner gradients are constants for the outer one, in this task."""
+        del context
+        return self.first_order
+
     @abstractmethod
     def begin(self, theta: Tensors, support: Examples, context: Context) -> Fast:
         """Fast weights before the first inner step."""
@@ -96,9 +112,15 @@ class Learner(ABC):
         del context
         return self.loss(self.predict(theta, fast, query.inputs), *query.targets)
 
+    def step_loss(self, theta: Tensors, fast: Fast, query: Examples, k: int) -> Tensor:
+        """What `fast`, as inner step k left it, adds to the outer loss of a learner that judges every step."""
+        del k
+        return self.loss(self.predict(theta, fast, query.inputs), *query.targets)
+
     def predict(self, theta: Tensors, fast: Fast, inputs: tuple[Tensor, ...]) -> Tensor:
         """Model outputs [n, ...] for inputs [n, ...], fast weights taking the place of theta's of the same name."""
-        return self.model({**theta, **fast.weights}, *inputs)
+        key = {DROPOUT: fast.state[DROPOUT]} if DROPOUT in fast.state else {}
+        return self.model({**theta, **fast.weights, **key}, *inputs)
 
     def meta_gradient(
         self, ops: Differentiation, theta: Tensors, task: Task, context: Context

@@ -1,9 +1,12 @@
 """Model-agnostic meta-learning and its relatives by order and by name pattern."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
+from torch import Tensor
+
 from metadist.errors import InputError
+from metadist.learners.inner_optimizers import SGD, InnerOptimizer
 from metadist.learners.learner import Context, Fast, Learner, Tensors
 from metadist.task import Examples
 
@@ -16,12 +19,14 @@ class MAML(Learner):
     5.2: the inner gradients are constants, so it is the query gradient at phi_K. `adapted` is a shell-style
     pattern (or several, separated by commas) over parameter names: "head.*" is ANIL (Raghu et al. 2020,
     https://arxiv.org/abs/1909.09157), "body.*" is BOIL (Oh et al. 2021); the rest is meta-learned but not adapted.
+    `inner_optimizer`: what takes the place of plain gradient descent; see `metadist.learners.inner_optimizers`.
 
     Losses are means over examples. The published code sums cross-entropy over the N*K support examples and divides by
     K, so its inner rate of 0.4 for 5 ways is 2.0 here.
     """
 
     adapted: str = "*"
+    inner_optimizer: InnerOptimizer = field(default_factory=SGD)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -36,8 +41,24 @@ class MAML(Learner):
 
     def begin(self, theta: Tensors, support: Examples, context: Context) -> Fast:
         del support, context
-        return Fast({name: theta[name] for name in self.adapted_names()}, {})
+        return self.start({name: theta[name] for name in self.adapted_names()})
+
+    def start(self, weights: Tensors, **state: Tensor) -> Fast:
+        """Fast weights before the first step, with what the inner optimizer remembers and `state` beside them."""
+        slots = {name: self.inner_optimizer.begin(weight) for name, weight in weights.items()}
+        return Fast(weights, state | {f"{slot}/{name}": x for name, own in slots.items() for slot, x in own.items()})
+
+    def rate(self, theta: Tensors, fast: Fast, name: str, k: int) -> Tensor | float:
+        """The inner rate of a tensor at step k: one number, or one for each of its elements."""
+        del theta, fast, name, k
+        return self.inner_lr
 
     def update(self, theta: Tensors, fast: Fast, gradient: Tensors, k: int) -> Fast:
-        del theta, k
-        return fast._replace(weights={name: w - self.inner_lr * gradient[name] for name, w in fast.weights.items()})
+        weights, state = {}, dict(fast.state)
+        for name, weight in fast.weights.items():
+            ends = f"/{name}"
+            own = {key.removesuffix(ends): value for key, value in fast.state.items() if key.endswith(ends)}
+            rate = self.rate(theta, fast, name, k)
+            weights[name], own = self.inner_optimizer.step(weight, gradient[name], own, rate, k)
+            state |= {slot + ends: value for slot, value in own.items()}
+        return Fast(weights, state)

@@ -1,31 +1,29 @@
 """Reptile: towards the adapted weights, without differentiating the inner loop."""
 
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from metadist.draws import Draws
-from metadist.learners.learner import Context, Differentiation, Fast, Learner, Tensors
+from metadist.learners.learner import Context, Differentiation, Fast, Tensors
+from metadist.learners.maml import MAML
 from metadist.task import Examples, Task
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reptile(Learner):
+class Reptile(MAML):
     """meta-gradient = theta - phi, with phi = theta after `inner_steps` minibatch steps on the support set.
 
     Nichol, Achiam, Schulman 2018, section 2 (https://arxiv.org/abs/1803.02999): theta moves by meta_lr times the mean
     of phi - theta, which is the server's SGD with that meta-gradient; the batched version is a meta-batch of several
     tasks, the serial one a meta-batch of one. Minibatches of `inner_batch` examples (0: the whole support set) run
-    through random permutations of the support set, drawn from the task's key. `inner_optimizer`: "sgd", or "adam" with
-    beta1 = 0 as in the published code, beta2 = 0.999; unlike there, the second moment starts from zero in every task,
-    because a task is a function of its name alone. The query set only measures.
+    through random permutations of the support set, drawn from the task's key. The published code's inner optimizer is
+    Adam with beta1 = 0, beta2 = 0.999 (`inner_optimizer: {name: adam, beta1: 0}`); unlike there, the second moment
+    starts from zero in every task, because a task is a function of its name alone. The query set only measures.
     """
 
     inner_batch: int = 0
-    inner_optimizer: Literal["sgd", "adam"] = "sgd"
     first_order: bool = True
 
     def __post_init__(self) -> None:
@@ -34,6 +32,8 @@ class Reptile(Learner):
             raise ValueError(f"inner_batch={self.inner_batch} must be 0 (the whole support set) or more")
         if not self.first_order:
             raise ValueError("Reptile has no second-order form: leave learner.first_order at true")
+        if set(self.adapted_names()) != set(self.model.parameters):
+            raise ValueError("Reptile adapts all parameters: leave `adapted` out")
 
     def draw(self, draws: Draws, support_size: int) -> dict[str, np.ndarray]:
         """minibatches: int64 [inner_steps, inner_batch] row numbers; those of one permutation are disjoint."""
@@ -47,29 +47,14 @@ class Reptile(Learner):
 
     def begin(self, theta: Tensors, support: Examples, context: Context) -> Fast:
         del support
-        weights = {name: theta[name] for name in self.model.parameters}
-        state = dict(context.draws)
-        if self.inner_optimizer == "adam":
-            state |= {f"second_moment/{name}": torch.zeros_like(w) for name, w in weights.items()}
-        return Fast(weights, state)
+        drawn = {"minibatches": context.draws["minibatches"]} if self.inner_batch else {}
+        return self.start({name: theta[name] for name in self.model.parameters}, **drawn)
 
     def inner_loss(self, theta: Tensors, fast: Fast, support: Examples, k: int) -> Tensor:
         if self.inner_batch:
             rows = fast.state["minibatches"][k]
             support = Examples(tuple(x[rows] for x in support.inputs), tuple(y[rows] for y in support.targets))
         return self.loss(self.predict(theta, fast, support.inputs), *support.targets)
-
-    def update(self, theta: Tensors, fast: Fast, gradient: Tensors, k: int) -> Fast:
-        del theta
-        if self.inner_optimizer == "sgd":
-            return fast._replace(weights={n: w - self.inner_lr * gradient[n] for n, w in fast.weights.items()})
-        beta2, epsilon = 0.999, 1e-8
-        weights, state = {}, dict(fast.state)
-        for name, w in fast.weights.items():
-            moment = beta2 * state[f"second_moment/{name}"] + (1 - beta2) * gradient[name] ** 2
-            state[f"second_moment/{name}"] = moment
-            weights[name] = w - self.inner_lr * gradient[name] / ((moment / (1 - beta2 ** (k + 1))).sqrt() + epsilon)
-        return Fast(weights, state)
 
     def meta_gradient(
         self, ops: Differentiation, theta: Tensors, task: Task, context: Context

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -26,6 +27,8 @@ class Conv4(nn.Module):
 
     Strided with 64 channels: the Omniglot network of Finn et al. 2017, section 5.2 (its head averages the last map);
     pooled with 32: its miniImagenet network. `norm`: "batch" (transductive) or "group" (each image on its own).
+    `context`: so many parameters of that name, zero to begin with, from which a linear layer makes a scale and a shift
+    for each channel of the third block (FiLM; for CAVIA).
     """
 
     def __init__(
@@ -35,6 +38,7 @@ class Conv4(nn.Module):
         channels: int = 64,
         pool: bool = False,
         norm: str = "batch",
+        context: int = 0,
     ):
         super().__init__()
         (shape,) = input_shapes
@@ -48,11 +52,17 @@ class Conv4(nn.Module):
                 f"four poolings need images of 16x16 or more, these are {shape[1]}x{shape[2]}: set pool=false"
             )
         self.average = not pool
+        self.context = nn.Parameter(torch.zeros(context)) if context else None
+        self.film = nn.Linear(context, 2 * channels) if context else None
         self.head = nn.Linear(size, outputs)
 
     def features(self, x: Tensor) -> Tensor:
-        maps = self.body(x)
-        return maps.mean(dim=(2, 3)) if self.average else maps.flatten(1)
+        if self.film is None:
+            x = self.body(x)
+        else:
+            scale, shift = self.film(self.context).chunk(2)
+            x = self.body[3](self.body[:3](x) * (1 + scale[:, None, None]) + shift[:, None, None])
+        return x.mean(dim=(2, 3)) if self.average else x.flatten(1)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.features(x))

@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import Function
 
+from metadist.noise import uniform
+
 NARROW = 3  # input channels up to which a convolution is a matrix product
 aten = torch.ops.aten
 
@@ -64,6 +66,23 @@ class Conv3x3(nn.Conv2d):
         if self.bias is not None:  # as one more column: adding it afterwards would pass over the result again
             rows, weight = F.pad(rows, (0, 1), value=1.0), torch.cat([weight, self.bias.unsqueeze(1)], dim=1)
         return (rows @ weight.T).view(n, height, width, -1).permute(0, 3, 1, 2)
+
+
+class Dropout(nn.Module):
+    """Stands in for torch's dropout, which draws from a global generator: the mask is a function of `key`, an int64
+    scalar that the caller sets; without one nothing is dropped. `whole`: by channel, [n, c, ...], not by element."""
+
+    key: Tensor | None = None
+
+    def __init__(self, p: float, whole: bool = False):
+        super().__init__()
+        self.p, self.whole = p, whole
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.key is None:
+            return x
+        shape = [*x.shape[:2], *[1] * (x.dim() - 2)] if self.whole else x.shape
+        return x * (uniform(self.key, shape) >= self.p) / (1 - self.p)
 
 
 class _Normalise(Function):

@@ -10,20 +10,27 @@ from torch import Tensor, nn
 class MLP(nn.Module):
     """All inputs, flattened and joined -> hidden layers with ReLU -> `head`. [n, ...] each -> [n, outputs].
 
-    The sinusoid network of Finn et al. 2017, section 5.1, is `hidden=(40, 40)` on one input.
+    The sinusoid network of Finn et al. 2017, section 5.1, is `hidden=(40, 40)` on one input. `context`: so many
+    parameters of that name, zero to begin with, are joined to every example's inputs (for CAVIA).
     """
 
-    def __init__(self, input_shapes: Sequence[Sequence[int]], outputs: int, hidden: Sequence[int] = (40, 40)):
+    def __init__(
+        self, input_shapes: Sequence[Sequence[int]], outputs: int, hidden: Sequence[int] = (40, 40), context: int = 0
+    ):
         super().__init__()
-        widths = [sum(math.prod(shape) for shape in input_shapes), *hidden]
+        self.context = nn.Parameter(torch.zeros(context)) if context else None
+        widths = [sum(math.prod(shape) for shape in input_shapes) + context, *hidden]
         self.body = nn.Sequential()
         for width_in, width_out in zip(widths, widths[1:], strict=False):
             self.body.extend([nn.Linear(width_in, width_out), nn.ReLU()])
         self.head = nn.Linear(widths[-1], outputs)
 
     def features(self, *inputs: Tensor) -> Tensor:
-        dtype = self.head.weight.dtype
-        return self.body(torch.cat([x.reshape(len(x), -1).to(dtype) for x in inputs], dim=1))
+        dtype = next(self.body.parameters(), self.head.weight).dtype
+        columns = [x.reshape(len(x), -1).to(dtype) for x in inputs]
+        if self.context is not None:
+            columns.append(self.context.expand(len(inputs[0]), -1))
+        return self.body(torch.cat(columns, dim=1))
 
     def forward(self, *inputs: Tensor) -> Tensor:
         return self.head(self.features(*inputs))

@@ -11,8 +11,12 @@ from torch.func import functional_call
 from torch.nn.modules.batchnorm import _NormBase
 
 from metadist.errors import InputError
+from metadist.models.layers import BatchNorm, Dropout
 
 HEAD = "head."
+DROPOUT = "key of dropout"
+NORMS = (BatchNorm, _NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+KEYS_APART = 1_000_003  # between the keys of two layers, so that those of two inner steps do not meet
 
 
 class Model:
@@ -20,12 +24,13 @@ class Model:
 
     `parameters` are the initial values of what is trained, tied parameters once; `constants` are frozen parameters and
     buffers, which are the same for every task and travel in the checkpoint. The module is held in training mode:
-    normalisation uses the batch at hand, so its results are transductive.
+    normalisation uses the batch at hand, so its results are transductive. Dropout acts where the weights hold a
+    DROPOUT key, an int64 scalar, and is a function of that; the module's own dropout layers are replaced for it.
     """
 
     def __init__(self, module: nn.Module):
         refuse_state(module)
-        self.module = module.train()
+        self.module, self._dropouts = with_keyed_dropout(module.train())
         self.parameters: dict[str, Tensor] = {
             name: parameter.detach().clone() for name, parameter in module.named_parameters() if parameter.requires_grad
         }
@@ -39,6 +44,18 @@ class Model:
     def __call__(self, weights: Mapping[str, Tensor], *inputs: Tensor) -> Any:
         """weights {name: [*shape]}, inputs [n, ...] each -> outputs [n, ...]."""
         return self._call(self.module, self._places, weights, inputs)
+
+    @property
+    def has_dropout(self) -> bool:
+        """Whether its outputs depend on a DROPOUT key."""
+        return bool(self._dropouts)
+
+    @property
+    def norm_parameters(self) -> list[str]:
+        """Names of the trainable parameters of normalisation layers."""
+        layers = [path for path, layer in self.module.named_modules() if isinstance(layer, NORMS)]
+        names = {self._places[place] for place in self._places if place.rpartition(".")[0] in layers}
+        return [name for name in self.parameters if name in names]
 
     @property
     def splits(self) -> bool:
@@ -64,6 +81,9 @@ class Model:
     ) -> Any:
         given = {**self.constants, **weights}
         placed = {place: given[name] for place, name in places.items() if name in given}
+        key = weights.get(DROPOUT)
+        for number, layer in enumerate(self._dropouts):
+            layer.key = None if key is None else key + number * KEYS_APART
         outputs = functional_call(module, placed, inputs, tie_weights=False)
         for name, value in self.constants.items():
             if value._version != self._versions[name]:
@@ -105,6 +125,15 @@ class _Features(nn.Module):
         return self.module.features(*inputs)  # pyright: ignore[reportCallIssue]
 
 
+def with_keyed_dropout(module: nn.Module) -> tuple[nn.Module, list[Dropout]]:
+    """The module with its dropout layers replaced, in place, by ones whose masks are a function of a key; and these."""
+    for parent in list(module.modules()):
+        for name, layer in list(parent.named_children()):
+            if isinstance(layer, nn.modules.dropout._DropoutNd):
+                setattr(parent, name, Dropout(layer.p, whole=not isinstance(layer, nn.Dropout)))
+    return module, [layer for layer in module.modules() if isinstance(layer, Dropout) and layer.p > 0]
+
+
 def _places(module: nn.Module) -> dict[str, str]:
     """Each place of a parameter or buffer -> its name, which tied ones share. A layer used under two names has one
     place: torch's own `tie_weights` sets it twice and does not restore it (pytorch#164759)."""
@@ -127,9 +156,10 @@ def refuse_state(module: nn.Module) -> None:
                 f"layer {name!r} ({kind}) keeps running statistics, which tasks would leak through: "
                 "build it with track_running_stats=False, or use GroupNorm or LayerNorm"
             )
-        if isinstance(layer, nn.modules.dropout._DropoutNd) and layer.p > 0:
+        keyed = isinstance(layer, nn.Dropout | nn.Dropout1d | nn.Dropout2d | nn.Dropout3d) and layer.p < 1
+        if isinstance(layer, nn.modules.dropout._DropoutNd) and not keyed:
             raise InputError(
-                f"layer {name!r} ({kind}) draws from a global generator, so a run could not be repeated: set its p to 0"
+                f"layer {name!r} ({kind}) cannot draw from a task's key: use nn.Dropout with p below 1, or take it out"
             )
         if isinstance(layer, nn.RNNBase | nn.MultiheadAttention) and layer.dropout > 0:
             raise InputError(f"layer {name!r} ({kind}) uses dropout from a global generator: set its dropout to 0")

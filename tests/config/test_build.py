@@ -21,7 +21,7 @@ from metadist.config.build import (
 )
 from metadist.config.method import aggregation, chunk_size
 from metadist.errors import InputError
-from metadist.learners import LEARNERS, MAML, Reptile
+from metadist.learners import LEARNERS, MAML
 from metadist.losses import cross_entropy, mean_squared_error
 from metadist.messages import Chunk, Weights
 from metadist.models import MLP, MODELS, Bag, Conv4
@@ -116,9 +116,11 @@ def test_modules_of_the_current_directory_are_found(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", LEARNERS)
 def test_every_learner_can_be_named(name):
-    learner = make_engine(config_of(f"learner.name={name}", "learner.inner_steps=3"), VECTORS).learner
-    assert learner.inner_steps == 3
-    assert isinstance(learner, Reptile if name == "reptile" else MAML)
+    steps = [] if name in ("r2d2", "protonet") else ["learner.inner_steps=3"]
+    context = ["model.name=mlp", "model.context=2"] if name == "cavia" else []
+    learner = make_engine(config_of(f"learner.name={name}", *steps, *context), VECTORS).learner
+    assert learner.inner_steps == (3 if steps else 0)
+    assert type(learner) is LEARNERS[name][0]
     assert learner.first_order == (name in ("fomaml", "reptile"))
 
 
@@ -134,7 +136,8 @@ def test_numbers_in_learner_options_may_be_written_with_an_exponent():
 def test_losses_and_metrics_follow_the_kind_of_task():
     config = config_of()
     assert make_loss(config, VECTORS) is cross_entropy and make_loss(config, CURVES) is mean_squared_error
-    assert list(metrics(config, VECTORS)) == ["accuracy", "loss"] and list(metrics(config, CURVES)) == ["loss"]
+    assert list(metrics(config, VECTORS)) == ["accuracy", "confidence", "loss"]
+    assert list(metrics(config, CURVES)) == ["loss"]
     assert make_loss(config_of("loss=torch.nn.functional:l1_loss"), CURVES) is torch.nn.functional.l1_loss
 
 

@@ -12,6 +12,7 @@ from engine.networks import NETWORKS, model_of, tasks_of
 from metadist.engine import Engine, Method
 from metadist.errors import InputError
 from metadist.learners import MAML, Learner, Reptile
+from metadist.learners.inner_optimizers import Adam
 from metadist.losses import cross_entropy, mean_squared_error
 
 WAYS = [("unroll", 1)] + [(mode, spacing) for mode in ("remat", "adjoint") for spacing in (1, 2, 3)]
@@ -30,7 +31,7 @@ VARIANTS: dict[str, tuple[type[Learner], dict]] = {
     "body": (MAML, {"adapted": "body.*"}),
     "reptile": (Reptile, {}),
     "reptile, minibatches": (Reptile, {"inner_batch": 4}),
-    "reptile, adam": (Reptile, {"inner_batch": 4, "inner_optimizer": "adam", "inner_lr": 0.01}),
+    "reptile, adam": (Reptile, {"inner_batch": 4, "inner_optimizer": Adam(beta1=0.0), "inner_lr": 0.01}),
     "learned rates": (LearnedRates, {}),
     "learned rates, first order": (LearnedRates, {"first_order": True}),
     "momentum": (Nesterov, {}),

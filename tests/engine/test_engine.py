@@ -8,6 +8,7 @@ from metadist.draws import Draws
 from metadist.engine import Engine
 from metadist.errors import InputError
 from metadist.learners import LEARNERS, MAML, Learner, Reptile
+from metadist.learners.inner_optimizers import Adam
 from metadist.losses import accuracy, cross_entropy, mean_squared_error
 from metadist.models import MLP, Bag, Conv4, Model
 from metadist.task import Examples, Task, TaskId
@@ -18,10 +19,11 @@ NETWORKS = {
     "conv4": ((1, 8, 8), lambda: Conv4([[1, 8, 8]], 3, channels=4)),
     "pooled": ((1, 16, 16), lambda: Conv4([[1, 16, 16]], 3, channels=8, pool=True, norm="group")),
 }
-VARIANTS = {name: (name, {}) for name in LEARNERS} | {
+CLOSED_FORM, CONTEXT = ("r2d2", "protonet"), "cavia"
+VARIANTS = {name: (name, {}) for name in LEARNERS if name not in (*CLOSED_FORM, CONTEXT)} | {
     "maml, no steps": ("maml", {"inner_steps": 0}),
     "reptile, minibatches": ("reptile", {"inner_batch": 4, "inner_steps": 3}),
-    "reptile, adam": ("reptile", {"inner_batch": 4, "inner_optimizer": "adam", "inner_lr": 0.01}),
+    "reptile, adam": ("reptile", {"inner_batch": 4, "inner_optimizer": Adam(beta1=0.0), "inner_lr": 0.01}),
 }
 
 
@@ -146,7 +148,7 @@ def test_inductive_is_each_query_predicted_beside_the_support_set(variant, netwo
 
 
 @pytest.mark.parametrize("kind", ["loop", "vmap"])
-@pytest.mark.parametrize("name", LEARNERS)
+@pytest.mark.parametrize("name", [name for name in LEARNERS if name != CONTEXT])
 def test_an_unused_parameter_gets_zeros(name, kind):
     class Spare(MLP):
         def __init__(self):
@@ -158,7 +160,7 @@ def test_an_unused_parameter_gets_zeros(name, kind):
     rows = engine.meta_gradients(engine.initial_theta(), tasks_of("mlp")).rows
     named = engine.layout.named_arrays(rows[0].numpy())
     assert (named["spare"] == 0).all()
-    assert (named["head.weight"] != 0).any()
+    assert (named["body.0.weight"] != 0).any()
 
 
 def test_a_learner_that_does_not_admit_an_engine_is_refused():

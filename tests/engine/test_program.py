@@ -14,6 +14,7 @@ from metadist.engine import Engine, Method
 from metadist.engine.program import AFTER, SHAPES, Program
 from metadist.errors import InputError
 from metadist.learners import MAML, Learner, Reptile
+from metadist.learners.inner_optimizers import Adam
 from metadist.losses import cross_entropy
 from metadist.task import Task
 
@@ -70,7 +71,7 @@ def test_it_is_played_back_after_so_many_calls_with_the_same_bits(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("options", [{"inner_batch": 3}, {"inner_batch": 3, "inner_optimizer": "adam"}])
+@pytest.mark.parametrize("options", [{"inner_batch": 3}, {"inner_batch": 3, "inner_optimizer": Adam()}])
 def test_what_a_task_drew_is_not_part_of_the_recording(kind, options):
     engine, fresh = (engine_of(kind, learner=Reptile, **options) for _ in range(2))
     tasks = tasks_of("mlp")

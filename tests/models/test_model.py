@@ -44,9 +44,8 @@ def test_initial_parameters_are_copies():
     (nn.SyncBatchNorm(4), "SyncBatchNorm", "GroupNorm or LayerNorm"),
     (nn.InstanceNorm1d(4, track_running_stats=True), "InstanceNorm1d", "track_running_stats=False"),
     (nn.InstanceNorm3d(4, track_running_stats=True), "InstanceNorm3d", "track_running_stats=False"),
-    (nn.Dropout(0.1), "Dropout", "set its p to 0"),
-    (nn.Dropout2d(0.1), "Dropout2d", "set its p to 0"),
-    (nn.AlphaDropout(0.1), "AlphaDropout", "set its p to 0"),
+    (nn.AlphaDropout(0.1), "AlphaDropout", "use nn.Dropout"),
+    (nn.Dropout(1.0), "Dropout", "p below 1"),
     (nn.LSTM(4, 4, num_layers=2, dropout=0.1), "LSTM", "set its dropout to 0"),
     (nn.GRU(4, 4, num_layers=2, dropout=0.1), "GRU", "set its dropout to 0"),
     (nn.MultiheadAttention(4, 1, dropout=0.1), "MultiheadAttention", "set its dropout to 0"),
@@ -63,7 +62,7 @@ def test_a_layer_with_state_or_chance_is_refused_by_name(layer, kind, remedy):
 
 @pytest.mark.parametrize("layer", [
     nn.BatchNorm1d(4, track_running_stats=False), nn.InstanceNorm1d(4), nn.GroupNorm(2, 4), nn.LayerNorm(4),
-    nn.Dropout(0.0), nn.LSTM(4, 4), nn.TransformerEncoderLayer(4, 1, 4, dropout=0.0),
+    nn.Dropout(0.5), nn.Dropout2d(0.1), nn.LSTM(4, 4), nn.TransformerEncoderLayer(4, 1, 4, dropout=0.0),
 ], ids=lambda layer: type(layer).__name__)  # fmt: skip
 def test_the_remedies_are_accepted(layer):
     Model(nested(layer))

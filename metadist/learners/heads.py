@@ -1,0 +1,51 @@
+"""What learners need that make their own head from the support set: features, class means, one-hot labels."""
+
+import torch
+from torch import Tensor, nn
+
+from metadist.errors import InputError
+from metadist.learners.learner import Learner, Tensors
+from metadist.models import Model
+from metadist.models.model import HEAD
+from metadist.task import Examples
+
+
+def head_of(model: Model) -> nn.Linear:
+    """The model's linear `head`. Raises InputError where it has none, or no `features` that come before it."""
+    head = getattr(model.module, "head", None)
+    if not model.splits or not isinstance(head, nn.Linear):
+        raise InputError("this learner needs a model with a method `features(*inputs)` and a linear layer `head`")
+    if model.has_dropout:
+        raise InputError("this learner takes the model's features by themselves, without dropout: set its p to 0")
+    return head
+
+
+def without_head(model: Model) -> Tensors:
+    """The parameters of all but the head."""
+    head_of(model)
+    return {name: value for name, value in model.parameters.items() if not name.startswith(HEAD)}
+
+
+def features(model: Model, theta: Tensors, inputs: tuple[Tensor, ...]) -> Tensor:
+    """What the head is given, [n, d]."""
+    return model.features(theta, *inputs).flatten(1)
+
+
+def one_hot(labels: Tensor, ways: int, dtype: torch.dtype) -> Tensor:
+    """labels [n] -> [n, ways]."""
+    return (labels.unsqueeze(1) == torch.arange(ways, device=labels.device)).to(dtype)
+
+
+def class_means(model: Model, theta: Tensors, support: Examples, ways: int) -> Tensor:
+    """The mean feature of each class, [ways, d]. Raises InputError where the task has no classes."""
+    if not ways:
+        raise InputError("class means need classes: this learner is for classification")
+    rows = features(model, theta, support.inputs)
+    members = one_hot(support.targets[0], ways, rows.dtype)
+    return members.T @ rows / members.sum(0).unsqueeze(1)
+
+
+def refuse_inner_steps(learner: Learner) -> None:
+    """Raise ValueError for a learner without an inner loop that was given steps."""
+    if learner.inner_steps:
+        raise ValueError(f"inner_steps={learner.inner_steps}: this learner adapts in closed form, leave them out")

@@ -1,0 +1,69 @@
+"""Class means of features: as a classifier (ProtoNet), and as the head that MAML starts from (ProtoMAML)."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from metadist.learners.heads import class_means, features, refuse_inner_steps, without_head
+from metadist.learners.learner import Context, Fast, Learner, Tensors
+from metadist.learners.maml import MAML
+from metadist.models.model import HEAD
+from metadist.task import Examples
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProtoNet(Learner):
+    """Logit of class c: -|f(x) - mean_c|^2, mean_c over the support features f of the class.
+
+    Snell et al. 2017, equations 1 and 2 (https://arxiv.org/abs/1703.05175). Any number of ways, also other than in
+    training. The model gives `features`; its `head` is not used and not learned. There are no inner steps.
+    """
+
+    inner_steps: int = 0
+
+    def __post_init__(self) -> None:
+        refuse_inner_steps(self)
+
+    def layout(self) -> Tensors:
+        return without_head(self.model)
+
+    def adapted_names(self) -> list[str]:
+        return []
+
+    def begin(self, theta: Tensors, support: Examples, context: Context) -> Fast:
+        return Fast({}, {"means": class_means(self.model, theta, support, context.ways)})
+
+    def update(self, theta: Tensors, fast: Fast, gradient: Tensors, k: int) -> Fast:
+        raise AssertionError("there are no inner steps")
+
+    def predict(self, theta: Tensors, fast: Fast, inputs: tuple[Tensor, ...]) -> Tensor:
+        away = features(self.model, theta, inputs).unsqueeze(1) - fast.state["means"]
+        return -away.square().sum(dim=2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProtoMAML(MAML):
+    """MAML whose linear head starts as ProtoNet's: row c is 2 mean_c, bias c is -|mean_c|^2.
+
+    Triantafillou et al. 2020, section 3 and equation 6 (https://arxiv.org/abs/1903.03096). The meta-gradient passes
+    through the means. The head takes as many classes as the task has, also other than in training; it is no part of
+    theta. It cannot be equal to chance before adaptation, because it is made from the support set.
+    """
+
+    def layout(self) -> Tensors:
+        return without_head(self.model)
+
+    def begin(self, theta: Tensors, support: Examples, context: Context) -> Fast:
+        means = class_means(self.model, theta, support, context.ways)
+        head = {f"{HEAD}weight": 2 * means, f"{HEAD}bias": -means.square().sum(dim=1)}
+        names = self.adapted_names()
+        body = {name: theta[name] for name in names if not name.startswith(HEAD)}
+        return self.start(body | {name: head[name] for name in names if name in head}, **self._fixed(head))
+
+    def _fixed(self, head: Tensors) -> Tensors:
+        """The part of the head that is not adapted."""
+        return {name: value for name, value in head.items() if name not in self.adapted_names()}
+
+    def predict(self, theta: Tensors, fast: Fast, inputs: tuple[Tensor, ...]) -> Tensor:
+        fixed = {name: value for name, value in fast.state.items() if name.startswith(HEAD)}
+        return super().predict(theta | fixed, fast, inputs)

@@ -1,0 +1,107 @@
+"""Every learner of the package in a small case: a smooth network, and options that bring out its parts."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from metadist.learners import (
+    CAVIA,
+    IMAML,
+    MAML,
+    PLATIPUS,
+    R2D2,
+    Learner,
+    MAMLPlusPlus,
+    MetaCurvature,
+    MetaSGD,
+    ProtoMAML,
+    ProtoNet,
+    Reptile,
+    TaskAdaptiveMAML,
+)
+from metadist.learners.inner_optimizers import SGD, Adam
+from metadist.losses import cross_entropy
+from metadist.models import Model
+from metadist.task import Task
+
+from .small import classification_task, regression_task
+
+
+class Split(nn.Module):
+    """[n, inputs] -> [n, outputs] by `features` and `head`, smooth, with a layer norm and, if asked, a context."""
+
+    def __init__(self, inputs: int, outputs: int, context: int = 0):
+        super().__init__()
+        self.context = nn.Parameter(torch.zeros(context)) if context else None
+        self.body = nn.Sequential(nn.Linear(inputs + context, 5), nn.Tanh(), nn.LayerNorm(5))
+        self.head = nn.Linear(5, outputs)
+
+    def features(self, x: Tensor) -> Tensor:
+        if self.context is not None:
+            x = torch.cat([x, self.context.expand(len(x), -1)], dim=1)
+        return self.body(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.features(x))
+
+
+def squared_error(outputs: Tensor, target: Tensor) -> Tensor:
+    """As the package's, with a forward-mode derivative, which F.mse_loss lacks."""
+    return (outputs.reshape(target.shape) - target).square().mean()
+
+
+class Case(NamedTuple):
+    """A learner's class, its options, and whether it is tried on regression."""
+
+    kind: type[Learner]
+    options: dict[str, Any] = {}
+    regression: bool = False
+    context: int = 0
+
+    def learner(self, **changes: Any) -> Learner:
+        torch.manual_seed(3)
+        model = Model(Split(2, 1, self.context) if self.regression else Split(4, 3, self.context))
+        loss: Callable[..., Tensor] = squared_error if self.regression else cross_entropy
+        steps = {} if self.kind in (R2D2, ProtoNet) else {"inner_steps": 3, "inner_lr": 0.2}
+        return self.kind(model=model, loss=loss, **(steps | self.options | changes))
+
+    def task(self, seed: int = 0) -> Task:
+        return regression_task(seed) if self.regression else classification_task(seed)
+
+
+CASES = {
+    "maml": Case(MAML),
+    "fomaml": Case(MAML, {"first_order": True}),
+    "maml, regression": Case(MAML, {}, True),
+    "anil": Case(MAML, {"adapted": "head.*"}),
+    "boil": Case(MAML, {"adapted": "body.*"}),
+    "maml, momentum": Case(MAML, {"inner_optimizer": SGD(0.9)}),
+    "maml, nesterov": Case(MAML, {"inner_optimizer": SGD(0.9, nesterov=True)}),
+    "maml, adam": Case(MAML, {"inner_optimizer": Adam(), "inner_lr": 0.05}),
+    "meta_sgd": Case(MetaSGD),
+    "meta_sgd, positive": Case(MetaSGD, {"positive": True}, True),
+    "maml++": Case(MAMLPlusPlus, {"multi_step_until": 10}),
+    "maml++, regression": Case(MAMLPlusPlus, {"multi_step_until": 10, "learned_rates": False}, True),
+    "maml++, last step": Case(MAMLPlusPlus),
+    "maml++, first order": Case(MAMLPlusPlus, {"first_order_until": 5}),
+    "task_adaptive": Case(TaskAdaptiveMAML),
+    "task_adaptive, head": Case(TaskAdaptiveMAML, {"adapted": "head.*"}, True),
+    "reptile": Case(Reptile, {"inner_batch": 2}),
+    "reptile, adam": Case(Reptile, {"inner_optimizer": Adam(beta1=0.0), "inner_lr": 0.05}),
+    "imaml": Case(IMAML, {"inner_steps": 60, "proximal": 3.0, "inner_lr": 0.1}),
+    "imaml, neumann": Case(IMAML, {"inner_steps": 20, "proximal": 3.0, "solver": "neumann"}, True),
+    "platipus": Case(PLATIPUS, {"samples": 3, "kl_weight": 1e-3}),
+    "platipus, regression": Case(PLATIPUS, {"samples": 3, "kl_weight": 1e-3, "predicts": "values"}, True),
+    "meta_curvature": Case(MetaCurvature),
+    "cavia": Case(CAVIA, {}, True, 3),
+    "r2d2": Case(R2D2, {"initial_lambda": 2.0}),
+    "r2d2, regression": Case(R2D2, {"initial_lambda": 2.0}, True),
+    "protomaml": Case(ProtoMAML),
+    "protomaml, head": Case(ProtoMAML, {"adapted": "head.*"}),
+    "protomaml, body": Case(ProtoMAML, {"adapted": "body.*"}),
+    "protonet": Case(ProtoNet),
+}
+OWN_ESTIMATOR = [name for name, case in CASES.items() if case.kind in (Reptile, IMAML)]
+FIRST_ORDER = ["fomaml", "maml++, first order"]

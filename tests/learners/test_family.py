@@ -1,0 +1,119 @@
+"""What holds of every learner: its meta-gradient is the derivative of its loss, whatever engine computes it."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from metadist.draws import Draws
+from metadist.engine import Engine, Method
+from metadist.learners import LEARNERS, Learner
+from metadist.losses import accuracy
+from metadist.task import Task, TaskId
+
+from .family import CASES, FIRST_ORDER, OWN_ESTIMATOR, Case
+from .small import differences, distance
+
+EXACT = [name for name in CASES if name not in OWN_ESTIMATOR + FIRST_ORDER]
+METHODS = {f"{kind}-{mode}": Method(kind, mode) for kind in ("loop", "vmap") for mode in ("unroll", "remat", "adjoint")}
+STEP = 2
+
+
+def moved(learner: Learner, engine: Engine) -> Tensor:
+    """A theta away from the initial one, where parts of a learner are often zero or equal."""
+    generator = torch.Generator().manual_seed(5)
+    theta = engine.initial_theta()
+    return theta + 0.05 * torch.randn(len(theta), generator=generator, dtype=theta.dtype)
+
+
+def rows(learner: Learner, method: Method, tasks: list[Task], step: int = STEP) -> Tensor:
+    engine = Engine(learner, method, dtype=torch.float64)
+    return engine.meta_gradients(moved(learner, engine), tasks, step).rows
+
+
+def numeric(case: Case, step: int = STEP) -> Tensor:
+    learner = case.learner()
+    engine = Engine(learner, "loop", dtype=torch.float64)
+    task = case.task()
+    return differences(lambda at: engine.meta_gradients(at, [task], step).losses.sum(), moved(learner, engine))
+
+
+def test_every_learner_has_a_case():
+    assert {case.kind for case in CASES.values()} == {kind for kind, _, _ in LEARNERS.values()}
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_the_meta_gradient_is_the_derivative_of_the_outer_loss(name):
+    case = CASES[name]
+    expected = numeric(case)
+    assert expected.norm() > 1e-3
+    for kind in ("loop", "vmap"):
+        assert distance(rows(case.learner(), Method(kind), [case.task()])[0], expected) < 1e-6
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_a_first_order_gradient_would_be_found_out(name):
+    case = CASES[name]
+    learner = case.learner()
+    if not learner.inner_steps:
+        pytest.skip("it has no inner loop")
+    first = rows(case.learner(first_order=True), Method("loop"), [case.task()])[0]
+    assert distance(first, numeric(case)) > 1e-3
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "loop-unroll"])
+@pytest.mark.parametrize("name", CASES)
+def test_every_method_gives_the_same(name, method):
+    case = CASES[name]
+    tasks = [case.task(seed) for seed in range(2)]
+    expected = rows(case.learner(), METHODS["loop-unroll"], tasks)
+    assert expected.norm() > 1e-4
+    for row, same in zip(rows(case.learner(), METHODS[method], tasks), expected, strict=True):
+        assert distance(row, same) < 1e-9
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_evaluation_is_the_same_in_both_engines_and_as_adapt_predicts(name):
+    case = CASES[name]
+    tasks = [case.task(seed) for seed in range(2)]
+    metric = {"m": case.learner().loss if case.regression else accuracy}
+    draws = [Draws(0, TaskId("test", 0, 0), 1) for _ in tasks]
+    measured = {}
+    for kind in ("loop", "vmap"):
+        learner = case.learner()
+        engine = Engine(learner, kind, dtype=torch.float64)
+        theta = moved(learner, engine)
+        again = [Draws(0, TaskId("test", 0, 0), 1) for _ in draws]
+        measured[kind] = engine.evaluate(theta, tasks, metric, draws=again)["m"]
+        assert measured[kind].shape == (2, learner.inner_steps + 1)
+        outputs = engine.adapt(theta, tasks[0].support)(*tasks[0].query.inputs)
+        target = engine.tensors(tasks[0]).query.targets[0]
+        assert torch.allclose(metric["m"](outputs, target), measured[kind][0, -1], rtol=1e-9)
+    assert torch.allclose(measured["loop"], measured["vmap"], rtol=1e-9)
+
+
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if "inner_steps" not in case.options])
+def test_evaluation_may_take_more_inner_steps_than_training(name):
+    from dataclasses import replace
+
+    case = CASES[name]
+    learner = case.learner()
+    if not learner.inner_steps:
+        pytest.skip("it has no inner loop")
+    longer = replace(learner, inner_steps=7)
+    assert [(n, v.shape) for n, v in longer.layout().items()] == [(n, v.shape) for n, v in learner.layout().items()]
+    engine = Engine(longer, "vmap", dtype=torch.float64)
+    metric = {"m": learner.loss}
+    assert engine.evaluate(engine.initial_theta(), [case.task()], metric)["m"].shape == (1, 8)
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name != "imaml, neumann"])  # which converges if it is lucky
+def test_meta_training_lowers_the_outer_loss(name):
+    """Not a measure of quality: it catches a sign or a scale that is wrong."""
+    learner = CASES[name].learner()
+    engine = Engine(learner, "vmap", dtype=torch.float64)
+    theta = engine.initial_theta()
+    tasks = [CASES[name].task(seed) for seed in range(4)]
+    before = engine.meta_gradients(theta, tasks, 20).losses.mean()
+    for _ in range(12):
+        theta = theta - 0.03 * engine.meta_gradients(theta, tasks, 20).rows.mean(dim=0)
+    assert engine.meta_gradients(theta, tasks, 20).losses.mean() < before

@@ -1,0 +1,58 @@
+"""Every learner as a whole run: the same theta on any number of workers, and wherever it was resumed."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from metadist.config import load_config
+from metadist.learners import LEARNERS
+from metadist.run import evaluate, train
+
+JOB = [
+    "data.family=digits", "task.ways=3", "task.shots=2", "task.queries=3", "model.name=mlp", "model.hidden=[8]",
+    "meta_batch_size=6", "engine.chunk_size=2", "meta_steps=4", "evaluation.every=0", "evaluation.tasks=4",
+    "evaluation.test_tasks=4", "evaluation.baselines=[]", "checkpoint.every=2", "tracking.mlflow=false",
+]  # fmt: skip
+OWN = {
+    "maml++": ["learner.inner_steps=2", "learner.multi_step_until=3", "learner.first_order_until=2"],
+    "reptile": ["learner.inner_steps=3", "learner.inner_batch=4", "learner.inner_optimizer={name: adam, beta1: 0}"],
+    "cavia": ["model.context=3"],
+    "imaml": ["learner.inner_steps=3"],
+}
+JOBS = Path(__file__).resolve().parents[2] / "jobs" / "learners"
+
+
+def go(learner: str, run_dir: Path, *overrides: str, resume: str | None = None) -> dict:
+    own = [f"learner.name={learner}", f"run_dir={run_dir}", *OWN.get(learner, [])]
+    return train(load_config([], [*JOB, *own, *overrides]), resume=resume, quiet=True)
+
+
+@pytest.mark.parametrize("learner", LEARNERS)
+def test_workers_and_resuming_change_no_bit(learner, tmp_path):
+    whole = go(learner, tmp_path / "whole", "fleet.backend=local", "num_workers=1")
+    go(learner, tmp_path / "parts", "fleet.backend=local", "num_workers=2", "meta_steps=2")
+    parts = go(learner, tmp_path / "parts", "fleet.backend=local", "num_workers=3", resume="auto")
+    assert parts["theta_sha256"] == whole["theta_sha256"]
+    assert parts["accuracy"] == whole["accuracy"]
+    config = load_config([tmp_path / "whole" / "config.yaml"], ["num_workers=2"])
+    again = evaluate(config, tmp_path / "whole", say=lambda text: None)
+    assert again["accuracy"] == whole["accuracy"]
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("learner", ["maml++", "platipus", "r2d2"])
+def test_so_it_is_on_ray(learner, ray_cluster, tmp_path):
+    local = go(learner, tmp_path / "local", "fleet.backend=local", "num_workers=1")
+    assert go(learner, tmp_path / "ray", "num_workers=2")["theta_sha256"] == local["theta_sha256"]
+
+
+def test_every_learner_has_a_job():
+    named = {yaml.safe_load(path.read_text())["learner"]["name"] for path in JOBS.glob("*.yaml")}
+    assert named == set(LEARNERS)
+
+
+@pytest.mark.parametrize("path", sorted(JOBS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_jobs_are_valid(path):
+    config = load_config([path], [])
+    assert config.data.path == "data/omniglot"
