@@ -14,7 +14,7 @@ from metadist.config.method import chunk_size
 from metadist.engine import Engine
 from metadist.errors import InputError
 from metadist.figures import CurvePoint, adaptation_curve
-from metadist.joint import joint_weights
+from metadist.joint import check_joint, joint_weights
 from metadist.messages import Chunk, plan
 from metadist.task import Split
 
@@ -68,6 +68,8 @@ def default_baselines(config: Config, shapes: Shapes) -> Sequence[str]:
     if unfit:
         kind = "classification" if shapes.classification else "regression"
         raise InputError(f"evaluation.baselines: {unfit[0]} does not suit {kind}; take of {', '.join(suited)}")
+    if "joint" in chosen:
+        check_joint(config, shapes)
     return chosen
 
 
@@ -108,7 +110,7 @@ def protocol(config: Config, shapes: Shapes, engine: Engine) -> dict[str, Any]:
         **sizes,
         **({"target_unit": "as standardized"} if any(_scaled(unit) for unit in shapes.target_units) else {}),
         "inner_steps": engine.learner.inner_steps if own.inner_steps is None else own.inner_steps,
-        "inner_lr": own.inner_lr or engine.learner.inner_lr,
+        "inner_lr": "learned" if engine.learner.learned_rates else own.inner_lr or engine.learner.inner_lr,
         "transductive": own.transductive,
         "seed": config.seed,
     }

@@ -67,7 +67,8 @@ class FewShotLearner:
                 f"{len(inputs[0])} support inputs need as many targets, at least one; got {len(targets[0])}"
             )
         if self.shapes.classification:
-            targets = (_labels(targets[0], self.shapes.outputs),)
+            any_ways = self.engine.learner.any_ways
+            targets = (_labels(targets[0], len(inputs[0]) if any_ways else self.shapes.outputs),)
         else:
             units = self.shapes.target_units or [None] * len(targets)
             targets = tuple(_converted(*pair) for pair in zip(targets, units, strict=True))
@@ -144,6 +145,6 @@ def _labels(target: np.ndarray, outputs: int) -> np.ndarray:
     whole = target.ndim == 1 and (np.issubdtype(target.dtype, np.integer) or np.all(target == np.floor(target)))
     if not whole or target.min() < 0 or target.max() >= outputs:
         raise InputError(
-            f"labels must be whole numbers in 0..{outputs - 1}, shape [n]: the model has {outputs} outputs"
+            f"labels must be whole numbers in 0..{outputs - 1}, shape [n]: there are {outputs} outputs, or examples"
         )
     return target.astype(np.int64)

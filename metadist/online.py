@@ -1,9 +1,7 @@
 """What follow the meta-leader is judged by: each task's loss when it arrives, and the regret of not having known it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
-
-import numpy as np
 
 from metadist.evaluation import Evaluator, measure
 
@@ -14,8 +12,10 @@ def round_loss(fleet: Evaluator, weights: Any, number: int, tasks: int, size: in
     return float(measure(fleet, weights, "validation", tasks, size, step=number + 1)["loss"][:, -1].mean())
 
 
-def regret(fleet: Evaluator, weights: Any, losses: Sequence[float], tasks: int, size: int) -> dict[str, Any]:
-    """The rounds' losses beside those of one theta, the last one, which stands for the best in hindsight; the regret is
-    the sum of their differences (Finn et al. 2019, equation 3)."""
-    hindsight = [round_loss(fleet, weights, number, tasks, size) for number in range(len(losses))]
-    return {"losses": list(losses), "in_hindsight": hindsight, "regret": float(np.sum(losses) - np.sum(hindsight))}
+def regret(fleet: Evaluator, weights: Any, losses: Mapping[int, float], tasks: int, size: int) -> dict[str, Any]:
+    """The losses of the rounds that were judged (all, unless the run began from another's checkpoint) beside those of
+    one theta, the last one, which stands for the best in hindsight; the regret is the sum of their differences (Finn et
+    al. 2019, equation 3)."""
+    hindsight = [round_loss(fleet, weights, number, tasks, size) for number in losses]
+    lost = sum(losses.values()) - sum(hindsight)
+    return {"rounds": list(losses), "losses": list(losses.values()), "in_hindsight": hindsight, "regret": lost}

@@ -112,6 +112,7 @@ def train(config: Config, *, resume: str | Path | None = None, quiet: bool = Fal
         if config.task.steps_per_round:
             own = config.evaluation.tasks, trainer.chunk_size
             told["online"] = regret(fleet, weights, trainer.progress.round_losses, *own)
+            record.tracker.metrics({"online/regret": told["online"]["regret"]}, weights.version)
         told = {**ending, "seconds": round(time.monotonic() - began, 1), **told}
         write_json(told, run_dir / "results.json")
         record.tracker.artifact(run_dir / "results.json")

@@ -18,16 +18,17 @@ class Stream:
     Finn et al. 2019, follow the meta-leader, Algorithm 1 (https://arxiv.org/abs/1902.08438). Task t's data set is what
     the source gives as training task t; each draw divides it anew into support and query set. Training tasks are drawn;
     those of split `validation` and meta-step t + 1 are draws of round t's task, to judge theta when it arrives (no
-    other task is ever named so); all others are the source's own.
+    other task is ever named so); all others are those of `others`, whose shots and ways may differ.
     """
 
     source: Source
+    others: Source
     steps_per_round: int
     seed: int
 
     @property
     def outputs(self) -> int:
-        return self.source.outputs
+        return self.others.outputs
 
     def __call__(self, task_id: TaskId) -> Task:
         draws = Draws(self.seed, task_id, STREAM)
@@ -35,7 +36,7 @@ class Stream:
             return self._draw(draws.below(task_id.step // self.steps_per_round + 1), draws)
         if task_id.split == "validation" and task_id.step:
             return self._draw(task_id.step - 1, draws)
-        return self.source(task_id)
+        return self.others(task_id)
 
     def _draw(self, number: int, draws: Draws) -> Task:
         support, query = self.source(TaskId("train", number, 0))

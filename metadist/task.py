@@ -86,8 +86,12 @@ def stack(tasks: Sequence[Task], join: Callable[[list[Any]], Any]) -> Task:
 
 
 def num_ways(tasks: Sequence[Task]) -> int:
-    """Classes of the support sets, whose targets number them from 0; 0 where the targets are something else."""
-    (support, _) = tasks.stacked if isinstance(tasks, Tasks) else tasks[0]
-    first = support.targets[0]
-    labels = np.asarray(first.cpu() if hasattr(first, "cpu") else first)
-    return int(labels.max()) + 1 if len(support.targets) == 1 and np.issubdtype(labels.dtype, np.integer) else 0
+    """The most classes of a support set, whose targets number them from 0; 0 where the targets are something else."""
+    most = 0
+    for support, _ in [tasks.stacked] if isinstance(tasks, Tasks) else tasks:
+        first = support.targets[0]
+        labels = np.asarray(first.cpu() if hasattr(first, "cpu") else first)
+        if len(support.targets) > 1 or not np.issubdtype(labels.dtype, np.integer):
+            return 0
+        most = max(most, int(labels.max()) + 1)
+    return most

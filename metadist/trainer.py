@@ -31,7 +31,7 @@ class Progress:
 
     best: float | None = None
     since_best: int = 0
-    round_losses: list[float] = field(default_factory=list)
+    round_losses: dict[int, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -123,9 +123,12 @@ class Trainer:
     def _begin_round(self, step: int, weights: Any) -> None:
         """Online: judge a task that arrives with this step, before theta learns from it."""
         rounds, losses = self.config.task.steps_per_round, self.progress.round_losses
-        if rounds and step == rounds * len(losses):
-            losses.append(round_loss(self.fleet, weights, len(losses), self.config.evaluation.tasks, self.chunk_size))
-            self.tracker.metrics({"online/loss": losses[-1], "online/loss_sum": sum(losses)}, step)
+        if not rounds or step % rounds or step // rounds in losses:
+            return
+        began, number = time.perf_counter(), step // rounds
+        losses[number] = round_loss(self.fleet, weights, number, self.config.evaluation.tasks, self.chunk_size)
+        self.tracker.metrics({"online/loss": losses[number], "online/loss_sum": sum(losses.values())}, step)
+        self._window.began += time.perf_counter() - began
 
     def _plan_batch(self, step: int) -> int:
         """The step's number of tasks, journalled before any is dealt, so that a repetition deals the same."""

@@ -139,7 +139,7 @@ class Worker:
     def trace(self, weights: Weights, task_id: TaskId) -> list[tuple[float, float]]:
         """Support loss and norm of the fast weights of one training task, before and after every inner step."""
         task, draws = self.source(task_id), Draws(self.seed, task_id, LEARNER_STREAM)
-        return self.engine.trace(_tensor(weights), task, draws)
+        return self.engine.trace(_tensor(weights), task, draws, task_id.step, self.meta_steps)
 
     def _baseline(self, name: str, task: Task, draws: Draws) -> dict[str, float]:
         tensors = self.protocol.engine.tensors(task)

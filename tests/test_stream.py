@@ -23,7 +23,7 @@ class Numbered:
 
 @pytest.mark.parametrize("classes", [True, False])
 def test_a_round_draws_from_what_has_arrived_with_equal_chances(classes):
-    stream = Stream(Numbered(classes), 10, seed=0)
+    stream = Stream(Numbered(classes), Numbered(classes), 10, seed=0)
     for number in (0, 3):
         seen = [stream(TaskId("train", 10 * number + 4, i)).support.inputs[0][0, 0] // 100 for i in range(400)]
         counts = np.bincount(seen, minlength=number + 1)
@@ -33,7 +33,7 @@ def test_a_round_draws_from_what_has_arrived_with_equal_chances(classes):
 
 @pytest.mark.parametrize("classes", [True, False])
 def test_each_draw_divides_a_task_anew_and_keeps_rows_with_their_targets(classes):
-    stream = Stream(Numbered(classes), 10, seed=0)
+    stream = Stream(Numbered(classes), Numbered(classes), 10, seed=0)
     divisions = set()
     for index in range(20):
         support, query = stream(TaskId("train", 0, index))
@@ -49,7 +49,7 @@ def test_each_draw_divides_a_task_anew_and_keeps_rows_with_their_targets(classes
 
 
 def test_a_rounds_task_is_judged_under_a_name_of_its_own_and_others_are_the_sources():
-    stream = Stream(Numbered(True), 10, seed=0)
+    stream = Stream(Numbered(True), Numbered(True), 10, seed=0)
     assert stream(TaskId("validation", 5, 2)).support.inputs[0].min() // 100 == 4
     same, other = (stream(TaskId("validation", 5, i)).support.inputs[0] for i in (2, 3))
     assert not np.array_equal(same, other)
@@ -78,3 +78,12 @@ def test_a_run_reports_each_round_and_its_regret_and_resumes_to_the_same(tmp_pat
 
 def test_a_job_makes_a_stream_of_any_source():
     assert isinstance(make_source(load_config([], JOB)), Stream)
+
+
+def test_a_round_is_judged_on_the_task_it_trains_on_whatever_evaluation_asks_for():
+    train_source = make_source(load_config([], JOB))
+    later = make_source(load_config([], [*JOB, "evaluation.shots=2", "evaluation.queries=3"]), evaluation=True)
+    judged, trained = later(TaskId("validation", 1, 0)), train_source(TaskId("train", 0, 0))
+    rows = [np.sort(np.concatenate([part.inputs[0] for part in task]).ravel()) for task in (judged, trained)]
+    assert np.array_equal(*rows)
+    assert len(later(TaskId("test", 0, 0)).support.inputs[0]) == 2

@@ -51,7 +51,7 @@ def open_data(config: Config) -> Dataset | None:
 def make_source(config: Config, evaluation: bool = False) -> Source:
     """Where the tasks of training, or of evaluation with its own ways, shots and queries, come from."""
     source, rounds = _make_source(config, evaluation), config.task.steps_per_round
-    return Stream(source, rounds, config.seed) if rounds else source
+    return Stream(_make_source(config, False), source, rounds, config.seed) if rounds else source
 
 
 def _make_source(config: Config, evaluation: bool) -> Source:
@@ -153,7 +153,10 @@ def make_engine(config: Config, shapes: Shapes, device: str | None = None, **cha
     if "inner_optimizer" in options:
         options["inner_optimizer"] = make_inner_optimizer(options["inner_optimizer"])
     learner = cast(Learner, _call(f"learner {name}", kind, options, hidden=("model", "loss", "inner_optimizer")))
-    learner, planned = replace(learner, **changes), worker_device(config)
+    try:
+        learner, planned = replace(learner, **changes), worker_device(config)
+    except ValueError as error:
+        raise InputError(f"evaluation: learner {name}: {error}") from None
     method = make_method(config, learner, shapes.inputs)
     if device not in (None, planned):  # elsewhere than on the workers it only has to compute, not fast
         method = replace(method, compiled=False, captured=False, autocast=False)
@@ -197,7 +200,12 @@ def make_worker(
 def make_evaluation_engine(config: Config, shapes: Shapes, device: str | None = None) -> Engine:
     """The engine with the inner steps and rate of evaluation."""
     changes = {"inner_steps": config.evaluation.inner_steps, "inner_lr": config.evaluation.inner_lr}
-    return make_engine(config, shapes, device, **{name: value for name, value in changes.items() if value is not None})
+    engine = make_engine(
+        config, shapes, device, **{name: value for name, value in changes.items() if value is not None}
+    )
+    if config.evaluation.inner_lr is not None and engine.learner.learned_rates:
+        raise InputError(f"evaluation.inner_lr: learner {config.learner.name} learns its rates, leave it out")
+    return engine
 
 
 def worker_factory(config: Config, constants: Mapping[str, np.ndarray]) -> Callable[[], Worker]:

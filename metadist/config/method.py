@@ -3,6 +3,7 @@
 | setting | on | auto means |
 |---|---|---|
 | engine.kind | convolutions of images above 16x16 on a CPU | loop (batched over tasks they are half as fast) |
+| | recurrent layers | loop (vmap cannot batch them) |
 | | everything else | vmap (one call for many small operations) |
 | engine.differentiation | first order, or up to 10 inner steps | unroll (fastest) |
 | | second order, more than 10 inner steps | remat (memory does not grow with the steps, a third more time) |
@@ -51,6 +52,8 @@ def make_method(config: Config, learner: Learner, inputs: Sequence[Sequence[int]
 def _kind(config: Config, learner: Learner, inputs: Sequence[Sequence[int]]) -> Kind:
     if len(learner.engines) == 1:
         return "loop" if "loop" in learner.engines else "vmap"
+    if learner.model.recurrent is not None:
+        return "loop"
     large = any(math.prod(shape[-2:]) > SMALL_IMAGE for shape in inputs)
     return "loop" if large and _convolves(learner) and worker_device(config) == "cpu" else "vmap"
 

@@ -128,6 +128,7 @@ class EvaluationConfig(Section):
     )
     baseline_tasks: Natural = Field(100, description="tasks for from_scratch, which is slow; the others use all")
     scratch_steps: Count = Field(50, description="Adam steps of the from-scratch baseline")
+    joint_lr: Rate = Field(1e-3, description="Adam's rate in the joint baseline")
     joint_steps: Count = Field(2000, description="training steps of the joint baseline")
     patience: Count | None = Field(None, description="stop after this many validations without improvement")
 

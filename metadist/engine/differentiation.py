@@ -116,7 +116,7 @@ class Differentiator:
             fast = fast._replace(state=fast.state | {JUDGED: next(iter(theta.values())).new_zeros(())})
         order = _order(learner, theta, context)
         learned = any(part.requires_grad for parts in task.support for part in parts)  # the support set, by a learner
-        if self.mode == "unroll" or learner.inner_steps == 0 or learned:
+        if self.mode == "unroll" or order == 0 or learner.inner_steps == 0 or learned:
             for k in range(learner.inner_steps):
                 fast = self.inner_step(learner, theta, fast, task, k, order)
             return fast

@@ -5,7 +5,7 @@ Both derive adaptation and meta-gradient from the same learner and agree to roun
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -58,6 +58,10 @@ class Engine:
             raise InputError(
                 f"engine.kind={self.kind!r} cannot compute {type(learner).__name__}: use {' or '.join(learner.engines)}"
             )
+        if self.kind == "vmap" and learner.model.recurrent is not None:
+            raise InputError(
+                f"layer {learner.model.recurrent!r} is recurrent, which vmap cannot batch: engine.kind=loop"
+            )
         if self.device.type == "cuda" and not torch.cuda.is_available():
             raise InputError(
                 "engine.device=cuda, but torch sees no GPU here: check fleet.gpus_per_worker and the driver"
@@ -65,6 +69,7 @@ class Engine:
         if self.device.type != "cuda" and (self.method.captured or self.method.autocast):
             raise InputError("engine.cuda_graphs and engine.autocast are for GPUs, engine.device is cpu")
         self.learner = learner
+        self._ways = num_ways if learner.needs_ways else lambda tasks: 0
         self.dtype = dtype
         self.layout = Layout.of(learner.layout())
         self._ops = (Recorded if self.kind == "loop" else Transformed)(self.method.differentiation, self.method.spacing)
@@ -104,7 +109,7 @@ class Engine:
         InputError where memory does not suffice, saying what would need less.
         """
         with self._computing(len(tasks)):
-            weights, ways = self._weights(theta), num_ways(tasks)
+            weights, ways = self._weights(theta), self._ways(tasks)
             if self.kind == "vmap":
                 task, drawn = self._stacked(tasks, step, draws)
                 self._look_for_trunk(weights, task.map(lambda x: x[0]))
@@ -124,7 +129,7 @@ class Engine:
             weights = self._weights(self.initial_theta())
             task, drawn = self._stacked(tasks, 0, None) if self.kind == "vmap" else next(self._separate(tasks, 0, None))
             self._look_for_trunk(weights, self.tensors(tasks[0]))
-            structure, tensors = _flat(weights, task, drawn, num_ways(tasks))
+            structure, tensors = _flat(weights, task, drawn, self._ways(tasks))
             with FakeTensorMode(allow_non_fake_inputs=True) as mode:
                 graph = record(self._compute, structure, 0, 1, [mode.from_tensor(tensor) for tensor in tensors])
                 return list(graph.graph.nodes)
@@ -183,7 +188,7 @@ class Engine:
                     measured.append([metric(outputs, *task.query.targets) for metric in metrics.values()])
             return {name: torch.stack([m[i] for m in measured]) for i, name in enumerate(metrics)}
 
-        ways = num_ways(tasks)
+        ways = self._ways(tasks)
         with self._computing(len(tasks)):
             weights = self._weights(theta)
             self._look_for_trunk(weights, self.tensors(tasks[0]))
@@ -198,7 +203,7 @@ class Engine:
         support = Examples(tuple(map(self._tensor, support.inputs)), tuple(map(self._tensor, support.targets)))
         drawn = self._draw(len(support.inputs[0]), Draws(0, TaskId("test", 0, 0), stream=1))
         with self._computing(1):
-            context = Context(0, 1, drawn, num_ways([Task(support, support)]))
+            context = Context(0, 1, drawn, self._ways([Task(support, support)]))
             fast = self._ops.adapt(self.learner, weights, support, context)
 
         @torch.no_grad()
@@ -208,15 +213,17 @@ class Engine:
 
         return predict
 
-    def trace(self, theta: Tensor, task: Task, draws: Draws) -> list[tuple[float, float]]:
-        """Support loss and norm of the fast weights before and after every inner step of one task."""
-        weights, support = self._weights(theta), self.tensors(task).support
-        context = Context(0, 1, self._draw(len(support.inputs[0]), draws), num_ways([task]))
-        traced = []
+    def trace(
+        self, theta: Tensor, task: Task, draws: Draws, step: int = 0, meta_steps: int = 1
+    ) -> list[tuple[float, float]]:
+        """Support loss and norm of the fast weights before and after every inner step of one task, as in training."""
+        weights, support, last = self._weights(theta), self.tensors(task).support, max(0, self.learner.inner_steps - 1)
+        drawn = self._draw(len(support.inputs[0]), draws, training=True)
+        context, traced = Context(step, meta_steps, drawn, self._ways([task])), []
         for k, fast in enumerate(self._ops.trajectory(self.learner, weights, support, context)):
-            loss = self.learner.inner_loss(weights, fast, support, min(k, self.learner.inner_steps - 1))
-            norm = torch.stack([w.detach().norm() for w in fast.weights.values()]).norm()
-            traced.append((float(loss.detach()), float(norm)))
+            loss = self.learner.inner_loss(weights, fast, support, min(k, last)) if self.learner.inner_steps else None
+            norm = sum(float(w.detach().square().sum()) for w in fast.weights.values()) ** 0.5
+            traced.append((float("nan") if loss is None else float(loss.detach()), norm))
         return traced
 
     def tensors(self, task: Task) -> Task:
@@ -276,8 +283,9 @@ class Engine:
     def _computing(self, num_tasks: int) -> Iterator[None]:
         """With kernels that differentiate twice, in bfloat16 where wished; memory that runs out is an InputError."""
         wide = torch.autocast("cuda", torch.bfloat16, enabled=self.method.autocast, cache_enabled=False)
+        twice = torch.backends.cudnn.flags(enabled=False) if self.learner.model.recurrent else nullcontext()
         try:
-            with sdpa_kernel(SDPBackend.MATH), wide:
+            with sdpa_kernel(SDPBackend.MATH), wide, twice:
                 yield
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
             if isinstance(error, RuntimeError) and not is_out_of_memory(error):

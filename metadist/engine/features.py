@@ -17,10 +17,6 @@ from metadist.models.model import HEAD
 from metadist.task import Examples, Task
 
 FEATURES = "features of the task"
-MATHEMATICS = (
-    "layout", "draw", "is_first_order", "begin", "inner_loss", "update", "outer_loss", "step_loss", "predict",
-    "meta_gradient",
-)  # fmt: skip
 
 
 class HeadModel:
@@ -29,7 +25,8 @@ class HeadModel:
     def __init__(self, model: Model):
         self._model = model
         self.parameters, self.constants, self.module = model.parameters, model.constants, model.module
-        self.splits, self.has_dropout, self.norm_parameters = True, False, model.norm_parameters
+        self.splits, self.has_dropout, self.recurrent = True, False, model.recurrent
+        self.norm_parameters = model.norm_parameters
 
     def __call__(self, weights: Tensors, rows: Tensor) -> Tensor:
         return self._model.head(weights, self.features(weights, rows))
@@ -80,11 +77,12 @@ def trunk_of(learner: Learner, theta: Tensors, task: Task) -> Trunk | None:
     That the module's `head(features(x))` is its `forward(x)` is checked, to the bit, on a task's support set. A learner
     with mathematics of its own may look at weights or inputs that the head's learner does not have, so it gets none.
     """
-    model, kind = learner.model, type(learner)
-    own = any(not getattr(kind, name).__module__.startswith("metadist.learners.") for name in MATHEMATICS)
-    adapted = learner.adapted_names()
+    model, adapted = learner.model, learner.adapted_names()
+    kinds = [kind for kind in type(learner).__mro__ if issubclass(kind, Learner)]
+    ours = all(kind.__module__.startswith("metadist.learners.") for kind in kinds)
     only_head = bool(adapted) and all(name.startswith(HEAD) for name in adapted)
-    if own or not only_head or not model.splits or model.has_dropout:
+    whole_body = all(name in theta for name in model.parameters if not name.startswith(HEAD))
+    if not (ours and only_head and whole_body and model.splits) or model.has_dropout:
         return None
     with torch.no_grad():
         like = next(iter(theta.values()))

@@ -25,6 +25,8 @@ class CAVIA(MAML):
             super().__post_init__()
         except InputError as error:
             raise InputError(f"{error}; of mlp and conv4, set model.context to its size, such as 5 or 100") from None
+        if set(self.adapted_names()) == set(self.model.parameters):
+            raise InputError("learner.adapted must leave parameters that are not the context: those are meta-learned")
 
     def layout(self) -> Tensors:
         context = set(self.adapted_names())

@@ -1,10 +1,13 @@
 """What learners need that make their own head from the support set: features, class means, one-hot labels."""
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
 from metadist.errors import InputError
-from metadist.learners.learner import Learner, Tensors
+from metadist.learners.learner import Fast, Learner, Tensors
 from metadist.models import Model
 from metadist.models.model import HEAD
 from metadist.task import Examples
@@ -42,10 +45,35 @@ def class_means(model: Model, theta: Tensors, support: Examples, ways: int) -> T
         raise InputError("class means need classes: this learner is for classification")
     rows = features(model, theta, support.inputs)
     members = one_hot(support.targets[0], ways, rows.dtype)
-    return members.T @ rows / members.sum(0).unsqueeze(1)
+    return members.T @ rows / members.sum(0).clamp(min=1).unsqueeze(1)
 
 
-def refuse_inner_steps(learner: Learner) -> None:
-    """Raise ValueError for a learner without an inner loop that was given steps."""
-    if learner.inner_steps:
-        raise ValueError(f"inner_steps={learner.inner_steps}: this learner adapts in closed form, leave them out")
+def target_columns(support: Examples, ways: int, like: Tensor) -> Tensor:
+    """Targets as columns [n, ways] or [n, d]: one-hot classes, or values."""
+    if ways:
+        return one_hot(support.targets[0], ways, like.dtype)
+    return torch.cat([y.reshape(len(y), -1) for y in support.targets], dim=1).to(like.dtype)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClosedForm(Learner):
+    """A learner whose `begin` makes a head from features of the support set: there are no inner steps, and the model's
+    own head is not used and not learned."""
+
+    inner_steps: int = 0
+
+    needs_ways: ClassVar[bool] = True
+    any_ways: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if self.inner_steps or self.first_order:
+            raise ValueError("this learner adapts in closed form: leave inner_steps and first_order out")
+
+    def layout(self) -> Tensors:
+        return without_head(self.model)
+
+    def adapted_names(self) -> list[str]:
+        return []
+
+    def update(self, theta: Tensors, fast: Fast, gradient: Tensors, k: int) -> Fast:
+        raise AssertionError("there are no inner steps")

@@ -44,16 +44,16 @@ class IMAML(MAML):
     ) -> tuple[Tensor, Tensors]:
         fast = ops.adapt(self, theta, task.support, context)
 
-        def support_loss(weights: Tensors) -> Tensor:
-            return super(IMAML, self).inner_loss(theta, fast._replace(weights=weights), task.support, 0)
+        def proximal_loss(weights: Tensors) -> Tensor:
+            return self.inner_loss(theta, fast._replace(weights=weights), task.support, max(0, self.inner_steps - 1))
 
         def query_loss(weights: Tensors) -> Tensor:
             return self.outer_loss(theta, fast._replace(weights=weights), task.query, context)
 
         def curvature(vector: Tensors) -> Tensors:
-            """H vector / lambda."""
-            product = ops.hessian_vector_product(support_loss, fast.weights, vector)
-            return {name: value / self.proximal for name, value in product.items()}
+            """H vector / lambda, H being what is left of the proximal loss's second derivative without lambda I."""
+            product = ops.hessian_vector_product(proximal_loss, fast.weights, vector)
+            return {name: value / self.proximal - vector[name] for name, value in product.items()}
 
         loss, gradient = ops.value_and_gradient(query_loss, fast.weights)
         solve = conjugate_gradients if self.solver == "cg" else neumann_series

@@ -33,8 +33,8 @@ class SGD:
     nesterov: bool = False
 
     def __post_init__(self) -> None:
-        if not 0 <= self.momentum < 1:
-            raise ValueError(f"momentum={self.momentum} must be in [0, 1)")
+        if not 0 <= self.momentum < 1 or (self.nesterov and not self.momentum):
+            raise ValueError(f"momentum={self.momentum} must be in [0, 1), and above 0 with nesterov")
 
     def begin(self, weight: Tensor) -> Slots:
         return {"velocity": torch.zeros_like(weight)} if self.momentum else {}
@@ -85,4 +85,9 @@ class Adam:
         return weight, {"second_moment": second} | ({"first_moment": first} if self.beta1 else {})
 
 
-INNER_OPTIMIZERS = {"sgd": SGD, "momentum": lambda momentum=0.9, nesterov=False: SGD(momentum, nesterov), "adam": Adam}
+def momentum(momentum: float = 0.9, nesterov: bool = False) -> SGD:
+    """SGD that has momentum unless told otherwise."""
+    return SGD(momentum, nesterov)
+
+
+INNER_OPTIMIZERS = {"sgd": SGD, "momentum": momentum, "adam": Adam}

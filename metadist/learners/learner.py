@@ -26,8 +26,8 @@ class Fast(NamedTuple):
 
 
 class Context(NamedTuple):
-    """What a task knows beside its examples: the meta-step, how many there are, what `draw` drew for it, and how many
-    classes its support set has (0: its targets are not class numbers)."""
+    """What a task knows beside its examples: the meta-step, how many there are, what `draw` drew for it, and, for a
+    learner that `needs_ways`, how many classes its support set has (0: its targets are not class numbers)."""
 
     step: int
     meta_steps: int
@@ -70,6 +70,11 @@ class Learner(ABC):
     first_order: bool = False
 
     engines: ClassVar[tuple[str, ...]] = ("loop", "vmap")
+    needs_ways: ClassVar[bool] = False
+    any_ways: ClassVar[bool] = False
+    """Whether it has `context.ways`, and whether it can take more classes than the model has outputs."""
+    learned_rates: ClassVar[bool] = False
+    """Whether theta has its inner rates, so that another `inner_lr` at evaluation would say nothing."""
 
     def __post_init__(self) -> None:
         if self.inner_steps < 0 or self.inner_lr <= 0:
@@ -78,6 +83,10 @@ class Learner(ABC):
     def layout(self) -> Tensors:
         """Everything it meta-learns, by name, with initial values: by default the model's trainable parameters."""
         return self.model.parameters
+
+    def with_model(self, weights: Tensors) -> Tensors:
+        """The initial theta, but with these weights of the model."""
+        return self.layout() | weights
 
     def adapted_names(self) -> list[str]:
         """Names of the model's parameters that the inner loop changes: by default all of them. Where all are of the

@@ -10,6 +10,8 @@ from metadist.learners.inner_optimizers import SGD, InnerOptimizer
 from metadist.learners.learner import Context, Fast, Learner, Tensors
 from metadist.task import Examples
 
+SLOT = "inner optimizer/"
+
 
 @dataclass(frozen=True, kw_only=True)
 class MAML(Learner):
@@ -46,7 +48,8 @@ class MAML(Learner):
     def start(self, weights: Tensors, **state: Tensor) -> Fast:
         """Fast weights before the first step, with what the inner optimizer remembers and `state` beside them."""
         slots = {name: self.inner_optimizer.begin(weight) for name, weight in weights.items()}
-        return Fast(weights, state | {f"{slot}/{name}": x for name, own in slots.items() for slot, x in own.items()})
+        named = {f"{SLOT}{slot}/{name}": x for name, own in slots.items() for slot, x in own.items()}
+        return Fast(weights, state | named)
 
     def rate(self, theta: Tensors, fast: Fast, name: str, k: int) -> Tensor | float:
         """The inner rate of a tensor at step k: one number, or one for each of its elements."""
@@ -55,10 +58,10 @@ class MAML(Learner):
 
     def update(self, theta: Tensors, fast: Fast, gradient: Tensors, k: int) -> Fast:
         weights, state = {}, dict(fast.state)
+        slots = [key for key in fast.state if key.startswith(SLOT)]
         for name, weight in fast.weights.items():
-            ends = f"/{name}"
-            own = {key.removesuffix(ends): value for key, value in fast.state.items() if key.endswith(ends)}
-            rate = self.rate(theta, fast, name, k)
+            keys = {key.removeprefix(SLOT).removesuffix(f"/{name}"): key for key in slots if key.endswith(f"/{name}")}
+            own, rate = {slot: fast.state[key] for slot, key in keys.items()}, self.rate(theta, fast, name, k)
             weights[name], own = self.inner_optimizer.step(weight, gradient[name], own, rate, k)
-            state |= {slot + ends: value for slot, value in own.items()}
+            state |= {keys[slot]: value for slot, value in own.items()}
         return Fast(weights, state)

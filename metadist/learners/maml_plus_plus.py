@@ -19,7 +19,7 @@ class MAMLPlusPlus(MAML):
     - `multi_step_until`: for so many meta-steps the outer loss is sum_k w_k L_query(phi_k), k = 1, ..., K. All w_k are
       1 / K at first; those before the last fall linearly to 0.03 / K, the last one has the rest. 0: never.
     - `first_order_until`: so many meta-steps are first-order, those after them second-order. 0: none.
-    - `learned_rates`: a learned rate for each adapted tensor and inner step (the paper's: for each layer and step).
+    - `rate_per_step`: a learned rate for each adapted tensor and inner step (the paper's: for each layer and step).
     - `per_step_norm`: scale and shift of normalisation layers for each inner step, learned but not adapted.
     - The cosine meta-rate is the outer optimizer's: optimizer.schedule=cosine.
 
@@ -29,7 +29,7 @@ class MAMLPlusPlus(MAML):
 
     multi_step_until: int = 0
     first_order_until: int = 0
-    learned_rates: bool = True
+    rate_per_step: bool = True
     per_step_norm: bool = True
     trained_steps: int | None = None
 
@@ -39,6 +39,10 @@ class MAMLPlusPlus(MAML):
             object.__setattr__(self, "trained_steps", max(1, self.inner_steps))
         if min(self.multi_step_until, self.first_order_until, self._sets - 1) < 0:
             raise ValueError("multi_step_until and first_order_until must be 0 or more, trained_steps 1 or more")
+
+    @property
+    def learned_rates(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.rate_per_step
 
     @property
     def _sets(self) -> int:
@@ -55,10 +59,14 @@ class MAMLPlusPlus(MAML):
                 theta[f"per_step/{name}"] = value.expand(self._sets, *value.shape).clone()
             else:
                 theta[name] = value
-        if self.learned_rates:
+        if self.rate_per_step:
             rate = like.new_full((self._sets,), self.inner_lr)
             theta |= {f"inner_lr/{name}": rate for name in self.adapted_names()}
         return theta
+
+    def with_model(self, weights: Tensors) -> Tensors:
+        own = {f"per_step/{name}": weights[name].expand(self._sets, *weights[name].shape) for name in self._norms()}
+        return super().with_model(weights) | own
 
     def adapted_names(self) -> list[str]:
         norms = set(self._norms())
@@ -69,7 +77,7 @@ class MAMLPlusPlus(MAML):
 
     def begin(self, theta: Tensors, support: Examples, context: Context) -> Fast:
         fast = self._with_norms(theta, super().begin(theta, support, context), 0)
-        if not self.multi_step_until:
+        if not self.multi_step_until or not self.inner_steps:
             return fast
         weights = step_weights(self.inner_steps, context.step / self.multi_step_until)
         like = next(iter(fast.weights.values()))
@@ -84,7 +92,7 @@ class MAMLPlusPlus(MAML):
         return self._with_norms(theta, super().update(theta, fast, gradient, k), k)
 
     def rate(self, theta: Tensors, fast: Fast, name: str, k: int) -> Tensor | float:
-        return theta[f"inner_lr/{name}"][min(k, self._sets - 1)] if self.learned_rates else self.inner_lr
+        return theta[f"inner_lr/{name}"][min(k, self._sets - 1)] if self.rate_per_step else self.inner_lr
 
     def predict(self, theta: Tensors, fast: Fast, inputs: tuple[Tensor, ...]) -> Tensor:
         return super().predict({**theta, **{name: fast.state[name] for name in self._norms()}}, fast, inputs)

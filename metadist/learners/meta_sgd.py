@@ -1,6 +1,7 @@
 """Meta-SGD: a learned inner rate for every parameter."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -22,6 +23,8 @@ class MetaSGD(MAML):
     highest_rate: float = 0.1
     rate_seed: int = 0
     positive: bool = False
+
+    learned_rates: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

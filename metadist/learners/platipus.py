@@ -1,7 +1,7 @@
 """PLATIPUS, probabilistic MAML: a distribution of initialisations, from which adaptation is sampled."""
 
-from dataclasses import dataclass, fields
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -13,6 +13,8 @@ from metadist.learners.learner import Context, Differentiation, Fast, Tensors
 from metadist.learners.maml import MAML
 from metadist.noise import normal
 from metadist.task import Examples, Task
+
+START = "start of "
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +34,8 @@ class PLATIPUS(MAML):
     initial_std: float = 0.02
     initial_rate: float = 0.01
     predicts: Literal["classes", "values"] = "classes"
+
+    needs_ways: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -56,9 +60,11 @@ class PLATIPUS(MAML):
         return {"noise": np.array(draws.word() >> 1)}
 
     def begin(self, theta: Tensors, support: Examples, context: Context) -> Fast:
-        """`samples` draws from p: fast weights [samples, ...]."""
+        """Fast weights [samples, ...]: the draw from q that training was given, or `samples` draws from p."""
         if bool(context.ways) != (self.predicts == "classes"):
             raise InputError("learner.predicts must be `classes` for classification and `values` for regression")
+        if START + next(iter(self.model.parameters)) in context.draws:
+            return self.start({name: context.draws[START + name] for name in self.model.parameters})
         mean, log_variance = self._prior(theta, support)
         return self.start(sample(mean, log_variance, context.draws["noise"], self.samples))
 
@@ -77,16 +83,13 @@ class PLATIPUS(MAML):
     def meta_gradient(
         self, ops: Differentiation, theta: Tensors, task: Task, context: Context
     ) -> tuple[Tensor, Tensors]:
-        own: dict[str, Any] = {each.name: getattr(self, each.name) for each in fields(MAML)}
-        adapting = MAML(**own)
-
         def objective(theta: Tensors) -> Tensor:
             mean = self._shifted(theta, task.query, "q")
             log_variance = self._log_variance(theta, "q")
             drawn = sample(mean, log_variance, context.draws["noise"], 1)
-            start = {name: value[0] for name, value in drawn.items()}
-            fast = ops.adapt(adapting, theta | start, task.support, context)
-            loss = adapting.outer_loss(theta, fast, task.query, context)
+            start = {START + name: value for name, value in drawn.items()}
+            fast = ops.adapt(self, theta, task.support, context._replace(draws=context.draws | start))
+            loss = self.outer_loss(theta, fast, task.query, context)
             return loss + self.kl_weight * kl_divergence(mean, log_variance, *self._prior(theta, task.support))
 
         return ops.value_and_gradient(objective, theta)

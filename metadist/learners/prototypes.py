@@ -1,40 +1,28 @@
 """Class means of features: as a classifier (ProtoNet), and as the head that MAML starts from (ProtoMAML)."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
-from metadist.learners.heads import class_means, features, refuse_inner_steps, without_head
-from metadist.learners.learner import Context, Fast, Learner, Tensors
+from metadist.errors import InputError
+from metadist.learners.heads import ClosedForm, class_means, features, head_of, without_head
+from metadist.learners.learner import Context, Fast, Tensors
 from metadist.learners.maml import MAML
 from metadist.models.model import HEAD
 from metadist.task import Examples
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProtoNet(Learner):
+class ProtoNet(ClosedForm):
     """Logit of class c: -|f(x) - mean_c|^2, mean_c over the support features f of the class.
 
     Snell et al. 2017, equations 1 and 2 (https://arxiv.org/abs/1703.05175). Any number of ways, also other than in
-    training. The model gives `features`; its `head` is not used and not learned. There are no inner steps.
+    training.
     """
-
-    inner_steps: int = 0
-
-    def __post_init__(self) -> None:
-        refuse_inner_steps(self)
-
-    def layout(self) -> Tensors:
-        return without_head(self.model)
-
-    def adapted_names(self) -> list[str]:
-        return []
 
     def begin(self, theta: Tensors, support: Examples, context: Context) -> Fast:
         return Fast({}, {"means": class_means(self.model, theta, support, context.ways)})
-
-    def update(self, theta: Tensors, fast: Fast, gradient: Tensors, k: int) -> Fast:
-        raise AssertionError("there are no inner steps")
 
     def predict(self, theta: Tensors, fast: Fast, inputs: tuple[Tensor, ...]) -> Tensor:
         away = features(self.model, theta, inputs).unsqueeze(1) - fast.state["means"]
@@ -50,7 +38,12 @@ class ProtoMAML(MAML):
     theta. It cannot be equal to chance before adaptation, because it is made from the support set.
     """
 
+    needs_ways: ClassVar[bool] = True
+    any_ways: ClassVar[bool] = True
+
     def layout(self) -> Tensors:
+        if head_of(self.model).bias is None:
+            raise InputError("ProtoMAML's head needs a bias: build the model's `head` with one")
         return without_head(self.model)
 
     def begin(self, theta: Tensors, support: Examples, context: Context) -> Fast:

@@ -7,50 +7,39 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from metadist.learners.heads import features, one_hot, refuse_inner_steps, without_head
-from metadist.learners.learner import Context, Fast, Learner, Tensors
+from metadist.learners.heads import ClosedForm, features, target_columns
+from metadist.learners.learner import Context, Fast, Tensors
 from metadist.task import Examples
 
 
 @dataclass(frozen=True, kw_only=True)
-class R2D2(Learner):
+class R2D2(ClosedForm):
     """W = X' (X X' + lambda I)^-1 Y of support features X [n, d + 1] and one-hot labels Y; outputs alpha X_q W + beta.
 
     Bertinetto et al. 2019, equations 5 and 6 (https://arxiv.org/abs/1805.08136): the Woodbury form, whose system has as
     many unknowns as there are support examples. lambda (as its logarithm), alpha and beta are learned with the
     features; a column of ones gives W its bias. For regression Y are the targets and alpha = 1, beta = 0 to begin with.
-    The model gives `features`; its `head` is not used and not learned. There are no inner steps.
     """
 
-    inner_steps: int = 0
     initial_lambda: float = 50.0
     initial_scale: float = 1.0
 
     def __post_init__(self) -> None:
-        refuse_inner_steps(self)
+        super().__post_init__()
         if self.initial_lambda <= 0:
             raise ValueError(f"initial_lambda={self.initial_lambda} must be above 0")
 
     def layout(self) -> Tensors:
-        theta = without_head(self.model)
+        theta = super().layout()
         numbers = {"log_lambda": math.log(self.initial_lambda), "scale": self.initial_scale, "shift": 0.0}
         like = next(iter(theta.values()))
         return theta | {f"ridge/{name}": like.new_tensor([x]) for name, x in numbers.items()}
 
-    def adapted_names(self) -> list[str]:
-        return []
-
     def begin(self, theta: Tensors, support: Examples, context: Context) -> Fast:
         rows = self._rows(theta, support.inputs)
-        if context.ways:
-            targets = one_hot(support.targets[0], context.ways, rows.dtype)
-        else:
-            targets = torch.cat([y.reshape(len(y), -1) for y in support.targets], dim=1)
+        targets = target_columns(support, context.ways, rows)
         kernel = rows @ rows.T + theta["ridge/log_lambda"].exp() * torch.eye(len(rows)).to(rows)
         return Fast({}, {"ridge": rows.T @ torch.linalg.solve(kernel, targets)})
-
-    def update(self, theta: Tensors, fast: Fast, gradient: Tensors, k: int) -> Fast:
-        raise AssertionError("there are no inner steps")
 
     def predict(self, theta: Tensors, fast: Fast, inputs: tuple[Tensor, ...]) -> Tensor:
         return theta["ridge/scale"] * (self._rows(theta, inputs) @ fast.state["ridge"]) + theta["ridge/shift"]

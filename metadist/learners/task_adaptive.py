@@ -1,11 +1,12 @@
 """Task-adaptive MAML: an encoder of the support set sets each tensor's inner rate."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from metadist.learners.heads import features, head_of, one_hot
+from metadist.learners.heads import features, head_of, target_columns
 from metadist.learners.learner import Context, Fast, Tensors
 from metadist.learners.maml import MAML
 from metadist.task import Examples
@@ -24,6 +25,8 @@ class TaskAdaptiveMAML(MAML):
     encoder_width: int = 32
     encoder_seed: int = 0
 
+    needs_ways: ClassVar[bool] = True
+
     def layout(self) -> Tensors:
         head, generator = head_of(self.model), torch.Generator().manual_seed(self.encoder_seed)
         width, inputs = self.encoder_width, head.in_features + head.out_features
@@ -40,10 +43,8 @@ class TaskAdaptiveMAML(MAML):
 
     def begin(self, theta: Tensors, support: Examples, context: Context) -> Fast:
         rows = features(self.model, theta, support.inputs)
-        if context.ways:
-            targets = one_hot(support.targets[0], head_of(self.model).out_features, rows.dtype)
-        else:
-            targets = torch.cat([y.reshape(len(y), -1) for y in support.targets], dim=1)
+        ways = head_of(self.model).out_features if context.ways else 0
+        targets = target_columns(support, ways, rows)
         examples = torch.cat([rows, targets], dim=1) @ theta["encoder/first.weight"].T + theta["encoder/first.bias"]
         embedding = examples.relu().mean(dim=0)
         gates = theta["encoder/gates.weight"] @ embedding + theta["encoder/gates.bias"]

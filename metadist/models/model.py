@@ -51,6 +51,12 @@ class Model:
         return bool(self._dropouts)
 
     @property
+    def recurrent(self) -> str | None:
+        """The name of a recurrent layer, if there is one: vmap cannot batch it, cuDNN not differentiate it twice."""
+        kinds = nn.RNNBase | nn.RNNCellBase
+        return next((path for path, layer in self.module.named_modules() if isinstance(layer, kinds)), None)
+
+    @property
     def norm_parameters(self) -> list[str]:
         """Names of the trainable parameters of normalisation layers."""
         layers = [path for path, layer in self.module.named_modules() if isinstance(layer, NORMS)]

@@ -141,7 +141,7 @@ def test_a_step_is_judged_with_its_own_normalisation():
 
 
 def test_with_every_part_switched_off_it_is_maml():
-    plain = classifier(MAMLPlusPlus, learned_rates=False, per_step_norm=False)
+    plain = classifier(MAMLPlusPlus, rate_per_step=False, per_step_norm=False)
     (first, theta), (second, _) = engine_of(plain), engine_of(classifier(MAML))
     tasks = [classification_task()]
     assert torch.equal(first.meta_gradients(theta, tasks).rows, second.meta_gradients(theta, tasks).rows)
