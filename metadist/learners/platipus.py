@@ -113,8 +113,10 @@ class PLATIPUS(MAML):
         return {name: value - theta[f"rate_{which}"] * gradient[name] for name, value in mean.items()}
 
     def _outputs(self, theta: Tensors, fast: Fast, inputs: tuple[Tensor, ...]) -> Tensor:
-        """[samples, n, ...]."""
-        return torch.func.vmap(lambda weights: self.model({**theta, **weights}, *inputs))(fast.weights)
+        """[samples, n, ...], one after another: batched over weights, convolutions are slower."""
+        samples = range(len(next(iter(fast.weights.values()))))
+        weights = [theta | {name: w[number] for name, w in fast.weights.items()} for number in samples]
+        return torch.stack([self.model(each, *inputs) for each in weights])
 
 
 def sample(mean: Tensors, log_variance: Tensors, key: Tensor, count: int) -> Tensors:

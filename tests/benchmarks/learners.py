@@ -78,6 +78,8 @@ def compute(run: Run, folder: Path, verbose: bool) -> dict[str, Any]:
 
 
 def cell(interval: dict[str, float], scale: float, digits: int) -> str:
+    if interval["mean"] is None or interval["ci95"] is None:
+        return "not finite"
     return f"{scale * interval['mean']:.{digits}f} ± {scale * interval['ci95']:.{digits}f}"
 
 
@@ -122,7 +124,9 @@ def main() -> None:
                 runs.append(Run(name, problem, (*shared, *SINUSOID, *REGRESSION[name], *args.set)))
             elif problem != "sinusoid":
                 own = [f"data.path={args.dataset.resolve()}", *(TWENTY_WAYS if problem == "20 ways" else [])]
-                baselines = [] if name == "maml" else ["evaluation.baselines=[]"]
+                baselines = ["evaluation.baselines=[]"]
+                if name == "maml":  # once for all
+                    baselines = ["evaluation.baselines=[nearest_class_mean,from_scratch,joint]"]
                 runs.append(Run(name, problem, (*shared, *own, *baselines, *args.set)))
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(args.at_once) as pool:
         found = list(pool.map(lambda run: compute(run, Path(folder), verbose=True), runs))
