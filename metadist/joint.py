@@ -28,9 +28,7 @@ def check_joint(config: Config, shapes: Shapes) -> None:
     if not isinstance(make_source(config), ClassSource):
         raise InputError("evaluation.baselines: joint needs classes that are the same in every task (scheme classes)")
     if config.model.name not in (*MODELS, "auto"):
-        raise InputError(
-            "evaluation.baselines: joint, for classes, needs a built-in model, to choose its outputs"
-        )
+        raise InputError("evaluation.baselines: joint, for classes, needs a built-in model, to choose its outputs")
 
 
 def joint_weights(config: Config, shapes: Shapes) -> Weights:

@@ -68,9 +68,7 @@ class _Loop:
     def flat(self, fast: Fast) -> list[Tensor]:
         """Weights and state in the order in which they began. Raises InputError where there are others than then."""
         if set(fast.weights) != set(self.weight_names) or set(fast.state) != set(self.state_names):
-            raise InputError(
-                "the learner's update must return weights and state of the names that its begin gave"
-            )
+            raise InputError("the learner's update must return weights and state of the names that its begin gave")
         return [*(fast.weights[name] for name in self.weight_names), *(fast.state[name] for name in self.state_names)]
 
     def pull(
