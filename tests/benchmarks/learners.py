@@ -26,7 +26,7 @@ COMMON = [
     "num_workers=1", "fleet.backend=local", "tracking.mlflow=false", "evaluation.every=0", "evaluation.test_tasks=600",
     "checkpoint.every=100000",
 ]  # fmt: skip
-TWENTY_WAYS = ["task.ways=20", "meta_batch_size=8", "evaluation.queries=5", "evaluation.test_tasks=300"]
+TWENTY_WAYS = ["task.ways=20", "meta_batch_size=8", "evaluation.queries=5", "evaluation.test_tasks=200"]
 SINUSOID = [
     "data.path=null", "data.family=sinusoid", "task.shots=10", "task.queries=10", "model.name=mlp",
     "model.hidden=[40,40]", "meta_batch_size=25", "evaluation.shots=5", "evaluation.queries=null",
@@ -109,7 +109,7 @@ def main() -> None:
     parser.add_argument("dataset", type=Path)
     parser.add_argument("--only", nargs="+", choices=sorted(path.stem for path in JOBS.glob("*.yaml")))
     parser.add_argument("--problems", nargs="+", default=["5 ways", "20 ways", "sinusoid"])
-    parser.add_argument("--meta-steps", nargs=3, type=int, default=[600, 300, 5000], help="of the three problems")
+    parser.add_argument("--meta-steps", nargs=3, type=int, default=[400, 150, 2000], help="of the three problems")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--at-once", type=int, default=os.cpu_count())
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="in every run")
