@@ -131,7 +131,7 @@ def _row(method: Method, worker: Worker, rates: Sequence[float], prepared: float
 def _step(config: Config, worker: Worker) -> dict[str, Any]:
     """The parts of a meta-step in this process, medians of five: a worker's phases per task, the server's work."""
     batch = config.batch_size(config.num_workers)
-    server, phases, updates = Server(_weights(worker).theta, make_optimization(config)), [], []
+    server, phases, updates = Server(_weights(worker).theta, make_optimization(config, worker.engine)), [], []
     weights = server.weights()
     for step in range(5):
         results = [worker.meta_gradients(weights, chunk) for chunk in plan("train", step, batch, worker.chunk_size)]

@@ -1,7 +1,7 @@
 """How named tensors lie in the flat vector that crosses the wire."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,6 +29,13 @@ class Layout:
     @property
     def size(self) -> int:
         return sum(self.sizes)
+
+    def trailing(self, names: Sequence[str]) -> int:
+        """How many elements these have, which must be the last names of the layout."""
+        cut = len(self.names) - len(names)
+        if list(names) != list(self.names[cut:]):
+            raise InputError(f"a learner's statistics {list(names)} must be the last of its layout")
+        return sum(self.sizes[cut:])
 
     def flatten(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """{name: [*shape]} -> [P]."""

@@ -8,7 +8,7 @@ import ray
 from ray.exceptions import RayActorError, RayTaskError
 
 from metadist.ray_actors import ServerActor
-from metadist.server import Optimization, Stats, cut_state, join_states, slices
+from metadist.server import Optimization, Stats, cut_state, join_states, shares, slices
 
 Ref = ray.ObjectRef
 Result = Sequence[Ref]  # the reports of a deal of chunks, and of each shard its slices of their gradients
@@ -29,7 +29,8 @@ class RayServer:
         spread = {"scheduling_strategy": "SPREAD"} if len(pieces) > 1 else {}
         remote = ray.remote(ServerActor).options(num_cpus=0, max_restarts=0, **spread)
         self._shards: list[Any] = [
-            remote.remote(theta[piece], optimization, cut_state(state, piece) if state else None) for piece in pieces
+            remote.remote(theta[piece], share, cut_state(state, piece) if state else None)
+            for piece, share in zip(pieces, shares(optimization, pieces), strict=True)
         ]
         self._sent: list[Ref] = []  # reports of what this step's `take` calls were given
 

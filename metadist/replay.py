@@ -41,7 +41,7 @@ def replay(run_dir: str | Path, say: Callable[[str], None]) -> dict[str, Any]:
     set_up_process(config.fleet.threads_per_worker)
     prepared = prepare(config, [])
     fleet = LocalFleet(lambda: make_worker(config, _constants(prepared.engine)))
-    server = fleet.start_server(prepared.theta, make_optimization(config), None)
+    server = fleet.start_server(prepared.theta, make_optimization(config, prepared.engine), None)
     weights, last = server.weights(), max(hashes)
     for step in range(last):
         chunks = plan("train", step, batches[step], chunk_size(config, prepared.engine))

@@ -10,11 +10,7 @@ from typing import Any
 from metadist.checkpoint import CheckpointStore
 from metadist.checkpoint_format import Checkpoint, theta_sha256
 from metadist.config import Config
-from metadist.config.build import (
-    make_optimization,
-    open_data,
-    worker_factory,
-)  # fmt: skip
+from metadist.config.build import make_optimization, open_data, worker_factory
 from metadist.config.method import chunk_size
 from metadist.errors import Interrupted
 from metadist.evaluation import draw_curve, evaluate_run, write_results
@@ -137,7 +133,9 @@ def make_trainer(
         engine=prepared.engine,
         shapes=prepared.shapes,
         fleet=fleet,
-        server=fleet.start_server(prepared.theta, make_optimization(config), state["server"] if state else None),
+        server=fleet.start_server(
+            prepared.theta, make_optimization(config, prepared.engine), state["server"] if state else None
+        ),
         store=CheckpointStore(location(config, run_dir), config.checkpoint.keep_last, record.say),
         journal=Journal(run_dir / "journal.jsonl"),
         tracker=record.tracker,

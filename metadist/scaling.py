@@ -156,7 +156,7 @@ def real_scaling(counts: Sequence[int], steps: int, say: Say) -> dict[str, list[
         fleet = RayFleet(worker_factory(config, constants), count, count, resources, say=say)
         try:
             for name, tasks in (("strong", 32), ("weak", 16 * count)):
-                server = fleet.start_server(prepared.theta, make_optimization(config), None)
+                server = fleet.start_server(prepared.theta, make_optimization(config, prepared.engine), None)
                 size = chunk_size(config, prepared.engine)
                 warm_up = math.ceil(2 * AFTER * count * size / tasks)  # until every worker plays its recording back
                 whole, _ = time_steps(fleet, server, tasks, size, steps, warm_up)

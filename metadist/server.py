@@ -7,7 +7,7 @@ the bits do not depend on where theta is cut.
 import math
 from collections.abc import Callable, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -21,7 +21,10 @@ BLOCK = 65_536
 
 @dataclass(frozen=True)
 class Optimization:
-    """How the server steps. Rates are per meta-step; clipping applies to the mean meta-gradient, values before norm."""
+    """How the server steps. Rates are per meta-step; clipping applies to the mean meta-gradient, values before norm.
+
+    The last so many elements of theta are `statistics`: moving averages, whose "gradient" is (theta - observed).
+    """
 
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"
     meta_lr: float = 1e-3
@@ -35,6 +38,8 @@ class Optimization:
     clip_value: float | None = None
     batch_rule: Literal["none", "linear", "sqrt"] = "none"
     reference_batch: int = 1
+    statistics: int = 0
+    statistics_rate: float = 0.1
 
     def rate(self, step: int, num_tasks: int) -> float:
         """The meta learning rate of a step over `num_tasks` tasks."""
@@ -84,7 +89,9 @@ class Shard:
         """theta: the slice [p]; `state` is what `snapshot` returned, to continue from."""
         self.optimization = optimization
         self._theta = torch.from_numpy(np.array(theta))
-        self._optimizer = make_optimizer(self._theta, optimization)
+        self._cut = len(theta) - optimization.statistics
+        self._descended = self._theta[: self._cut]
+        self._optimizer = make_optimizer(self._descended, optimization)
         self._step = 0
         self._reports: list[ChunkReport] = []
         self._mean: np.ndarray | None = None
@@ -148,13 +155,14 @@ class Shard:
             task = report.first_not_finite()
             if task is not None:
                 raise Diverged(f"task {task} has a loss or meta-gradient that is not finite")
-        self._mean = mean = self._sum / taken
+        self._mean = self._sum / taken
+        mean = self._mean[: self._cut]
         self._folded = Folded(
             losses=np.concatenate([report.losses for report in self._reports]),
             norms=np.concatenate([report.norms for report in self._reports]),
             squares=block_sums(np.square(mean)),
             limited=block_sums(np.square(limit(mean, self.optimization))),
-            along=block_sums(mean * (np.nan if self._units is None else self._units)),
+            along=block_sums(mean * (np.nan if self._units is None else self._units[: self._cut])),
         )
         return self._folded
 
@@ -167,10 +175,12 @@ class Shard:
         num_tasks = self._num_tasks()
         stats = make_stats(folded, self.optimization.rate(step, num_tasks))
         norm = root([square for shard in folded for square in shard.limited])
-        self._theta.grad = torch.from_numpy(clip(self._mean, self.optimization, norm)).to(self._theta.dtype)
+        gradient, to_observed = np.split(self._mean, [self._cut])
+        self._descended.grad = torch.from_numpy(clip(gradient, self.optimization, norm)).to(self._theta.dtype)
         for group in self._optimizer.param_groups:
             group["lr"] = stats.meta_lr
         self._optimizer.step()
+        self._theta[self._cut :] -= torch.from_numpy(self.optimization.statistics_rate * to_observed)
         self._step, self._mean = self._step + 1, None
         self._last = self.weights(), stats
         return self._last
@@ -209,6 +219,12 @@ def slices(size: int, count: int) -> list[slice]:
     count = min(count, blocks)
     edges = [min(size, shard * blocks // count * BLOCK) for shard in range(count + 1)]
     return [slice(start, stop) for start, stop in zip(edges, edges[1:], strict=False)]
+
+
+def shares(optimization: Optimization, pieces: Sequence[slice]) -> list[Optimization]:
+    """How each slice's shard steps: each has those of the statistics that fall into it."""
+    first = pieces[-1].stop - optimization.statistics
+    return [replace(optimization, statistics=max(0, piece.stop - max(piece.start, first))) for piece in pieces]
 
 
 def cut_state(state: dict[str, Any], piece: slice) -> dict[str, Any]:

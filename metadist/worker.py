@@ -98,7 +98,9 @@ class Worker:
             times.append(self.engine.now())
             gradient, losses = rows.cpu().numpy(), losses.cpu().numpy().astype(np.float64)
             times.append(time.perf_counter())
-        norms = np.sqrt(np.einsum("ij,ij->i", gradient, gradient, dtype=np.float64))
+        cut = gradient.shape[1] - self.engine.num_statistics
+        norms = np.sqrt(np.einsum("ij,ij->i", gradient[:, :cut], gradient[:, :cut], dtype=np.float64))
+        norms[~np.isfinite(gradient[:, cut:]).all(axis=1)] = np.nan
         if self.aggregate == "chunk":
             gradient = fold([gradient], gradient.shape[1])
         times.append(time.perf_counter())

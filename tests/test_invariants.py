@@ -56,7 +56,7 @@ def local_theta(workers: int, faults: list[Fault]) -> str:
     config = load_config([], JOB)
     prepared = prepare(config, [])
     fleet = LocalFleet(lambda: make_worker(config), workers, faults=faults)
-    server = fleet.start_server(prepared.theta, make_optimization(config), None)
+    server = fleet.start_server(prepared.theta, make_optimization(config, prepared.engine), None)
     weights = server.weights()
     for step in range(config.meta_steps):
         chunks = plan("train", step, config.batch_size(workers), chunk_size(config, prepared.engine))
@@ -98,7 +98,7 @@ def test_a_worker_killed_in_a_step_does_not_change_theta(ray_cluster, tmp_path, 
     prepared = prepare(config, [])
     said: list[str] = []
     fleet = RayFleet(lambda: make_worker(config), 2, say=said.append)
-    server = fleet.start_server(prepared.theta, make_optimization(config), None)
+    server = fleet.start_server(prepared.theta, make_optimization(config, prepared.engine), None)
     weights = server.weights()
     for step in range(config.meta_steps):
         chunks = plan("train", step, 10, 3)

@@ -248,3 +248,12 @@ def test_the_noise_scale_is_trace_of_covariance_over_squared_mean():
 def test_one_task_has_no_noise_scale():
     _, stats = Server(np.zeros(5), SGD).apply(0, chunk(0, 0, some_rows(0, tasks=1)))
     assert math.isnan(stats.noise_scale) and math.isclose(stats.agreement, 1, rel_tol=1e-6)
+
+
+def test_statistics_go_a_part_of_the_way_and_are_no_gradient():
+    rows = np.array([[3.0, 4.0, 100.0], [3.0, 4.0, 300.0]], np.float32)
+    report = ChunkReport(Chunk("train", 0, 0, 2), np.ones(2), np.full(2, 5.0), {})
+    optimization = Optimization(optimizer="sgd", meta_lr=1.0, clip_norm=2.5, statistics=1, statistics_rate=0.1)
+    weights, stats = Server(np.array([0.0, 0.0, 7.0], np.float32), optimization).apply(0, (report, rows))
+    assert np.allclose(weights.theta, [-1.5, -2.0, 7.0 - 0.1 * 200.0])
+    assert stats.gradient_norm == pytest.approx(5.0) and stats.agreement == pytest.approx(1.0)

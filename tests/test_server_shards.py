@@ -7,13 +7,26 @@ import pytest
 
 from metadist.errors import Diverged
 from metadist.messages import Chunk, ChunkReport, Weights, fold
-from metadist.server import BLOCK, Optimization, Server, Shard, Stats, block_sums, cut_state, join_states, root, slices
+from metadist.server import (
+    BLOCK,
+    Optimization,
+    Server,
+    Shard,
+    Stats,
+    block_sums,
+    cut_state,
+    join_states,
+    root,
+    shares,
+    slices,
+)
 
 SIZE = 3 * BLOCK + 17
 OPTIMIZATIONS = {
     "adam": Optimization(meta_lr=0.05),
     "adamw, clipped": Optimization(optimizer="adamw", meta_lr=0.05, weight_decay=0.1, clip_norm=2.0, clip_value=1.5),
     "sgd, clipped": Optimization(optimizer="sgd", meta_lr=0.1, momentum=0.9, clip_norm=3.0),
+    "with statistics": Optimization(meta_lr=0.05, clip_norm=2.0, statistics=BLOCK + 30, statistics_rate=0.2),
 }
 
 
@@ -23,7 +36,8 @@ class Sharded:
     def __init__(self, theta: np.ndarray, optimization: Optimization, count: int, state=None):
         self.pieces = slices(len(theta), count)
         parts = [cut_state(state, piece) if state else None for piece in self.pieces]
-        self.shards = [Shard(theta[p], optimization, part) for p, part in zip(self.pieces, parts, strict=True)]
+        own = shares(optimization, self.pieces)
+        self.shards = [Shard(theta[p], *given) for p, *given in zip(self.pieces, own, parts, strict=True)]
 
     def apply(self, step: int, *chunks, num_tasks: int | None = None) -> tuple[Weights, Stats]:
         for shard, piece in zip(self.shards, self.pieces, strict=True):

@@ -227,15 +227,12 @@ def metrics(config: Config, shapes: Shapes, ways: int | None = None) -> dict[str
     return {"accuracy": among_ways, "confidence": sure, "loss": loss} if shapes.classification else {"loss": loss}
 
 
-def make_optimization(config: Config) -> Optimization:
+def make_optimization(config: Config, engine: Engine) -> Optimization:
     """The server's side of the configuration."""
     own = config.optimizer.model_dump()
+    optimizer, given = own.pop("name"), {"meta_lr": config.meta_lr, "meta_steps": config.meta_steps}
     return Optimization(
-        optimizer=own.pop("name"),
-        meta_lr=config.meta_lr,
-        meta_steps=config.meta_steps,
-        reference_batch=config.batch_size(1),
-        **own,
+        optimizer, **given, reference_batch=config.batch_size(1), statistics=engine.num_statistics, **own
     )
 
 

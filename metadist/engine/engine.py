@@ -4,9 +4,8 @@ Both derive adaptation and meta-gradient from the same learner and agree to roun
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -21,10 +20,10 @@ from metadist.engine.features import Trunk, trunk_of
 from metadist.engine.memory import is_out_of_memory, out_of_memory
 from metadist.engine.method import Kind, Method
 from metadist.engine.program import Program, Watched, record
-from metadist.engine.query import predict_query
 from metadist.errors import InputError
 from metadist.layout import Layout
 from metadist.learners import Context, Learner
+from metadist.learners.query import predict_query
 from metadist.losses import Loss
 from metadist.models.model import DROPOUT
 from metadist.task import Examples, Task, TaskId, Tasks, num_ways, stack
@@ -59,19 +58,15 @@ class Engine:
                 f"engine.kind={self.kind!r} cannot compute {type(learner).__name__}: use {' or '.join(learner.engines)}"
             )
         if self.kind == "vmap" and learner.model.recurrent is not None:
-            raise InputError(
-                f"layer {learner.model.recurrent!r} is recurrent, which vmap cannot batch: engine.kind=loop"
-            )
+            raise InputError(f"layer {learner.model.recurrent!r} is recurrent, vmap cannot batch it: engine.kind=loop")
         if self.device.type == "cuda" and not torch.cuda.is_available():
-            raise InputError(
-                "engine.device=cuda, but torch sees no GPU here: check fleet.gpus_per_worker and the driver"
-            )
+            raise InputError("engine.device=cuda, but torch sees no GPU here: check fleet.gpus_per_worker, the driver")
         if self.device.type != "cuda" and (self.method.captured or self.method.autocast):
             raise InputError("engine.cuda_graphs and engine.autocast are for GPUs, engine.device is cpu")
         self.learner = learner
-        self._ways = num_ways if learner.needs_ways else lambda tasks: 0
         self.dtype = dtype
         self.layout = Layout.of(learner.layout())
+        self.num_statistics = self.layout.trailing(learner.statistics())
         self._ops = (Recorded if self.kind == "loop" else Transformed)(self.method.differentiation, self.method.spacing)
         self._program = Program(self._compute, self.method.compiled, self.method.captured)
         self._trunk: Trunk | None = None
@@ -109,18 +104,18 @@ class Engine:
         InputError where memory does not suffice, saying what would need less.
         """
         with self._computing(len(tasks)):
-            weights, ways = self._weights(theta), self._ways(tasks)
+            weights, given = self._weights(theta), (step, meta_steps, *self._told(tasks, step, meta_steps))
             if self.kind == "vmap":
                 task, drawn = self._stacked(tasks, step, draws)
                 self._look_for_trunk(weights, task.map(lambda x: x[0]))
-                losses, rows = self._run(weights, task, drawn, step, meta_steps, ways)
+                losses, rows = self._run(weights, task, drawn, *given)
                 return MetaGradients(losses, rows)
             separate = list(self._separate(tasks, step, draws))
             self._look_for_trunk(weights, separate[0][0])
-            losses = torch.empty(len(separate), dtype=self.dtype, device=self.device)
             rows = torch.empty(len(separate), self.layout.size, dtype=self.dtype, device=self.device)
+            losses = rows.new_empty(len(separate))
             for t, (task, drawn) in enumerate(separate):
-                losses[t], rows[t] = self._run(weights, task, drawn, step, meta_steps, ways)
+                losses[t], rows[t] = self._run(weights, task, drawn, *given)
             return MetaGradients(losses, rows)
 
     def operations(self, tasks: Sequence[Task]) -> list[Node]:
@@ -129,15 +124,15 @@ class Engine:
             weights = self._weights(self.initial_theta())
             task, drawn = self._stacked(tasks, 0, None) if self.kind == "vmap" else next(self._separate(tasks, 0, None))
             self._look_for_trunk(weights, self.tensors(tasks[0]))
-            structure, tensors = _flat(weights, task, drawn, self._ways(tasks))
+            structure, tensors = _flat(weights, task, drawn, self._told(tasks, 0, 1))
             with FakeTensorMode(allow_non_fake_inputs=True) as mode:
                 graph = record(self._compute, structure, 0, 1, [mode.from_tensor(tensor) for tensor in tensors])
                 return list(graph.graph.nodes)
 
     def _run(
-        self, weights: Tensors, task: Task, drawn: Tensors, step: int, meta_steps: int, ways: int
+        self, weights: Tensors, task: Task, drawn: Tensors, step: int, meta_steps: int, *told: Any
     ) -> Sequence[Tensor]:
-        structure, tensors = _flat(weights, task, drawn, ways)
+        structure, tensors = _flat(weights, task, drawn, told)
         return self._program(structure, step, meta_steps, tensors)
 
     def _compute(self, structure: Any, step: int, meta_steps: int, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
@@ -148,7 +143,7 @@ class Engine:
         task, drawn = Task(Examples(*parts[:2]), Examples(*parts[2:])), {name: next(left) for name in structure[1]}
 
         def one(weights: Tensors, task: Task, drawn: Tensors) -> tuple[Tensor, Tensors]:
-            context = Watched(step, meta_steps, drawn, structure[2])
+            context = Watched(step, meta_steps, drawn, *structure[2])
             compute = self._trunk.meta_gradient if self._trunk else self.learner.meta_gradient
             loss, gradient = compute(self._ops, weights, task, context)
             return loss.detach(), {name: g.detach() for name, g in gradient.items()}
@@ -182,19 +177,19 @@ class Engine:
                 theta, task = self._trunk.rest(weights, task, self._trunk.features(weights, task))
                 learner = self._trunk.learner
             measured: list[list[Tensor]] = []
-            for fast in self._ops.trajectory(learner, theta, task.support, Context(step, meta_steps, drawn, ways)):
+            for fast in self._ops.trajectory(learner, theta, task.support, Context(step, meta_steps, drawn, *told)):
                 with torch.no_grad():
-                    outputs = predict_query(partial(learner.predict, theta, fast), task, transductive)
+                    outputs = learner.predict_query(theta, fast, task, transductive)
                     measured.append([metric(outputs, *task.query.targets) for metric in metrics.values()])
             return {name: torch.stack([m[i] for m in measured]) for i, name in enumerate(metrics)}
 
-        ways = self._ways(tasks)
+        told = self._told(tasks, step, meta_steps)
         with self._computing(len(tasks)):
             weights = self._weights(theta)
             self._look_for_trunk(weights, self.tensors(tasks[0]))
             if self.kind == "vmap":
                 return torch.func.vmap(one, (None, 0, 0))(weights, *self._stacked(tasks, 0, draws, training=False))
-            results = [one(weights, task, drawn) for task, drawn in self._separate(tasks, 0, draws, training=False)]
+            results = [one(weights, *given) for given in self._separate(tasks, 0, draws, training=False)]
             return {name: torch.stack([result[name] for result in results]) for name in metrics}
 
     def adapt(self, theta: Tensor, support: Examples) -> Callable[..., Tensor]:
@@ -203,13 +198,13 @@ class Engine:
         support = Examples(tuple(map(self._tensor, support.inputs)), tuple(map(self._tensor, support.targets)))
         drawn = self._draw(len(support.inputs[0]), Draws(0, TaskId("test", 0, 0), stream=1))
         with self._computing(1):
-            context = Context(0, 1, drawn, self._ways([Task(support, support)]))
+            context = Context(0, 1, drawn, *self._told([Task(support, support)], 0, 1))
             fast = self._ops.adapt(self.learner, weights, support, context)
 
         @torch.no_grad()
         def predict(*inputs: Tensor, transductive: bool = True) -> Tensor:
             query = Examples(tuple(map(self._tensor, inputs)), ())
-            return predict_query(partial(self.learner.predict, weights, fast), Task(support, query), transductive)
+            return self.learner.predict_query(weights, fast, Task(support, query), transductive)
 
         return predict
 
@@ -219,7 +214,7 @@ class Engine:
         """Support loss and norm of the fast weights before and after every inner step of one task, as in training."""
         weights, support, last = self._weights(theta), self.tensors(task).support, max(0, self.learner.inner_steps - 1)
         drawn = self._draw(len(support.inputs[0]), draws, training=True)
-        context, traced = Context(step, meta_steps, drawn, self._ways([task])), []
+        context, traced = Context(step, meta_steps, drawn, *self._told([task], step, meta_steps)), []
         for k, fast in enumerate(self._ops.trajectory(self.learner, weights, support, context)):
             loss = self.learner.inner_loss(weights, fast, support, min(k, last)) if self.learner.inner_steps else None
             norm = sum(float(w.detach().square().sum()) for w in fast.weights.values()) ** 0.5
@@ -227,8 +222,12 @@ class Engine:
         return traced
 
     def tensors(self, task: Task) -> Task:
-        """The task's arrays as tensors on the engine's device, floating point ones in its dtype."""
+        """The task's arrays on the engine's device, floating point ones in its dtype."""
         return task.map(self._tensor)
+
+    def _told(self, tasks: Sequence[Task], step: int, meta_steps: int) -> tuple[int, Hashable]:
+        """A context's ways and phase."""
+        return num_ways(tasks) if self.learner.needs_ways else 0, self.learner.phase(step, meta_steps)
 
     def _weights(self, theta: Tensor) -> Tensors:
         return self.layout.unflatten(theta.to(self.device, self.dtype))
@@ -293,8 +292,8 @@ class Engine:
             raise InputError(out_of_memory(self.learner, self.method, num_tasks)) from error
 
 
-def _flat(weights: Tensors, task: Task, drawn: Tensors, ways: int) -> tuple[Any, list[Tensor]]:
+def _flat(weights: Tensors, task: Task, drawn: Tensors, told: tuple[int, Hashable]) -> tuple[Any, list[Tensor]]:
     """One list of tensors, and what is needed to take it apart again."""
     arrays = [*task.support.inputs, *task.support.targets, *task.query.inputs, *task.query.targets]
-    structure = tuple(len(part) for examples in task for part in examples), tuple(drawn), ways
+    structure = tuple(len(part) for examples in task for part in examples), tuple(drawn), told
     return structure, [*weights.values(), *arrays, *drawn.values()]

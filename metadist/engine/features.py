@@ -80,6 +80,7 @@ def trunk_of(learner: Learner, theta: Tensors, task: Task) -> Trunk | None:
     model, adapted = learner.model, learner.adapted_names()
     kinds = [kind for kind in type(learner).__mro__ if issubclass(kind, Learner)]
     ours = all(kind.__module__.startswith("metadist.learners.") for kind in kinds)
+    ours = ours and not learner.statistics()
     only_head = bool(adapted) and all(name.startswith(HEAD) for name in adapted)
     whole_body = all(name in theta for name in model.parameters if not name.startswith(HEAD))
     if not (ours and only_head and whole_body and model.splits) or model.has_dropout:

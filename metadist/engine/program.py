@@ -44,7 +44,7 @@ class Watched(Context):
         return tuple.__getitem__(self, 1)
 
     def __iter__(self) -> Any:
-        return iter((self.step, self.meta_steps, self.draws, self.ways))
+        return iter((self.step, self.meta_steps, self.draws, self.ways, self.phase))
 
     def __getitem__(self, place: Any) -> Any:
         return tuple(self)[place]

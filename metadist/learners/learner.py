@@ -1,14 +1,16 @@
 """The seam for algorithms: a learner declares mathematics, an engine computes and differentiates it."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, NamedTuple, Protocol
 
 import numpy as np
 from torch import Tensor
 
 from metadist.draws import Draws
+from metadist.learners.query import predict_query
 from metadist.losses import Loss
 from metadist.models import Model
 from metadist.models.model import DROPOUT
@@ -26,13 +28,14 @@ class Fast(NamedTuple):
 
 
 class Context(NamedTuple):
-    """What a task knows beside its examples: the meta-step, how many there are, what `draw` drew for it, and, for a
-    learner that `needs_ways`, how many classes its support set has (0: its targets are not class numbers)."""
+    """What a task knows beside its examples: the meta-step, how many there are, what `draw` drew for it, for a learner
+    that `needs_ways` how many classes its support set has (0: its targets are not class numbers), and its `phase`."""
 
     step: int
     meta_steps: int
     draws: Tensors
     ways: int = 0
+    phase: Hashable = None
 
 
 class Differentiation(Protocol):
@@ -84,6 +87,12 @@ class Learner(ABC):
         """Everything it meta-learns, by name, with initial values: by default the model's trainable parameters."""
         return self.model.parameters
 
+    def statistics(self) -> list[str]:
+        """Names of what `layout` ends with that is not descended but follows what tasks observe, as a moving average.
+        The engine finds (statistic - observed) as its gradient where an outer loss has `follow` in it; the server goes
+        a tenth of the mean of that, and leaves it out of norms, clipping and the optimizer."""
+        return []
+
     def with_model(self, weights: Tensors) -> Tensors:
         """The initial theta, but with these weights of the model."""
         return self.layout() | weights
@@ -97,6 +106,12 @@ class Learner(ABC):
         """Random numbers this task needs, drawn from its own key; they arrive as `context.draws`."""
         del draws, support_size
         return {}
+
+    def phase(self, step: int, meta_steps: int) -> Hashable:
+        """What of the computation depends on the meta-step, where that is but a few cases: it arrives in the context.
+        A computation that looks at `context.step` itself is built anew in each call, which is slower."""
+        del step, meta_steps
+        return None
 
     def is_first_order(self, context: Context) -> bool:
         """Whether inner gradients are constants for the outer one, in this task."""
@@ -128,8 +143,16 @@ class Learner(ABC):
 
     def predict(self, theta: Tensors, fast: Fast, inputs: tuple[Tensor, ...]) -> Tensor:
         """Model outputs [n, ...] for inputs [n, ...], fast weights taking the place of theta's of the same name."""
+        return self.model(self.model_weights(theta, fast), *inputs)
+
+    def model_weights(self, theta: Tensors, fast: Fast) -> Tensors:
+        """What the model is called with."""
         key = {DROPOUT: fast.state[DROPOUT]} if DROPOUT in fast.state else {}
-        return self.model({**theta, **fast.weights, **key}, *inputs)
+        return {**theta, **fast.weights, **key}
+
+    def predict_query(self, theta: Tensors, fast: Fast, task: Task, transductive: bool) -> Tensor:
+        """Outputs for the query set: as one batch, or each without the others (by default with the support set)."""
+        return predict_query(partial(self.predict, theta, fast), task, transductive)
 
     def meta_gradient(
         self, ops: Differentiation, theta: Tensors, task: Task, context: Context
@@ -141,3 +164,8 @@ class Learner(ABC):
             return self.outer_loss(theta, fast, task.query, context)
 
         return ops.value_and_gradient(objective, theta)
+
+
+def follow(statistic: Tensor, observed: Tensor) -> Tensor:
+    """A zero whose derivative by `statistic` is (statistic - observed)."""
+    return ((statistic - observed).detach() * (statistic - statistic.detach())).sum()

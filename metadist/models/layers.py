@@ -19,7 +19,14 @@ aten = torch.ops.aten
 
 
 class BatchNorm(nn.Module):
-    """Normalises each channel by the statistics of the batch at hand; none are kept. [n, c, h, w] -> same."""
+    """Normalises each channel by the statistics of the batch at hand; none are kept. [n, c, h, w] -> same.
+
+    Where the caller sets `running` (mean and variance, [c] each) it normalises by these; where it sets `noted`, it
+    leaves those of the batch there (the variance unbiased, as torch's running statistics).
+    """
+
+    running: tuple[Tensor, Tensor] | None = None
+    noted: list[tuple[Tensor, Tensor]] | None = None
 
     def __init__(self, channels: int, eps: float = 1e-5):
         super().__init__()
@@ -28,7 +35,15 @@ class BatchNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        return _Normalise.apply(x, self.weight, self.bias, self.eps)[0]
+        if self.running is not None:
+            given = (*self.running, self.weight, self.bias)
+            mean, variance, weight, bias = (part.view(-1, *[1] * (x.dim() - 2)) for part in given)
+            return (x - mean) * (variance + self.eps).rsqrt() * weight + bias
+        y, mean, rstd = _Normalise.apply(x, self.weight, self.bias, self.eps)
+        if self.noted is not None:
+            count = x.numel() // x.shape[1]
+            self.noted.append((mean, (rstd**-2 - self.eps) * (count / max(1, count - 1))))
+        return y
 
 
 class GroupNorm(nn.GroupNorm):

@@ -37,6 +37,7 @@ class Model:
         frozen = {name: value.detach() for name, value in module.named_parameters() if not value.requires_grad}
         self.constants: dict[str, Tensor] = frozen | {name: value.detach() for name, value in module.named_buffers()}
         self._places = _places(module)
+        self._batch_norms = {path: layer for path, layer in module.named_modules() if isinstance(layer, BatchNorm)}
         self._versions = {name: value._version for name, value in self.constants.items()}
         if not self.parameters:
             raise InputError("the model has no trainable parameter: leave requires_grad on for what is to be learned")
@@ -62,6 +63,26 @@ class Model:
         layers = [path for path, layer in self.module.named_modules() if isinstance(layer, NORMS)]
         names = {self._places[place] for place in self._places if place.rpartition(".")[0] in layers}
         return [name for name in self.parameters if name in names]
+
+    @property
+    def running_names(self) -> list[tuple[str, str]]:
+        """What weights may hold for each of our batch normalisation layers, to be used in place of the batch's own:
+        a mean and a variance, [channels] each."""
+        return [(f"{path}.running_mean", f"{path}.running_var") for path in self._batch_norms]
+
+    def observe(self, weights: Mapping[str, Tensor], *inputs: Tensor) -> tuple[Any, dict[str, Tensor]]:
+        """Outputs, and the means and variances of this batch under `running_names`."""
+        for layer in self._batch_norms.values():
+            layer.noted = []
+        try:
+            outputs = self(weights, *inputs)
+            pairs = [zip(*(layer.noted or []), strict=True) for layer in self._batch_norms.values()]
+            means = [[torch.stack(values).mean(dim=0) for values in pair] for pair in pairs]  # of a layer used twice
+        finally:
+            for layer in self._batch_norms.values():
+                layer.noted = None
+        named = zip(self.running_names, means, strict=True)
+        return outputs, {name: value for names, own in named for name, value in zip(names, own, strict=True)}
 
     @property
     def splits(self) -> bool:
@@ -90,6 +111,8 @@ class Model:
         key = weights.get(DROPOUT)
         for number, layer in enumerate(self._dropouts):
             layer.key = None if key is None else key + number * KEYS_APART
+        for names, layer in zip(self.running_names, self._batch_norms.values(), strict=True):
+            layer.running = (weights[names[0]], weights[names[1]]) if names[0] in weights else None
         outputs = functional_call(module, placed, inputs, tie_weights=False)
         for name, value in self.constants.items():
             if value._version != self._versions[name]:

@@ -68,7 +68,7 @@ def through(make_fleet: Callable[..., LocalFleet | RayFleet]) -> Callable[[], No
     config = load_config([], JOB)
     prepared = prepare(config, ["train"])
     fleet = make_fleet(worker_factory(config, {}), 1)
-    server = fleet.start_server(prepared.theta, make_optimization(config), None)
+    server = fleet.start_server(prepared.theta, make_optimization(config, prepared.engine), None)
     size, state = chunk_size(config, prepared.engine), [server.weights(), 0]
 
     def step() -> None:

@@ -47,7 +47,7 @@ def test_every_job_file_builds_its_engine_without_its_data(job):
     engine, later = make_engine(config, shapes), make_evaluation_engine(config, shapes)
     assert later.learner.inner_steps == (config.evaluation.inner_steps or engine.learner.inner_steps)
     assert torch.equal(engine.initial_theta(), later.initial_theta())
-    make_optimization(config)
+    make_optimization(config, engine)
 
 
 @pytest.mark.parametrize(("shapes", "kind"), [
@@ -185,7 +185,7 @@ def test_chunks_and_aggregation_follow_the_engine_alone():
 def test_the_server_gets_its_settings():
     config = config_of("meta_lr=0.5", "meta_steps=9", "optimizer.name=adamw", "optimizer.clip_norm=3",
                        "tasks_per_worker=4", "num_workers=3", "optimizer.batch_rule=linear")  # fmt: skip
-    optimization = make_optimization(config)
+    optimization = make_optimization(config, make_engine(config, VECTORS))
     assert (optimization.optimizer, optimization.meta_lr, optimization.meta_steps) == ("adamw", 0.5, 9)
     assert (optimization.clip_norm, optimization.reference_batch) == (3, 4)
     assert optimization.rate(0, 24) == 3.0

@@ -24,18 +24,19 @@ from metadist.learners import (
 from metadist.learners.inner_optimizers import SGD, Adam
 from metadist.losses import cross_entropy
 from metadist.models import Model
+from metadist.models.layers import BatchNorm
 from metadist.task import Task
 
 from .small import classification_task, regression_task
 
 
 class Split(nn.Module):
-    """[n, inputs] -> [n, outputs] by `features` and `head`, smooth, with a layer norm and, if asked, a context."""
+    """[n, inputs] -> [n, outputs] by `features` and `head`, smooth, with a norm and, if asked, a context."""
 
-    def __init__(self, inputs: int, outputs: int, context: int = 0):
+    def __init__(self, inputs: int, outputs: int, context: int = 0, norm: Callable[[int], nn.Module] = nn.LayerNorm):
         super().__init__()
         self.context = nn.Parameter(torch.zeros(context)) if context else None
-        self.body = nn.Sequential(nn.Linear(inputs + context, 5), nn.Tanh(), nn.LayerNorm(5))
+        self.body = nn.Sequential(nn.Linear(inputs + context, 5), nn.Tanh(), norm(5))
         self.head = nn.Linear(5, outputs)
 
     def features(self, x: Tensor) -> Tensor:
@@ -59,10 +60,12 @@ class Case(NamedTuple):
     options: dict[str, Any] = {}
     regression: bool = False
     context: int = 0
+    norm: Callable[[int], nn.Module] = nn.LayerNorm
 
     def learner(self, **changes: Any) -> Learner:
         torch.manual_seed(3)
-        model = Model(Split(2, 1, self.context) if self.regression else Split(4, 3, self.context))
+        inputs, outputs = (2, 1) if self.regression else (4, 3)
+        model = Model(Split(inputs, outputs, self.context, self.norm))
         loss: Callable[..., Tensor] = squared_error if self.regression else cross_entropy
         steps = {} if self.kind in (R2D2, ProtoNet) else {"inner_steps": 3, "inner_lr": 0.2}
         return self.kind(model=model, loss=loss, **(steps | self.options | changes))
@@ -86,6 +89,7 @@ CASES = {
     "maml++, regression": Case(MAMLPlusPlus, {"multi_step_until": 10, "rate_per_step": False}, True),
     "maml++, head": Case(MAMLPlusPlus, {"adapted": "head.*"}),
     "maml++, last step": Case(MAMLPlusPlus),
+    "maml++, statistics": Case(MAMLPlusPlus, {"per_step_statistics": True, "multi_step_until": 1}, norm=BatchNorm),
     "maml++, first order": Case(MAMLPlusPlus, {"first_order_until": 5}),
     "task_adaptive": Case(TaskAdaptiveMAML),
     "task_adaptive, head": Case(TaskAdaptiveMAML, {"adapted": "head.*"}, True),

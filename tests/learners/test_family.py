@@ -37,6 +37,12 @@ def numeric(case: Case, step: int = STEP) -> Tensor:
     return differences(lambda at: engine.meta_gradients(at, [task], step).losses.sum(), moved(learner, engine))
 
 
+def descended(case: Case) -> int:
+    """How many elements of theta are no statistics."""
+    engine = Engine(case.learner(), "loop")
+    return engine.layout.size - engine.num_statistics
+
+
 def test_every_learner_has_a_case():
     assert {case.kind for case in CASES.values()} == {kind for kind, _, _ in LEARNERS.values()}
 
@@ -44,10 +50,10 @@ def test_every_learner_has_a_case():
 @pytest.mark.parametrize("name", EXACT)
 def test_the_meta_gradient_is_the_derivative_of_the_outer_loss(name):
     case = CASES[name]
-    expected = numeric(case)
+    expected, cut = numeric(case), descended(case)
     assert expected.norm() > 1e-3
     for kind in ("loop", "vmap"):
-        assert distance(rows(case.learner(), Method(kind), [case.task()])[0], expected) < 1e-6
+        assert distance(rows(case.learner(), Method(kind), [case.task()])[0, :cut], expected[:cut]) < 1e-6
 
 
 @pytest.mark.parametrize("name", EXACT)
@@ -56,8 +62,8 @@ def test_a_first_order_gradient_would_be_found_out(name):
     learner = case.learner()
     if not learner.inner_steps:
         pytest.skip("it has no inner loop")
-    first = rows(case.learner(first_order=True), Method("loop"), [case.task()])[0]
-    assert distance(first, numeric(case)) > 1e-3
+    first, cut = rows(case.learner(first_order=True), Method("loop"), [case.task()])[0], descended(case)
+    assert distance(first[:cut], numeric(case)[:cut]) > 1e-3
 
 
 @pytest.mark.parametrize("method", [name for name in METHODS if name != "loop-unroll"])

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from metadist.engine import Engine
+from metadist.engine import Engine, Method
+from metadist.engine.program import AFTER
 from metadist.errors import InputError
 from metadist.learners import (
     CAVIA,
@@ -138,6 +139,80 @@ def test_a_step_is_judged_with_its_own_normalisation():
     assert torch.equal(last.state["body.2.bias"], torch.full((5,), 2.0, dtype=torch.float64))
     beyond = trajectory(replace(learner, inner_steps=6), engine.layout.flatten(weights))[2][-1]
     assert torch.equal(beyond.state["body.2.bias"], torch.full((5,), 2.0, dtype=torch.float64))
+
+
+def followed(method="loop", **options):
+    """MAML++ with statistics: engine, theta, its statistics and their meta-gradient, and the task as tensors."""
+    learner = replace(CASES["maml++, statistics"].learner(), **options)
+    engine = Engine(learner, method, dtype=torch.float64)
+    theta = engine.initial_theta() + torch.linspace(0.1, 0.9, engine.layout.size, dtype=torch.float64)
+    rows = engine.meta_gradients(theta, [classification_task()], 2).rows
+    return engine, theta, engine.layout.unflatten(theta), engine.layout.unflatten(rows[0])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("mode", ["unroll", "remat", "adjoint"])
+@pytest.mark.parametrize("first_order", [False, True])
+def test_statistics_go_to_what_the_query_batch_showed_after_each_step(kind, mode, first_order):
+    engine, theta, weights, gradient = followed(Method(kind, mode), first_order=first_order)
+    learner = engine.learner
+    assert learner.statistics() == ["per_step/body.2.running_mean", "per_step/body.2.running_var"]
+    assert engine.num_statistics == 2 * 3 * 5
+    assert engine.layout.unflatten(engine.initial_theta())["per_step/body.2.running_var"].eq(1).all()
+    _, task, fasts = trajectory(learner, theta)
+    for k, fast in enumerate(fasts[1:]):
+        hidden = torch.tanh(torch.func.functional_call(
+            learner.model.module.body[0],
+            {name: fast.weights[f"body.0.{name}"] for name in ("weight", "bias")}, (task.query.inputs[0],),
+        ))  # fmt: skip
+        for name, observed in {"mean": hidden.mean(dim=0), "var": hidden.var(dim=0)}.items():  # unbiased, as torch's
+            kept = weights[f"per_step/body.2.running_{name}"][k]
+            assert torch.allclose(gradient[f"per_step/body.2.running_{name}"][k], kept - observed, rtol=1e-9)
+
+
+def test_statistics_change_nothing_else():
+    (engine, _, _, gradient), (*_, other) = followed(), followed(per_step_statistics=False)
+    assert set(gradient) - set(other) == set(engine.learner.statistics())
+    shared = [name for name in other if name.startswith(("head", "body", "per_step"))]
+    plain = Engine(replace(engine.learner, per_step_statistics=False), "loop", dtype=torch.float64)
+    theta = torch.linspace(0.1, 0.9, engine.layout.size, dtype=torch.float64)[: plain.layout.size]
+    rows = plain.meta_gradients(plain.initial_theta() + theta, [classification_task()], 2).rows
+    again = plain.layout.unflatten(rows[0])
+    assert shared and all(torch.allclose(again[name], gradient[name], rtol=1e-9, atol=1e-12) for name in shared)
+
+
+def test_with_statistics_a_query_is_predicted_without_any_other_example():
+    engine, theta, _, _ = followed()
+    task = classification_task()
+    predict = engine.adapt(theta, task.support)
+    inputs = torch.from_numpy(task.query.inputs[0])
+    all_at_once = predict(inputs, transductive=False)
+    for place in range(len(inputs)):
+        assert torch.allclose(predict(inputs[place : place + 1], transductive=False)[0], all_at_once[place], rtol=1e-9)
+    assert not torch.allclose(predict(inputs), all_at_once, rtol=1e-3)
+
+
+def test_statistics_need_batch_normalisation():
+    with pytest.raises(ValueError, match="BatchNorm"):
+        classifier(MAMLPlusPlus, per_step_statistics=True)
+
+
+def test_once_annealed_the_computation_is_played_back_for_each_phase():
+    learner = classifier(MAMLPlusPlus, multi_step_until=6, first_order_until=3)
+    engine, theta = engine_of(learner)
+
+    def recordings() -> int:
+        return sum(record.play is not None for record in engine._program._records.values())
+
+    for step in (2, 5, 6, 7):
+        for _ in range(AFTER + 1):
+            engine.meta_gradients(theta, [classification_task()], step)
+        assert recordings() == (step > 5)
+    plain = engine_of(replace(learner, multi_step_until=0, first_order_until=0))[0]
+    assert torch.equal(
+        engine.meta_gradients(theta, [classification_task()], 9).rows,
+        plain.meta_gradients(theta, [classification_task()], 9).rows,
+    )
 
 
 def test_with_every_part_switched_off_it_is_maml():

@@ -40,6 +40,22 @@ def test_workers_and_resuming_change_no_bit(learner, tmp_path):
     assert again["accuracy"] == whole["accuracy"]
 
 
+STATISTICS = [
+    "model={name: conv4, channels: 4}", "learner.per_step_statistics=true",
+    "learner.inner_steps=2", "evaluation.transductive=false", "evaluation.inner_steps=3",
+]  # fmt: skip
+
+
+def test_statistics_are_bits_like_all_others(tmp_path):
+    whole = go("maml++", tmp_path / "whole", *STATISTICS, "fleet.backend=local", "num_workers=1")
+    for clipped in ([], ["engine.aggregate=chunk"]):
+        parts = tmp_path / f"parts{len(clipped)}"
+        go("maml++", parts, *STATISTICS, *clipped, "fleet.backend=local", "num_workers=2", "meta_steps=2")
+        again = go("maml++", parts, *STATISTICS, *clipped, "fleet.backend=local", resume="auto")
+        assert clipped or (again["theta_sha256"], again["accuracy"]) == (whole["theta_sha256"], whole["accuracy"])
+    assert whole["protocol"]["transductive"] is False
+
+
 @pytest.mark.ray
 @pytest.mark.parametrize("learner", ["maml++", "platipus", "r2d2"])
 def test_so_it_is_on_ray(learner, ray_cluster, tmp_path):

@@ -110,7 +110,7 @@ class Annealed(MAML):
 
 class AnnealedByUnpacking(MAML):
     def outer_loss(self, theta: Tensors, fast: Fast, query: Examples, context: Context) -> Tensor:
-        step, meta_steps, _, _ = context
+        step, meta_steps, *_ = context
         return super().outer_loss(theta, fast, query, context) * (1 + step / meta_steps)
 
 

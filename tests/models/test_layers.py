@@ -131,3 +131,16 @@ def test_group_norm_takes_any_memory_format():
     x = torch.randn(2, 16, 3, 3)
     norm = normalisation("group", 16)
     assert torch.allclose(norm(x.to(memory_format=torch.channels_last)), F.group_norm(x, 8), atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_batch_norm_takes_running_statistics_and_notes_its_own(shape):
+    x, weight, bias = arguments(shape)
+    layer, own = BatchNorm(shape[1]), [torch.zeros(shape[1], dtype=x.dtype), torch.ones(shape[1], dtype=x.dtype)]
+    layer.noted = []
+    torch.func.functional_call(layer, {"weight": weight, "bias": bias}, (x,))
+    F.batch_norm(x, *own, weight, bias, training=True, momentum=1.0)
+    assert all(torch.allclose(a, b, rtol=1e-9) for a, b in zip(layer.noted[0], own, strict=True))
+    layer.running = own[0] + 1, own[1] * 2
+    found = torch.func.functional_call(layer, {"weight": weight, "bias": bias}, (x,))
+    assert torch.allclose(found, F.batch_norm(x, *layer.running, weight, bias, training=False), rtol=1e-9)

@@ -97,7 +97,7 @@ def open_fleet(config: Config, folder: Path) -> tuple[Any, Any, int]:
         connect(own.address, config.num_workers * own.cpus_per_worker, print)
         resources = Resources(own.cpus_per_worker, own.gpus_per_worker, own.threads_per_worker, own.resources)
         fleet = RayFleet(make, config.num_workers, resources=resources)
-    return fleet, fleet.start_server(theta, make_optimization(config), None), chunk_size(config, engine)
+    return fleet, fleet.start_server(theta, make_optimization(config, engine), None), chunk_size(config, engine)
 
 
 def main() -> None:
