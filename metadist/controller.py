@@ -1,94 +1,60 @@
 """Who computes which chunk: a pure state machine, `on(event, now) -> actions`, that knows nothing of Ray.
 
-Chunks are dealt as workers ask for them, so a slower worker gets fewer; the chunks of a worker that dies go to the
-front of the queue. No result depends on who computed it.
+Chunks are dealt as workers ask for them, so a slower worker gets fewer. Those of a worker that is lost go to the front
+of the queue; where a worker is idle, it gets a copy of what another takes too long for, and the first result counts.
+A result is taken only under its attempt: a batch, a chunk and a worker, none of whose numbers are used twice.
 """
 
 from collections import deque
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+from math import inf
+from typing import Any, Literal
 
-Chunk = Any  # a piece of work that can be hashed: the controller does not look inside
-MOST_CHUNKS = 8  # of a deal: so much, of each of two deals, a death has computed again
-Worker = int  # numbers are never used twice: a replacement is a new worker
+from metadist.events import (
+    Abandon,
+    Action,
+    Assign,
+    Attempt,
+    Cancel,
+    Compare,
+    Done,
+    Draining,
+    Event,
+    Joined,
+    Kind,
+    Lost,
+    Retire,
+    Say,
+    Spawn,
+    Target,
+    Tick,
+    Waiting,
+    Worker,
+)
+from metadist.patience import PATIENT, Budgets, Nodes, Pace, Patience, Silence
 
-
-class Joined(NamedTuple):
-    """A spawned worker is ready."""
-
-    worker: Worker
-
-
-class Lost(NamedTuple):
-    """A worker died, with whatever it had in flight."""
-
-    worker: Worker
-    reason: str
-
-
-class Done(NamedTuple):
-    """A worker returned a chunk."""
-
-    worker: Worker
-    chunk: Chunk
-
-
-class Target(NamedTuple):
-    """The run should have this many workers from now on."""
-
-    count: int
+Key = tuple[int, Hashable]  # batch and chunk
+KEPT = 4  # batches whose winners are remembered, to compare what comes late with
 
 
-class Tick(NamedTuple):
-    """Nothing happened for a while."""
+@dataclass
+class Member:
+    """A worker that has joined: what it has in flight, since when it is at the first of that, whether it ever returned
+    anything."""
 
-
-class Spawn(NamedTuple):
-    """Start this worker."""
-
-    worker: Worker
-
-
-class Retire(NamedTuple):
-    """End this worker; nothing of it is in flight."""
-
-    worker: Worker
-
-
-class Assign(NamedTuple):
-    """Have this worker compute this chunk after what it already has."""
-
-    worker: Worker
-    chunk: Chunk
-
-
-class Say(NamedTuple):
-    """Tell the user."""
-
-    text: str
-
-
-class Waiting(NamedTuple):
-    """Tell the user that fewer workers have joined than there should be, and whether the run stands still for it."""
-
-    joined: int
-    target: int
-    paused: bool
-
-
-Event = Joined | Lost | Done | Target | Tick
-Action = Spawn | Retire | Assign | Say | Waiting
-
-
-class TooManyLosses(RuntimeError):
-    """Workers die faster than replacing them can help."""
+    node: str
+    attempts: list[Attempt] = field(default_factory=list)
+    since: float = 0.0
+    proven: bool = False
 
 
 class Controller:
-    """Keeps `target` workers and gets every chunk of the current batch computed once.
+    """Keeps `target` workers and gets every chunk of every batch computed once.
 
-    At most `depth` chunks are in flight per worker; with fewer than `min_workers` joined nothing is dealt. More than
-    `max_losses` deaths (or four times the target) within `window_s` seconds raise TooManyLosses with the last reason.
+    A worker is `starting`, then `working`, and `leaving` where its node will be taken away; in the end none of them. At
+    most `depth` chunks are in flight per worker; with fewer than `min_workers` working nothing is dealt. `cost` says
+    how long a chunk should take, in any unit. Raises TooManyLosses.
     """
 
     def __init__(
@@ -96,148 +62,238 @@ class Controller:
         target: int,
         min_workers: int = 1,
         depth: int = 2,
-        max_losses: int = 20,
-        window_s: float = 600.0,
-        notice_s: float = 10.0,
+        patience: Patience = PATIENT,
+        cost: Callable[[Any], float] = lambda chunk: 1.0,
     ):
         self.target = target
         self.min_workers = min_workers
         self.depth = depth
-        self.max_losses = max_losses
-        self.window_s = window_s
-        self.notice_s = notice_s
-        self.in_flight: dict[Worker, list[Chunk]] = {}
-        self.starting: set[Worker] = set()
-        self.queue: deque[Chunk] = deque()
-        self.remaining: set[Chunk] = set()
+        self.patience = patience
+        self.starting: dict[Worker, frozenset[str]] = {}
+        self.working: dict[Worker, Member] = {}
+        self.leaving: dict[Worker, Member] = {}
+        self.queue: deque[Key] = deque()
+        self.batch = 0
+        self._cost = cost
+        self._at: dict[Key, list[Attempt]] = {}  # of every chunk without a result, who is at it
+        self._left: dict[int, int] = {}
+        self._kinds: dict[int, str] = {}
+        self._winners: dict[int, dict[Hashable, Attempt]] = {}
+        self._budgets, self._nodes, self._pace = Budgets(patience), Nodes(patience), Pace(patience)
         self._next_worker = 0
-        self._losses: deque[float] = deque()
-        self._waiting_since: float | None = None
+        self._fruitless = 0  # losses in a row of workers that never returned anything
+        self._spawn_at = 0.0
+        self._silence = Silence(patience)
 
     @property
-    def finished(self) -> bool:
-        """Every chunk of the batch has been returned."""
-        return not self.remaining
-
-    @property
-    def stands_still(self) -> bool:
-        """Nothing is being computed, for want of workers."""
-        return not self.finished and not any(self.in_flight.values())
+    def state(self) -> Literal["idle", "computing", "waiting"]:
+        """Whether there is anything to compute, and whether anything is being computed or it waits for workers."""
+        if not self._at:
+            return "idle"
+        return "computing" if any(self._at.values()) else "waiting"
 
     @property
     def num_workers(self) -> int:
         """Workers that have joined."""
-        return len(self.in_flight)
+        return len(self.working) + len(self.leaving)
 
-    def begin(self, chunks: Sequence[Chunk], now: float) -> list[Action]:
-        """Start a batch; the one before must be finished."""
-        assert self.finished, "a batch is still under way"
-        self.queue = deque(chunks)
-        self.remaining = set(chunks)
+    def finished(self, batch: int) -> bool:
+        """Every chunk of the batch has been returned."""
+        return batch not in self._left
+
+    def begin(self, chunks: Sequence[Hashable], now: float, kind: str = "") -> list[Action]:
+        """Start a batch, number `self.batch` from then on; others may be under way. Those of a `kind` are alike."""
+        self.batch += 1
+        self._kinds[self.batch], self._winners[self.batch] = kind, {}
+        for past in (self._kinds, self._winners):
+            past.pop(self.batch - KEPT, None)
+        if chunks:
+            self._left[self.batch] = len(chunks)
+        keys = [(self.batch, chunk) for chunk in chunks]
+        self.queue.extend(keys)
+        self._at |= {key: [] for key in keys}
         return self._settle(now)
+
+    def drop(self, now: float) -> list[Action]:
+        """Forget every chunk without a result: what is in flight is not wanted any more."""
+        unwanted = [Cancel(attempt) for attempts in self._at.values() for attempt in attempts]
+        for kept in (self.queue, self._at, self._left):
+            kept.clear()
+        return [*unwanted, *self._settle(now)]
 
     def on(self, event: Event, now: float) -> list[Action]:
         """What to do about an event at time `now` (seconds on any clock that never goes back)."""
-        said: list[Action] = []
+        done: list[Action] = []
         match event:
-            case Joined(worker) if worker in self.starting:
-                self.starting.remove(worker)
-                self.in_flight[worker] = []
-            case Lost(worker, reason) if worker in self.in_flight or worker in self.starting:
-                said.append(Say(f"worker {worker} was lost ({reason}); its chunks are computed again"))
-                self._lose(worker, reason, now)
-            case Done(worker, chunk) if chunk in self.in_flight.get(worker, []):
-                self.in_flight[worker].remove(chunk)
-                self.remaining.discard(chunk)
+            case Done(attempt):
+                member = self._member(attempt.worker)
+                if member is None or attempt not in member.attempts:
+                    return []
+                done = self._return(attempt, member, now)
                 if self._is_settled():
-                    return self._deal([worker])
+                    return [*done, *self._deal([attempt.worker], now), *self._copy([attempt.worker], now)]
+            case Joined(worker, node) if worker in self.starting:
+                del self.starting[worker]
+                (self.leaving if node in self._nodes.draining else self.working)[worker] = Member(node)
+            case Lost(worker, reason, kind) if worker in self.starting or self._member(worker):
+                done = self._lose(worker, reason, kind, now)
+            case Draining(nodes) if nodes != self._nodes.draining:
+                done = self._drain(nodes)
             case Target(count):
                 self.target = count
+            case Tick():
+                done = self._give_up(now)
             case _:
                 pass
-        return said + self._settle(now)
+        return [*done, *self._settle(now)]
 
-    def _lose(self, worker: Worker, reason: str, now: float) -> None:
-        self.starting.discard(worker)
-        self.queue.extendleft(reversed(self.in_flight.pop(worker, [])))
-        self._losses.append(now)
-        while self._losses[0] < now - self.window_s:
-            self._losses.popleft()
-        if len(self._losses) > max(self.max_losses, 4 * self.target):
-            raise TooManyLosses(
-                f"{len(self._losses)} workers were lost within {self.window_s:.0f} s, the last one because: {reason}"
-            )
+    def awaits(self, attempt: Attempt) -> bool:
+        """Whether that attempt is under way; its result may no longer be needed."""
+        member = self._member(attempt.worker)
+        return member is not None and attempt in member.attempts
+
+    def wakes_in(self, now: float) -> float | None:
+        """Seconds until a Tick may matter; None: not before something else happens."""
+        times = [self._spawn_at, self._nodes.next_end(now), self._silence.ends]
+        idle = not self.queue and not all(member.attempts for member in self.working.values())
+        for member in self._members().values():
+            if member.attempts:
+                times += [member.since + limit for limit in self._limits(member)[0 if idle else 1 :]]
+        return min((time - now for time in times if now < time < inf), default=None)
+
+    def _members(self) -> dict[Worker, Member]:
+        return self.working | self.leaving
+
+    def _member(self, worker: Worker) -> Member | None:
+        return self.working.get(worker) or self.leaving.get(worker)
+
+    def _return(self, attempt: Attempt, member: Member, now: float) -> list[Action]:
+        """Take a result in: the first of a chunk counts, another must be equal."""
+        batch, chunk, _ = attempt
+        if member.attempts[0] == attempt and batch in self._kinds:
+            self._pace.took(self._kinds[batch], self._cost(chunk), now - member.since)
+        member.attempts.remove(attempt)
+        member.since = now
+        if not member.proven:
+            member.proven, self._fruitless = True, 0
+        self._nodes.returned(member.node)
+        at = self._at.pop((batch, chunk), None)
+        if at is None:
+            first = self._winners.get(batch, {}).get(chunk)
+            return [Compare(first, attempt)] if first else []
+        self._left[batch] -= 1
+        if not self._left[batch]:
+            del self._left[batch]
+        self._winners.get(batch, {})[chunk] = attempt
+        return [Cancel(other) for other in at if other != attempt]
+
+    def _lose(self, worker: Worker, reason: str, kind: Kind, now: float) -> list[Action]:
+        self.starting.pop(worker, None)
+        member = self.working.pop(worker, None) or self.leaving.pop(worker, None) or Member("")
+        for attempt in reversed(member.attempts):
+            at = self._at.get(attempt[:2], [])
+            if attempt in at:
+                at.remove(attempt)
+                if not at:
+                    self.queue.appendleft(attempt[:2])
+        if member.node in self._nodes.draining:
+            return [Say(f"worker {worker} left with its node; its chunks are computed again")]
+        said: list[Action] = [Say(f"worker {worker} was lost ({reason}); its chunks are computed again")]
+        if not member.proven:
+            self._fruitless += 1
+            self._spawn_at = now + self.patience.pause_s(self._fruitless)
+        if self._nodes.lost(member.node, now):
+            said.append(Say(f"workers keep dying on node {member.node[:8]}: replacements go elsewhere for a while"))
+        self._budgets.charge(kind, reason, self.target, now)
+        return said
+
+    def _drain(self, nodes: frozenset[str]) -> list[Action]:
+        self._nodes.draining = nodes
+        leaving = [worker for worker, member in self.working.items() if member.node in nodes]
+        self.leaving |= {worker: self.working.pop(worker) for worker in leaving}
+        return [Say(f"worker {worker} gets no new chunks: its node is being taken away") for worker in leaving]
+
+    def _give_up(self, now: float) -> list[Action]:
+        """Lose the workers whose chunk takes so long that they must be hung."""
+        done: list[Action] = []
+        for worker, member in self._members().items():
+            if member.attempts and now >= member.since + (limit := self._limits(member)[1]):
+                done += [Abandon(worker), *self._lose(worker, f"no result in {limit:.0f} s", "unavailable", now)]
+        return done
+
+    def _limits(self, member: Member) -> tuple[float, float]:
+        """After how long what the member is at is copied, and the member given up."""
+        batch, chunk, _ = member.attempts[0]
+        return self._pace.limits(self._kinds.get(batch, self._kinds[self.batch]), self._cost(chunk), member.proven)
 
     def _settle(self, now: float) -> list[Action]:
         """Bring the number of workers to the target, then deal what can be dealt."""
-        actions: list[Action] = []
-        while len(self.in_flight) + len(self.starting) < self.target:
-            self.starting.add(self._next_worker)
-            actions.append(Spawn(self._next_worker))
-            self._next_worker += 1
-        actions += self._retire()
-        surplus = set(self._surplus())
-        actions += self._deal([worker for worker in self.in_flight if worker not in surplus])
-        return actions + self._notice(now)
+        actions = [*self._retire(), *self._respawn(now)]
+        able = sorted(self.working)[: self.target]
+        return [*actions, *self._deal(able, now), *self._copy(able, now), *self._notice(now)]
 
     def _is_settled(self) -> bool:
-        """Every worker there should be has joined: then only one that has just returned a chunk can be dealt another.
+        """Every worker there should be is working: then only one that has just returned a chunk can be dealt another.
         Without this, an event would cost more the more workers there are."""
-        return len(self.in_flight) == self.target and not self.starting
+        return len(self.working) == self.target and not self.starting and not self.leaving
 
     def _retire(self) -> list[Action]:
-        """Let surplus workers go: first those not yet there, then the newest, each when it holds no chunk."""
-        surplus = len(self.in_flight) + len(self.starting) - self.target
-        gone: list[Action] = []
-        for worker in sorted(self.starting, reverse=True)[: max(surplus, 0)]:
-            self.starting.remove(worker)
-            gone.append(Retire(worker))
-        for worker in self._surplus():
-            if not self.in_flight[worker]:
-                del self.in_flight[worker]
-                gone.append(Retire(worker))
-        return gone
+        """Let workers go that are not wanted: those not yet there, then the newest, each when it holds no chunk."""
+        surplus = len(self.working) + len(self.starting) - self.target
+        gone = sorted(self.starting, reverse=True)[: max(surplus, 0)]
+        unwanted = {worker: self.working[worker] for worker in sorted(self.working)[self.target :]} | self.leaving
+        gone += [worker for worker, member in unwanted.items() if not member.attempts]
+        for worker in gone:
+            for group in (self.starting, self.working, self.leaving):
+                group.pop(worker, None)
+        return [Retire(worker) for worker in gone]
 
-    def _surplus(self) -> list[Worker]:
-        return sorted(self.in_flight)[self.target :]
+    def _respawn(self, now: float) -> list[Action]:
+        """Start what is missing, and anew what waits to be started while a quarantine that it heeds has ended."""
+        avoid = self._nodes.avoided(now)
+        stale = [worker for worker, avoided in self.starting.items() if avoided - avoid]
+        actions: list[Action] = [Retire(worker) for worker in stale]
+        for worker in stale:
+            del self.starting[worker]
+        while len(self.working) + len(self.starting) < self.target and now >= self._spawn_at:
+            self.starting[self._next_worker] = avoid
+            actions.append(Spawn(self._next_worker, avoid))
+            self._next_worker += 1
+        return actions
 
-    def _needed(self) -> int:
-        return min(self.min_workers, self.target)
-
-    def _deal(self, workers: Sequence[Worker]) -> list[Action]:
-        if not self.queue or len(self.in_flight) < self._needed():
+    def _deal(self, workers: Sequence[Worker], now: float) -> list[Action]:
+        if not self.queue or self._is_paused():
             return []
-        dealt: list[Action] = []
-        for filled in range(self.depth):
-            for worker in workers:
-                if self.queue and len(self.in_flight[worker]) == filled:
-                    chunk = self.queue.popleft()
-                    self.in_flight[worker].append(chunk)
-                    dealt.append(Assign(worker, chunk))
-        return dealt
+        return [
+            self._assign(self.queue.popleft(), worker, now)
+            for filled in range(self.depth)
+            for worker in workers
+            if self.queue and len(self.working[worker].attempts) == filled
+        ]
+
+    def _assign(self, key: Key, worker: Worker, now: float) -> Assign:
+        member, attempt = self.working[worker], Attempt(*key, worker)
+        if not member.attempts:
+            member.since = now
+        member.attempts.append(attempt)
+        self._at[key].append(attempt)
+        return Assign(attempt)
+
+    def _copy(self, workers: Sequence[Worker], now: float) -> list[Action]:
+        """Give idle workers copies of the chunks of those that take too long, the longest first."""
+        idle = [worker for worker in workers if worker in self.working and not self.working[worker].attempts]
+        if self.queue or not self._at or not idle or self._is_paused():
+            return []
+        busy = [member for member in self._members().values() if member.attempts]
+        late = [member for member in busy if now >= member.since + self._limits(member)[0]]
+        alone = (a for m in sorted(late, key=lambda m: m.since) for a in m.attempts if self._at.get(a[:2]) == [a])
+        return [self._assign(attempt[:2], worker, now) for worker, attempt in zip(idle, list(alone), strict=False)]
 
     def _notice(self, now: float) -> list[Action]:
-        """While workers are missing, say so: every `notice_s` seconds if the run is paused, else a sixth as often."""
-        if len(self.in_flight) >= self.target:
-            self._waiting_since = None
-            return []
-        if self._waiting_since is None:
-            self._waiting_since = now
-        paused = len(self.in_flight) < self._needed()
-        if self.finished or now - self._waiting_since < self.notice_s * (1 if paused else 6):
-            return []
-        self._waiting_since = now
-        return [Waiting(len(self.in_flight), self.target, paused)]
+        """While workers are missing, say so now and then."""
+        working = len(self.working)
+        due = self._silence.is_over(working < self.target, self._is_paused(), bool(self._at), now)
+        return [Waiting(working, self.target, self._is_paused())] if due else []
 
-
-def cut_deals(chunks: Sequence[Chunk], workers: int) -> list[tuple[Chunk, ...]]:
-    """Chunks in rounds of one call per worker: half of what remains in each, single chunks at the end (factoring,
-    Hummel et al. 1992), so that there are few calls, and a slow worker holds nobody up."""
-    deals: list[tuple[Chunk, ...]] = []
-    start, size = 0, 1
-    while start < len(chunks):
-        if len(deals) % workers == 0:
-            size = min(MOST_CHUNKS, max(1, (len(chunks) - start) // (2 * workers)))
-        deals.append(tuple(chunks[start : start + size]))
-        start += size
-    return deals
+    def _is_paused(self) -> bool:
+        return len(self.working) < min(self.min_workers, self.target)

@@ -1,21 +1,26 @@
 """The fleet in one process, with a virtual clock: the same controller, the same results, no Ray.
 
 Workers take turns in this process, so more of them are not faster; they exist so that a run can be repeated without a
-cluster, and so that what happens when one dies can be scripted and tested in milliseconds.
+cluster, and so that whatever can happen to one can be scripted, and tested in milliseconds.
 """
 
 import heapq
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from metadist.controller import (
+from metadist.controller import KEPT, Controller
+from metadist.deals import Ahead, Batch
+from metadist.events import (
+    Abandon,
     Action,
     Assign,
-    Controller,
+    Attempt,
+    Compare,
     Done,
+    Draining,
     Event,
     Joined,
     Lost,
@@ -23,20 +28,57 @@ from metadist.controller import (
     Say,
     Spawn,
     Target,
-    Waiting,
+    Tick,
 )
-from metadist.messages import Chunk, ChunkReport, Weights
+from metadist.messages import Chunk, ChunkReport, Weights, plan
+from metadist.patience import PATIENT, Patience
+from metadist.recovery import Kept, RecoveringServer, ResultsLost, ServerLost
 from metadist.server import Optimization, Server
 from metadist.worker import Worker
 
-SPAWN_S, CHUNK_S = 1.0, 1.0  # virtual seconds
+SPAWN_S, CHUNK_S, SLOW, LEAVE_S = 1.0, 1.0, 40.0, 5.0  # virtual seconds, and how many times slower
+NODES = ("a", "b", "c")
 
 
 class Fault(NamedTuple):
-    """A scripted fault: at a virtual time, worker `worker` is killed."""
+    """Something scripted, at a virtual time.
+
+    To a worker: kill; hang (it answers no more); slow; lose, repeat (its next result never comes, or twice). To the
+    node of that number: drain (its workers are killed some seconds later). To the fleet: target (that many workers from
+    then on). To the server, at the next step it applies: server before, server after (it dies, and the step counts or
+    not), results (they are lost before they are added up).
+    """
 
     at_s: float
-    worker: int
+    kind: Literal[
+        "kill", "hang", "slow", "lose", "repeat", "drain", "target", "server before", "server after", "results"
+    ]  # fmt: skip
+    number: int = 0
+
+
+class LocalServer(Server):
+    """A server whose death can be scripted."""
+
+    faults: list[str]
+
+    def apply(self, step: int, *chunks: Any, num_tasks: int | None = None) -> Any:
+        kind = self.faults.pop() if self.faults else ""
+        if kind == "results":
+            raise ResultsLost("scripted")
+        if kind == "server before":
+            raise ServerLost("scripted")
+        result = super().apply(step, *chunks, num_tasks=num_tasks)
+        if kind == "server after":
+            raise ServerLost("scripted")
+        return result
+
+    def copy(self, step: int, behind: Weights | None) -> Callable[[], Kept]:
+        """What there is after `step` meta-steps."""
+        kept = Kept(step, self.weights().theta, self.snapshot(), None if behind is None else behind.theta)
+        return lambda: kept
+
+    def close(self) -> None:
+        """Nothing to end."""
 
 
 class LocalFleet:
@@ -49,17 +91,25 @@ class LocalFleet:
         min_workers: int = 1,
         faults: Sequence[Fault] = (),
         say: Callable[[str], None] = lambda text: None,
+        patience: Patience = PATIENT,
     ):
         self._worker = make_worker()
         self._worker.proof()
-        self._controller = Controller(target, min_workers)
+        self._controller = Controller(target, min_workers, patience=patience)
         self._say = say
         self._order = itertools.count()
-        self._events: list[tuple[float, int, Event]] = []
+        self._events: list[tuple[float, int, Event | Fault]] = []
         self._free_at: dict[int, float] = {}
+        self._places: dict[int, str] = {}
+        self._troubles: dict[int, str] = {}
+        self._draining: frozenset[str] = frozenset()
+        self._of_server: list[str] = []
+        self._chunk_size = 1
+        self._batches: dict[int, Batch] = {}
+        self._computed: Batch | None = None
         self.now = 0.0
         for fault in faults:
-            self._at(fault.at_s, Lost(fault.worker, "scripted"))
+            self._at(fault.at_s, fault)
 
     @property
     def num_workers(self) -> int:
@@ -71,23 +121,41 @@ class LocalFleet:
         """How many workers the run should have."""
         return self._controller.target
 
-    def start_server(self, theta: np.ndarray, optimization: Optimization, state: dict[str, Any] | None) -> Server:
+    def start_server(
+        self, theta: np.ndarray, optimization: Optimization, state: dict[str, Any] | None,
+        behind: np.ndarray | None = None, lag: int = 0,
+    ) -> RecoveringServer:  # fmt: skip
         """The parameter server, here a plain object."""
-        return Server(theta, optimization, state)
 
-    def meta_gradients(self, weights: Weights, chunks: Sequence[Chunk]) -> list[tuple[ChunkReport, np.ndarray]]:
-        """The chunks' reports and gradients, in the order of `chunks`."""
-        return self._run(lambda chunk: self._worker.meta_gradients(weights, chunk), chunks)
+        def start(theta: np.ndarray, state: dict[str, Any] | None) -> LocalServer:
+            server = LocalServer(theta, optimization, state)
+            server.faults = self._of_server
+            return server
+
+        kept = Kept(state["step"] if state else 0, theta, state, behind)
+        return RecoveringServer(start, kept, self._recompute, lambda weights: weights, lag, self._say)
+
+    def meta_gradients(
+        self, weights: Weights, chunks: Sequence[Chunk], ahead: Ahead | None = None
+    ) -> list[tuple[ChunkReport, np.ndarray]]:
+        """The chunks' reports and gradients, in the order of `chunks`. Nothing is begun ahead, as nothing is idle."""
+        del ahead
+        self._chunk_size = chunks[0].stop - chunks[0].start
+        return self._run(lambda chunk: self._worker.meta_gradients(weights, chunk), chunks, "train")
 
     def evaluate(
         self, weights: Weights, chunks: Sequence[Chunk], baselines: tuple[str, ...] = ()
     ) -> list[dict[str, np.ndarray]]:
         """What `Worker.evaluate` returns for each chunk, in order."""
-        return self._run(lambda chunk: self._worker.evaluate(weights, chunk, baselines), chunks)
+        return self._run(lambda chunk: self._worker.evaluate(weights, chunk, baselines), chunks, "evaluate")
 
     def reports(self, results: Sequence[tuple[ChunkReport, np.ndarray]]) -> list[ChunkReport]:
         """The reports among what `meta_gradients` returned."""
         return [report for report, _ in results]
+
+    def account(self) -> list[list[Any]]:
+        """Of each chunk of the last meta-step: first task, the task after the last, worker, attempts, seconds."""
+        return self._computed.account() if self._computed else []
 
     def fetch(self, weights: Weights) -> Weights:
         """Weights as the server returned them, here the same object."""
@@ -100,29 +168,103 @@ class LocalFleet:
     def close(self) -> None:
         """Nothing to end."""
 
-    def _run(self, compute: Callable[[Chunk], Any], chunks: Sequence[Chunk]) -> list[Any]:
-        results: dict[Chunk, Any] = {}
-        self._perform(self._controller.begin(chunks, self.now))
-        while not self._controller.finished:
-            at_s, _, event = heapq.heappop(self._events)
-            self.now = max(self.now, at_s)
-            if isinstance(event, Done) and event.chunk in self._controller.in_flight.get(event.worker, []):
-                results[event.chunk] = compute(event.chunk)
-            self._perform(self._controller.on(event, self.now))
-        return [results[chunk] for chunk in chunks]
+    def _recompute(self, weights: Weights, step: int, num_tasks: int) -> list[Any]:
+        return self.meta_gradients(weights, plan("train", step, num_tasks, self._chunk_size))
+
+    def _run(self, compute: Callable[[Chunk], Any], chunks: Sequence[Chunk], kind: str) -> list[Any]:
+        number = self._controller.batch + 1
+        batch = self._batches[number] = Batch([(chunk,) for chunk in chunks], lambda *given: (compute(given[2][0]),))
+        self._batches.pop(number - KEPT, None)
+        self._perform(self._controller.begin(batch.deals, self.now, kind))
+        while not self._controller.finished(number):
+            event = self._next()
+            if isinstance(event, Done) and self._controller.awaits(event.attempt):
+                self._take(event.attempt)
+            if isinstance(event, Fault):
+                self._happen(event)
+            else:
+                self._perform(self._controller.on(event, self.now))
+        results = [batch.results[deal][0] for deal in batch.deals]
+        batch.results = dict.fromkeys(batch.results, ())
+        if kind == "train":
+            self._computed = batch
+        return results
+
+    def _take(self, attempt: Attempt) -> None:
+        """What an attempt brings, now that its time has come; the first results of a chunk are the ones that count."""
+        batch = self._batches.get(attempt.batch)
+        if batch is not None:
+            (result,) = batch.submit(0, attempt.worker, attempt.chunk)
+            batch.results.setdefault(attempt.chunk, (result,))
+            batch.told[attempt] = result if isinstance(result, dict) else [result[0]]
+
+    def _next(self) -> Event | Fault:
+        """What happens next: an event, or time going by where the controller waits for that."""
+        wakes_s = self._controller.wakes_in(self.now)
+        if wakes_s is not None and (not self._events or self._events[0][0] > self.now + wakes_s):
+            self.now += wakes_s
+            return Tick()
+        assert self._events, "the fleet waits for something that cannot happen"
+        at_s, _, event = heapq.heappop(self._events)
+        self.now = max(self.now, at_s)
+        return event
 
     def _perform(self, actions: Sequence[Action]) -> None:
         for action in actions:
             match action:
-                case Spawn(worker):
-                    self._at(self.now + SPAWN_S, Joined(worker))
-                case Assign(worker, chunk):
-                    self._free_at[worker] = max(self.now, self._free_at.get(worker, 0.0)) + CHUNK_S
-                    self._at(self._free_at[worker], Done(worker, chunk))
+                case Spawn(worker, avoid):
+                    self._place(worker, avoid)
+                case Assign(attempt):
+                    attempts = self._batches[attempt.batch].attempts
+                    attempts[attempt.chunk] = attempts.get(attempt.chunk, 0) + 1
+                    self._compute(attempt)
+                case Retire(worker) | Abandon(worker):
+                    self._places.pop(worker, None)
+                case Compare(first, second) if self._batches[first.batch].differ(first, second):
+                    self._say(f"workers {first.worker} and {second.worker} computed {second.chunk} differently")
                 case Say(text):
                     self._say(text)
-                case Retire() | Waiting():
+                case _:
                     pass
 
-    def _at(self, time_s: float, event: Event) -> None:
+    def _place(self, worker: int, avoid: frozenset[str]) -> None:
+        """Start a worker on a node that is not to be avoided; while there is none, it waits."""
+        nodes = [node for node in NODES if node not in avoid | self._draining]
+        if nodes:
+            self._places[worker] = nodes[worker % len(nodes)]
+            self._at(self.now + SPAWN_S, Joined(worker, self._places[worker]))
+
+    def _compute(self, attempt: Attempt) -> None:
+        trouble = self._troubles.get(attempt.worker)
+        takes_s = CHUNK_S * (SLOW if trouble == "slow" else 1)
+        self._free_at[attempt.worker] = max(self.now, self._free_at.get(attempt.worker, 0.0)) + takes_s
+        if trouble in ("lose", "repeat"):
+            del self._troubles[attempt.worker]
+        if trouble not in ("lose", "hang"):
+            for _ in range(2 if trouble == "repeat" else 1):
+                self._at(self._free_at[attempt.worker], Done(attempt))
+
+    def _happen(self, fault: Fault) -> None:
+        match fault.kind:
+            case "kill":
+                self._kill(fault.number)
+            case "target":
+                self.resize(fault.number)
+            case "drain":
+                node = NODES[fault.number % len(NODES)]
+                if self._draining | {node} != set(NODES):  # the last one is left
+                    self._draining |= {node}
+                    for worker in [worker for worker, place in self._places.items() if place == node]:
+                        self._at(self.now + LEAVE_S, Fault(self.now, "kill", worker))
+                    self._perform(self._controller.on(Draining(self._draining), self.now))
+            case "server before" | "server after" | "results":
+                self._of_server.append(fault.kind)
+            case trouble:
+                self._troubles[fault.number] = trouble
+
+    def _kill(self, worker: int) -> None:
+        if self._places.pop(worker, None):
+            self._perform(self._controller.on(Lost(worker, "scripted"), self.now))
+
+    def _at(self, time_s: float, event: Event | Fault) -> None:
         heapq.heappush(self._events, (time_s, next(self._order), event))

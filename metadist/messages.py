@@ -1,6 +1,6 @@
 """What driver, workers and server say to one another: names, flat numpy vectors and a few numbers."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -68,3 +68,10 @@ def fold(gradients: Sequence[np.ndarray], size: int) -> np.ndarray:
         for row in gradient.reshape(-1, size):
             np.add(total, row, out=total)
     return total
+
+
+def bits(told: Sequence[ChunkReport] | Mapping[str, np.ndarray]) -> bytes:
+    """What must be equal of two workers' answers to one question: losses and gradients' norms, or measurements."""
+    if isinstance(told, Mapping):
+        return b"".join(values.tobytes() for values in told.values())
+    return b"".join(report.losses.tobytes() + report.norms.tobytes() for report in told)

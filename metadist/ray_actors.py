@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from metadist.server import Folded, Optimization, Stats
 
 WAIT_S = 60.0
+HELD = 4  # weights
 
 
 class WorkerActor:
@@ -22,7 +23,7 @@ class WorkerActor:
     computes the other.
 
     Weights have a number and travel once to each worker, with the first call that needs them: fetching them costs as
-    much as the rest of a call.
+    much as the rest of a call. Calls have a number too, by which they can be cancelled.
     """
 
     def __init__(self, make_worker: Callable[[], Any], threads: int | None):
@@ -31,40 +32,57 @@ class WorkerActor:
         self._threads = threads
         self._two = ThreadPoolExecutor(2)
         self._here = threading.Condition()
-        self._number = -1
-        self._weights: tuple[Weights, list[slice]] | None = None
+        self._weights: dict[int, tuple[Weights, list[slice]]] = {}
+        self._unwanted: set[int] = set()
 
-    def ready(self) -> tuple[int, str]:
+    def ready(self) -> tuple[int, str, str]:
         """Build the worker (here, so that what goes wrong is this call's own exception) and compute the reference
-        chunk: process id and proof of being equal to the others."""
+        chunk: process id, node, and proof of being equal to the others."""
+        import ray
+
         if self._threads is not None:
             from metadist.worker import set_up_process
 
             set_up_process(self._threads)
         self._worker = self._make_worker()
-        return os.getpid(), self._worker.proof()
+        return os.getpid(), ray.get_runtime_context().get_node_id(), self._worker.proof()
 
-    def meta_gradients(self, deal: Sequence[Chunk], number: int, *parts: Weights) -> list[Any]:
-        """Reports of the deal's chunks, and for each slice of theta as it came that slice of their gradients."""
+    def cancel(self, call: int) -> None:
+        """Nobody wants the result of that call any more."""
+        self._unwanted.add(call)
+
+    def meta_gradients(self, call: int, deal: Sequence[Chunk], number: int, *parts: Weights) -> list[Any]:
+        """Reports of the deal's chunks, and for each slice of theta as it came that slice of their gradients. None in
+        the place of all of these where the call was cancelled before it was done."""
         weights, pieces = self._hold(number, parts)
-        compute = partial(self._worker.meta_gradients, weights)
+        compute = partial(self._compute, call, weights)
         computed = [compute(deal[0])] if len(deal) == 1 else list(self._two.map(compute, deal))
+        if any(each is None for each in computed):
+            return [None] * (1 + len(pieces))
         slices = [[np.ascontiguousarray(gradient[..., piece]) for _, gradient in computed] for piece in pieces]
         return [[report for report, _ in computed], *slices]
 
-    def evaluate(self, chunk: Chunk, baselines: tuple[str, ...], number: int, *parts: Weights) -> dict[str, np.ndarray]:
-        return self._worker.evaluate(self._hold(number, parts)[0], chunk, baselines)
+    def evaluate(
+        self, call: int, chunk: Chunk, baselines: tuple[str, ...], number: int, *parts: Weights
+    ) -> dict[str, np.ndarray] | None:
+        weights = self._hold(number, parts)[0]
+        return None if call in self._unwanted else self._worker.evaluate(weights, chunk, baselines)
+
+    def _compute(self, call: int, weights: Weights, chunk: Chunk) -> Any:
+        return None if call in self._unwanted else self._worker.meta_gradients(weights, chunk)
 
     def _hold(self, number: int, parts: Sequence[Weights]) -> tuple[Weights, list[slice]]:
-        """Weights `number` and where each of their parts lies, from `parts` or from a call made before this one."""
+        """Weights `number` and where each of their parts lies, from `parts` or from a call made before this one. A few
+        are held: calls with the next ones may come while these are still needed."""
         with self._here:
             if parts:
-                self._number, self._weights = number, join_weights(parts)
+                self._weights[number] = join_weights(parts)
+                for old in sorted(self._weights)[:-HELD]:
+                    del self._weights[old]
                 self._here.notify_all()
-            self._here.wait_for(lambda: self._number == number, timeout=WAIT_S)
-            if self._number != number or self._weights is None:
+            if not self._here.wait_for(lambda: number in self._weights, timeout=WAIT_S):
                 raise RuntimeError(f"weights {number} have not come within {WAIT_S:g} s")
-            return self._weights
+            return self._weights[number]
 
 
 def join_weights(parts: Sequence[Weights]) -> tuple[Weights, list[slice]]:
@@ -107,6 +125,9 @@ class ServerActor:
 
     def apply(self, step: int, fresh: bool, num_tasks: int | None, *parts: Any) -> tuple[Weights, "Stats"]:
         return self.move(step, self.fold(step, fresh, num_tasks, *parts))
+
+    def pid(self) -> int:
+        return os.getpid()
 
     def weights(self) -> Weights:
         return self._shard.weights()

@@ -1,50 +1,41 @@
 """The fleet as Ray actors: carries out the controller's actions and tells it what happened."""
 
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import ray
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import RayError
 
-from metadist.controller import (
+from metadist.controller import KEPT, Controller
+from metadist.deals import Ahead, Batch, Call, Deal, cut_deals
+from metadist.errors import Interrupted
+from metadist.events import (
+    Abandon,
     Action,
     Assign,
-    Controller,
-    Done,
-    Event,
-    Joined,
-    Lost,
+    Attempt,
+    Cancel,
+    Compare,
     Retire,
     Say,
     Spawn,
     Target,
     Tick,
     Waiting,
-    cut_deals,
 )
-from metadist.errors import InputError, Interrupted
-from metadist.messages import Chunk, ChunkReport, Weights
-from metadist.ray_actors import WorkerActor, join_weights
+from metadist.messages import Chunk, ChunkReport, Weights, plan
+from metadist.patience import PATIENT, Patience
+from metadist.ray_actors import join_weights
+from metadist.ray_calls import TICK_S, RayCalls
 from metadist.ray_server import RayServer, Ref, Result
+from metadist.ray_workers import RayWorkers, Resources
+from metadist.recovery import Kept, RecoveringServer, WeightsLost
 from metadist.server import Optimization
 
-TICK_S = 1.0
 SEND_AHEAD = 16
-
-Deal = tuple[Chunk, ...]  # consecutive chunks that one worker computes in one call
-
-
-@dataclass(frozen=True)
-class Resources:
-    """What each worker actor asks of the cluster, and its torch threads (None: it has no torch)."""
-
-    cpus: float = 1
-    gpus: float = 0
-    threads: int | None = 1
-    custom: dict[str, float] = field(default_factory=dict)
 
 
 class RayFleet:
@@ -58,31 +49,31 @@ class RayFleet:
         make_worker: Callable[[], Any],
         target: int,
         min_workers: int = 1,
-        resources: Resources = Resources(),
+        resources: Resources = Resources(),  # noqa: B008
         mixed_devices: bool = False,
         asked_to_stop: Callable[[], int | None] = lambda: None,
         say: Callable[[str], None] = lambda text: None,
         servers: int = 1,
+        patience: Patience = PATIENT,
     ):
-        self._proof: str | None = None
-        self._proved = False
         self._asked_to_stop = asked_to_stop
-        self._mixed_devices = mixed_devices
-        self._make_worker = ray.put(make_worker)
-        self._resources = resources
         self._say = say
-        self._controller = Controller(target, min_workers)
-        self._actors: dict[int, Any] = {}
-        self._joining: dict[Ref, int] = {}
-        self._calls: dict[Ref, tuple[int, Deal]] = {}
+        self._workers = RayWorkers(make_worker, resources, mixed_devices)
+        self._controller = Controller(target, min_workers, patience=patience, cost=len)
+        self._calls = RayCalls(self._workers, self._take, again=patience.most_losses["error"] > 0)
         self.servers = servers
-        self._server: RayServer | None = None
-        self.pids: dict[int, int] = {}
-        self._weights: Sequence[Ref] = ()
-        self._number = 0
-        self._told: set[int] = set()
-        self._submit: Callable[[int, Deal], Result] | None = None
-        self._results: dict[Deal, Result] = {}
+        self._server: RecoveringServer | None = None
+        self._batches: dict[int, Batch] = {}
+        self._under_way: dict[tuple[str, int], int] = {}
+        """Split and step -> batch, of steps begun ahead of their time."""
+        self._newest: Sequence[Ref] = ()
+        self._computed: Batch | None = None
+        self._version = 0
+        self.staleness: Counter[int] = Counter()
+        """Tasks by how many meta-steps old the weights were that their gradients are of, in asynchronous runs."""
+        self._chunk_size = 1
+        self._numbers: dict[tuple[Ref, ...], int] = {}
+        self._told: set[tuple[int, int]] = set()
         self._perform(self._controller.on(Tick(), time.monotonic()))
 
     @property
@@ -95,42 +86,78 @@ class RayFleet:
         """How many workers the run should have."""
         return self._controller.target
 
-    def start_server(self, theta: np.ndarray, optimization: Optimization, state: dict[str, Any] | None) -> RayServer:
-        """The parameter server, in as many actors as it was asked to be, on any nodes that have room."""
+    @property
+    def pids(self) -> dict[int, int]:
+        """Process of each worker that has joined."""
+        return self._workers.pids
+
+    def start_server(
+        self, theta: np.ndarray, optimization: Optimization, state: dict[str, Any] | None,
+        behind: np.ndarray | None = None, lag: int = 0,
+    ) -> RecoveringServer:  # fmt: skip
+        """The parameter server, in as many actors as it was asked to be; see `RecoveringServer`."""
         if self._server is not None:
             self._server.close()
-        self._server = RayServer(theta, optimization, state, self.servers)
+
+        def start(theta: np.ndarray, state: dict[str, Any] | None) -> RayServer:
+            return RayServer(theta, optimization, state, self.servers)
+
+        kept = Kept(state["step"] if state else 0, theta, state, behind)
+        self._server = RecoveringServer(start, kept, self._recompute, lambda w: (ray.put(w),), lag, self._say)
         return self._server
 
-    def meta_gradients(self, weights: Sequence[Ref], chunks: Sequence[Chunk]) -> list[Result]:
-        """References to reports and gradients, in the order of `chunks`, all computed: what `RayServer.apply` takes."""
+    def meta_gradients(
+        self, weights: Sequence[Ref], chunks: Sequence[Chunk], ahead: Ahead | None = None
+    ) -> list[Result]:
+        """References to reports and gradients, in the order of `chunks`, all computed: what `RayServer.apply` takes.
 
-        self._begin(weights)
-
-        def submit(worker: int, deal: Deal) -> Result:
-            method = self._actors[worker].meta_gradients.options(num_returns=1 + len(weights))
-            return method.remote(deal, *self._news(worker))
-
-        return self._run(submit, cut_deals(chunks, self.target), self._send)
+        Meanwhile, where workers have nothing else to do, those of the steps `ahead` are begun.
+        """
+        self._chunk_size, self._version = chunks[0].stop - chunks[0].start, chunks[0].step
+        while True:
+            try:
+                number = self._under_way.pop(chunks[0][:2], None) or self._begin_step(weights, chunks)
+                if ahead:
+                    self._begin_ahead(ahead)
+                return self._finish(number)
+            except WeightsLost as error:
+                weights = self._renew(error)
+                ahead = ahead and ahead._replace(weights=self._server.weights())  # pyright: ignore
 
     def evaluate(
         self, weights: Sequence[Ref] | Weights, chunks: Sequence[Chunk], baselines: tuple[str, ...] = ()
     ) -> list[dict[str, np.ndarray]]:
         """What `Worker.evaluate` returns for each chunk, in order."""
-        self._begin([ray.put(weights)] if isinstance(weights, Weights) else weights)
+        given = (ray.put(weights),) if isinstance(weights, Weights) else tuple(weights)
+        while True:
 
-        def submit(worker: int, deal: Deal) -> Result:
-            return (self._actors[worker].evaluate.remote(deal[0], baselines, *self._news(worker)),)
+            def submit(call: int, worker: int, deal: Deal, given: tuple[Ref, ...] = given) -> Result:
+                return (
+                    self._workers.actors[worker].evaluate.remote(call, deal[0], baselines, *self._news(worker, given)),
+                )
 
-        return ray.get([ref for (ref,) in self._run(submit, [(chunk,) for chunk in chunks])])
+            try:
+                number = self._begin([(chunk,) for chunk in chunks], submit, "evaluate")
+                return ray.get([ref for (ref,) in self._finish(number)])
+            except WeightsLost as error:
+                given = tuple(self._renew(error, newest=True))
 
     def reports(self, results: Sequence[Result]) -> list[ChunkReport]:
         """The reports among what `meta_gradients` returned."""
         return [report for reports in ray.get([result[0] for result in results]) for report in reports]
 
+    def account(self) -> list[list[Any]]:
+        """Of each deal of the last meta-step: first task, the task after the last, worker, attempts, seconds."""
+        return self._computed.account() if self._computed else []
+
     def fetch(self, weights: Sequence[Ref] | Weights) -> Weights:
         """Weights as the server returned them."""
-        return weights if isinstance(weights, Weights) else join_weights(ray.get(list(weights)))[0]
+        if isinstance(weights, Weights):
+            return weights
+        try:
+            return join_weights(ray.get(list(weights)))[0]
+        except RayError as error:
+            return join_weights(ray.get(list(self._renew(WeightsLost(type(error).__name__), newest=True))))[0]
 
     def resize(self, target: int) -> None:
         """Have `target` workers from now on."""
@@ -138,154 +165,130 @@ class RayFleet:
 
     def close(self) -> None:
         """End every actor of this fleet."""
-        for actor in self._actors.values():
-            ray.kill(actor)
-        self._actors.clear()
+        self._workers.close()
         if self._server is not None:
             self._server.close()
 
-    def _begin(self, weights: Sequence[Ref]) -> None:
-        """Use other weights from now on."""
-        self._weights, self._number, self._told = weights, self._number + 1, set()
+    def _recompute(self, weights: Sequence[Ref], step: int, num_tasks: int) -> list[Result]:
+        """A step's results once more, for a server that was lost. Raises WeightsLost."""
+        return self._finish(self._begin_step(weights, plan("train", step, num_tasks, self._chunk_size)))
 
-    def _news(self, worker: int) -> tuple[Any, ...]:
-        """The number of the weights and, the first time that this worker is told, the weights."""
-        told = worker in self._told
-        self._told.add(worker)
-        return (self._number,) if told else (self._number, *self._weights)
-
-    def _run(
-        self,
-        submit: Callable[[int, Deal], Result],
-        deals: Sequence[Deal],
-        send: Callable[[int, Sequence[Deal]], int] = lambda sent, deals: 0,
-    ) -> list[Result]:
-        """Results of the deals, in order. `send(sent, deals)` is told of progress, and how many it has sent before."""
-        self._submit, self._results = submit, {}
-        self._perform(self._controller.begin(deals, time.monotonic()))
-        sent = 0
-        while not self._controller.finished:
-            for event in self._wait():
-                self._perform(self._controller.on(event, time.monotonic()))
-            if self._controller.stands_still and (number := self._asked_to_stop()) is not None:
-                raise Interrupted(number)
-            sent = send(sent, deals)
-        self._proved = True
-        results, self._results = self._results, {}
-        return [results[deal] for deal in deals]
-
-    def _send(self, sent: int, deals: Sequence[Deal]) -> int:
-        """Let the server add up, while others are being computed, the first results of the step; how many it has."""
+    def _renew(self, error: WeightsLost, newest: bool = False) -> Sequence[Ref]:
+        """Weights of equal bits in the place of lost ones."""
         if self._server is None:
+            raise error
+        self._perform(self._controller.drop(time.monotonic()))
+        self._under_way.clear()
+        self._server.renew(error)
+        return self._server.weights() if newest else self._server.used()
+
+    def _begin_step(self, weights: Sequence[Ref] | None, chunks: Sequence[Chunk]) -> int:
+        """Start a meta-step's batch, at `weights` (None: at the newest there are when a deal is made); its number."""
+
+        def submit(call: int, worker: int, deal: Deal) -> Result:
+            used = tuple(weights or self._newest)
+            method = self._workers.actors[worker].meta_gradients.options(num_returns=1 + len(used))
+            return method.remote(call, deal, *self._news(worker, used))
+
+        return self._begin(cut_deals(chunks, self.target), submit, "train", stale=weights is None)
+
+    def _begin_ahead(self, ahead: Ahead) -> None:
+        self._newest = ahead.weights
+        for chunks in ahead.steps:
+            if chunks[0][:2] not in self._under_way:
+                weights = None if ahead.stale else ahead.weights
+                self._under_way[chunks[0][:2]] = self._begin_step(weights, chunks)
+
+    def _begin(
+        self, deals: Sequence[Deal], submit: Callable[[int, int, Deal], Result], kind: str, stale: bool = False
+    ) -> int:
+        number = self._controller.batch + 1
+        self._batches[number] = Batch(deals, submit, stale)
+        for old in [old for old in self._batches if old <= number - KEPT and self._controller.finished(old)]:
+            del self._batches[old]
+        self._perform(self._controller.begin(deals, time.monotonic(), kind))
+        return number
+
+    def _finish(self, number: int) -> list[Result]:
+        """Results of a batch's deals, in order."""
+        batch, sent = self._batches[number], 0
+        while not self._controller.finished(number):
+            for event in self._calls.wait(self._patience_s()):
+                self._perform(self._controller.on(event, time.monotonic()))
+            self._calls.check_weights()
+            if self._controller.state == "waiting" and (signal := self._asked_to_stop()) is not None:
+                raise Interrupted(signal)
+            sent = self._send(sent, batch)
+        self._workers.proved = True
+        results = [batch.results[deal] for deal in batch.deals]
+        batch.results = dict.fromkeys(batch.results, ())  # gradients must not stay in the object store
+        if batch.deals and batch.deals[0][0].split == "train":
+            self._computed = batch
+        return results
+
+    def _patience_s(self) -> float:
+        """For how long nothing needs to be looked at."""
+        soon = None if self._controller.queue else self._controller.wakes_in(time.monotonic())
+        return TICK_S if soon is None else min(TICK_S, soon)
+
+    def _take(self, call: Call, value: Any) -> None:
+        """What an attempt brought; the first results of a deal are the ones that count."""
+        batch, attempt = self._batches.get(call.attempt.batch), call.attempt
+        if batch is not None:
+            if batch.stale and attempt.chunk not in batch.results:
+                self.staleness[batch.lags[attempt]] += attempt.chunk[-1].stop - attempt.chunk[0].start
+            batch.results.setdefault(attempt.chunk, call.refs)
+            batch.told[attempt] = value
+
+    def _send(self, sent: int, batch: Batch) -> int:
+        """Let the server add up, while others are being computed, the first results of the step; how many it has."""
+        ready, deals = sent, batch.deals
+        if self._server is None or deals[0][0].split != "train":
             return 0
-        ready = sent
-        while ready < len(deals) and deals[ready] not in self._controller.remaining:
+        while ready < len(deals) and deals[ready] in batch.results:
             ready += 1
         if ready - sent < SEND_AHEAD:
             return sent
-        self._server.send(deals[0][0].step, sent, [self._results[deal] for deal in deals[sent:ready]])
-        self._results |= {deal: self._results[deal][:1] for deal in deals[sent:ready]}
+        self._server.send(deals[0][0].step, sent, [batch.results[deal] for deal in deals[sent:ready]])
+        batch.results |= {deal: batch.results[deal][:1] for deal in deals[sent:ready]}
         return ready
+
+    def _news(self, worker: int, weights: tuple[Ref, ...]) -> tuple[Any, ...]:
+        """The number of the weights and, the first time that this worker is told, the weights."""
+        if weights not in self._numbers:
+            self._numbers[weights] = max(self._numbers.values(), default=0) + 1
+            for old in list(self._numbers)[:-KEPT]:
+                del self._numbers[old]
+        number = self._numbers[weights]
+        told = (worker, number) in self._told
+        self._told = (
+            {pair for pair in self._told if pair[1] > number - KEPT} | {(worker, number)} if not told else self._told
+        )
+        return (number,) if told else (number, *weights)
 
     def _perform(self, actions: Sequence[Action]) -> None:
         for action in actions:
             match action:
-                case Spawn(worker):
-                    self._spawn(worker)
-                case Assign(worker, deal):
-                    assert self._submit is not None
-                    refs = self._submit(worker, deal)
-                    self._calls[refs[0]] = worker, deal
-                    self._results[deal] = refs
-                case Retire(worker):
-                    ray.kill(self._actors.pop(worker))
-                    self.pids.pop(worker, None)
+                case Spawn(worker, avoid):
+                    self._workers.spawn(worker, avoid)
+                case Assign(attempt):
+                    batch = self._batches[attempt.batch]
+                    batch.lags[attempt] = attempt.chunk[0].step - self._version
+                    batch.attempts[attempt.chunk] = batch.attempts.get(attempt.chunk, 0) + 1
+                    self._calls.make(attempt, batch.submit)
+                case Cancel(attempt):
+                    self._calls.cancel(attempt)
+                case Retire(worker) | Abandon(worker):
+                    self._calls.end(worker)
+                case Compare(first, second):
+                    self._compare(first, second)
                 case Say(text):
                     self._say(text)
                 case Waiting(joined, target, paused):
                     doing = "waiting for workers" if paused else "computing with fewer workers"
-                    self._say(f"{doing}: {joined} of {target} have joined; {self._shortage()}")
+                    self._say(f"{doing}: {joined} of {target} have joined; {self._workers.shortage()}")
 
-    def _spawn(self, worker: int) -> None:
-        wanted = self._resources
-        remote = ray.remote(WorkerActor).options(
-            num_cpus=wanted.cpus,
-            num_gpus=wanted.gpus,
-            resources=wanted.custom,
-            max_restarts=0,
-            max_task_retries=0,
-            max_concurrency=2,  # a deal waits in the actor for the one before it
-        )
-        self._actors[worker] = remote.remote(self._make_worker, wanted.threads)
-        self._joining[self._actors[worker].ready.remote()] = worker
-
-    def _wait(self) -> list[Event]:
-        """What happened: at least one event, a Tick when nothing did for a second."""
-        refs = [*self._calls, *self._joining]
-        done, rest = ray.wait(refs, num_returns=1, timeout=TICK_S, fetch_local=False)
-        if done and rest:
-            done += ray.wait(rest, num_returns=len(rest), timeout=0, fetch_local=False)[0]
-        events = [
-            self._event(ref, value)
-            for ref, value in zip(done, _values(done), strict=True)
-            if ref in self._calls or ref in self._joining
-        ]
-        return events or [Tick()]
-
-    def _event(self, ref: Ref, value: Any) -> Event:
-        """What a finished call means. An exception of our own or the user's code is raised here, as it was there."""
-        joining = self._joining.pop(ref, None)
-        worker, deal = (joining, None) if joining is not None else self._calls.pop(ref)
-        if isinstance(value, RayTaskError):
-            raise value.cause from value
-        if isinstance(value, RayError):
-            return self._lost(worker, value)
-        if deal is None:
-            pid, proof = value
-            return self._admit(worker, pid, proof)
-        return Done(worker, deal)
-
-    def _admit(self, worker: int, pid: int, proof: str) -> Event:
-        """Let a worker in that computes what the first one did; another is refused, or stops a run not yet begun."""
-        self._proof = self._proof or proof
-        if proof != self._proof and not self._mixed_devices:
-            text = (
-                f"worker {worker} ({proof}) does not compute the same bits as the first one ({self._proof}): use equal "
-                "machines, packages and data, or set fleet.mixed_devices=true"
-            )
-            if not self._proved:
-                raise InputError(text)
-            ray.kill(self._actors.pop(worker))
-            return Lost(worker, text)
-        self.pids[worker] = pid
-        return Joined(worker)
-
-    def _lost(self, worker: int, error: RayError) -> Lost:
-        """Forget a worker that cannot be trusted any more."""
-        self._calls = {ref: call for ref, call in self._calls.items() if call[0] != worker}
-        self._joining = {ref: other for ref, other in self._joining.items() if other != worker}
-        self.pids.pop(worker, None)
-        actor = self._actors.pop(worker, None)
-        if actor is not None:
-            ray.kill(actor)
-        if isinstance(error, RayActorError) and error.actor_init_failed:
-            raise RuntimeError(f"worker {worker} could not be started: {str(error).splitlines()[-1]}") from error
-        *_, last = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
-        return Lost(worker, f"{type(error).__name__}: {last}")
-
-    def _shortage(self) -> str:
-        wanted = {"CPU": self._resources.cpus, "GPU": self._resources.gpus, **self._resources.custom}
-        if not any(wanted.values()):
-            return "the others are being started"
-        free, there = ray.available_resources(), ray.cluster_resources()
-        asks = " and ".join(f"{amount:g} {name}" for name, amount in wanted.items() if amount)
-        has = ", ".join(f"{free.get(n, 0):g} of {there.get(n, 0):g} {n}" for n, amount in wanted.items() if amount)
-        return f"each asks for {asks}, and the cluster has {has} free"
-
-
-def _values(refs: Sequence[Ref]) -> list[Any]:
-    """What finished calls returned, or the error of each that failed."""
-    try:
-        return ray.get(list(refs))
-    except RayError as error:
-        return [error] if len(refs) == 1 else [value for ref in refs for value in _values([ref])]
+    def _compare(self, first: Attempt, second: Attempt) -> None:
+        if first.batch in self._batches and self._batches[first.batch].differ(first, second):
+            self._say(f"workers {first.worker} and {second.worker} computed {second.chunk} differently: one of them is "
+                      "faulty, or something in the model, loss or source is not a function of its inputs")  # fmt: skip

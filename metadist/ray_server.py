@@ -1,21 +1,19 @@
 """The driver's view of the parameter server: references go in, references to the new weights come out."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from metadist.ray_actors import ServerActor
+from metadist.ray_actors import ServerActor, join_weights
+from metadist.recovery import Kept, ResultsLost, ServerLost
 from metadist.server import Optimization, Stats, cut_state, join_states, shares, slices
 
 Ref = ray.ObjectRef
 Result = Sequence[Ref]  # the reports of a deal of chunks, and of each shard its slices of their gradients
-
-
-class ServerLost(RuntimeError):
-    """An actor that owns theta, or a slice of it, died."""
 
 
 class RayServer:
@@ -26,24 +24,26 @@ class RayServer:
 
     def __init__(self, theta: np.ndarray, optimization: Optimization, state: dict[str, Any] | None, servers: int = 1):
         pieces = slices(len(theta), servers)
-        spread = {"scheduling_strategy": "SPREAD"} if len(pieces) > 1 else {}
-        remote = ray.remote(ServerActor).options(num_cpus=0, max_restarts=0, **spread)
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+        where: Any = "SPREAD" if len(pieces) > 1 else here  # the driver's node, without which there is no run
+        remote = ray.remote(ServerActor).options(num_cpus=0, max_restarts=0, scheduling_strategy=where)
         self._shards: list[Any] = [
             remote.remote(theta[piece], share, cut_state(state, piece) if state else None)
             for piece, share in zip(pieces, shares(optimization, pieces), strict=True)
         ]
         self._sent: list[Ref] = []  # reports of what this step's `take` calls were given
+        self._takes: list[Ref] = []
 
     def send(self, step: int, first: int, results: Sequence[Result]) -> None:
         """Have the shards add up results number `first` and on of a step, in task order, while others are still being
         computed. `apply` needs no such head start, and of results sent ahead only the reports: so that the gradients
         of a step need not all be kept at once."""
         if first == 0:
-            self._sent = []
+            self._sent, self._takes = [], []
         fresh = not self._sent
         self._sent += [result[0] for result in results]
         for shard, (reports, gradients) in zip(self._shards, self._per_shard(results), strict=True):
-            shard.take.remote(step, fresh, *reports, *gradients)
+            self._takes.append(shard.take.remote(step, fresh, *reports, *gradients))
 
     def apply(self, step: int, *results: Result, num_tasks: int | None = None) -> tuple[tuple[Ref, ...], Stats]:
         """As `Server.apply`: references to the slices of the new weights, and the statistics."""
@@ -60,6 +60,10 @@ class RayServer:
         stats = self._get([told for _, told in moved])
         return tuple(weights for weights, _ in moved), stats[0]
 
+    def pids(self) -> list[int]:
+        """The actors' processes."""
+        return self._get([shard.pid.remote() for shard in self._shards])
+
     def weights(self) -> tuple[Ref, ...]:
         """References to the slices of theta."""
         return tuple(shard.weights.remote() for shard in self._shards)
@@ -67,6 +71,22 @@ class RayServer:
     def snapshot(self) -> dict[str, Any]:
         """As `Server.snapshot`, whatever the number of shards."""
         return join_states(self._get([shard.snapshot.remote() for shard in self._shards]))
+
+    def copy(self, step: int, behind: Sequence[Ref] | None) -> Callable[[], Kept | None]:
+        """What there is after `step` meta-steps: a function that returns it once it has come."""
+        weights, count = list(self.weights()), len(self._shards)
+        states = [shard.snapshot.remote() for shard in self._shards]
+        refs = [*weights, *states, *(behind or ())]
+
+        def come() -> Kept | None:
+            if len(ray.wait(refs, num_returns=len(refs), timeout=0)[0]) < len(refs):
+                return None
+            told = self._get(refs)
+            before = join_weights(told[2 * count :])[0].theta.copy() if behind else None
+            theta = join_weights(told[:count])[0].theta.copy()
+            return Kept(step, theta, join_states(told[count : 2 * count]), before)
+
+        return come
 
     def close(self) -> None:
         """End the actors."""
@@ -82,8 +102,20 @@ class RayServer:
         try:
             return ray.get(refs)
         except RayTaskError as error:
+            if isinstance(error.cause, ValueError):  # it lacks what an earlier call should have brought?
+                self._check(self._takes)
             raise error.cause from error
         except RayActorError as error:
-            raise ServerLost(
-                f"the parameter server was lost ({type(error).__name__}): --resume auto goes on from the checkpoint"
-            ) from error
+            raise ServerLost(type(error).__name__) from error
+        except RayError as error:
+            raise ResultsLost(type(error).__name__) from error
+
+    def _check(self, refs: list[Ref]) -> None:
+        """Raise what went wrong in calls whose answers nobody waited for."""
+        for ref in refs:
+            try:
+                ray.get(ref)
+            except RayTaskError:
+                pass
+            except RayError as error:
+                raise ResultsLost(type(error).__name__) from error

@@ -38,14 +38,19 @@ def replay(run_dir: str | Path, say: Callable[[str], None]) -> dict[str, Any]:
     if absent:
         raise InputError(f"the journal of {run_dir} does not begin at the first step or lacks step {absent[0]}: a run "
                          "that went on from another one's checkpoint cannot be replayed from its start")  # fmt: skip
+    if config.optimizer.max_staleness:
+        raise InputError(
+            "an asynchronous run (optimizer.max_staleness above 0) cannot be replayed: its bits are chance"
+        )
     set_up_process(config.fleet.threads_per_worker)
     prepared = prepare(config, [])
     fleet = LocalFleet(lambda: make_worker(config, _constants(prepared.engine)))
-    server = fleet.start_server(prepared.theta, make_optimization(config, prepared.engine), None)
+    optimization, lag = make_optimization(config, prepared.engine), config.optimizer.delay
+    server = fleet.start_server(prepared.theta, optimization, None, lag=lag)
     weights, last = server.weights(), max(hashes)
     for step in range(last):
         chunks = plan("train", step, batches[step], chunk_size(config, prepared.engine))
-        weights, _ = server.apply(step, *fleet.meta_gradients(weights, chunks))
+        weights, _ = server.apply(step, *fleet.meta_gradients(server.used(), chunks))
         expected = hashes.get(step + 1)
         if expected is None:
             continue

@@ -42,13 +42,30 @@ def open_fleet(config: Config, prepared: Prepared, target: int, say: Say, signal
     if own.backend == "local":
         yield LocalFleet(make_worker, target, own.min_workers, say=say)
         return
+    from metadist.patience import Patience
     from metadist.ray_cluster import connect, disconnect
     from metadist.ray_fleet import RayFleet, Resources
 
     started = connect(own.address, target * own.cpus_per_worker, say)
     resources = Resources(own.cpus_per_worker, own.gpus_per_worker, own.threads_per_worker, own.resources)
     fleet = RayFleet(
-        make_worker, target, own.min_workers, resources, own.mixed_devices, lambda: signals.received, say, own.servers
+        make_worker,
+        target,
+        own.min_workers,
+        resources,
+        own.mixed_devices,
+        lambda: signals.received,
+        say,
+        own.servers,
+        Patience(
+            {
+                "died": own.max_losses,
+                "unavailable": own.max_losses,
+                "out of memory": own.max_out_of_memory,
+                "error": own.max_errors,
+            },
+            first_s=own.first_result_s,
+        ),  # fmt: skip
     )
     try:
         yield fleet
@@ -99,12 +116,14 @@ def train(config: Config, *, resume: str | Path | None = None, quiet: bool = Fal
         ending = {
             "theta_sha256": theta_sha256(weights.theta),
             "meta_steps": weights.version,
-            "bit_identical": not (config.fleet.mixed_devices or changes),
+            "bit_identical": not (config.fleet.mixed_devices or config.optimizer.max_staleness or changes),
             "ended_by": reason,
             "identity": digest(identity),
             "data_digest": identity["data_digest"],
         }
         told = conclude(config, prepared, fleet, trainer.store, weights, record)
+        if config.optimizer.max_staleness:
+            told["tasks_by_staleness"] = dict(sorted(fleet.staleness.items()))
         if config.task.steps_per_round:
             own = config.evaluation.tasks, trainer.chunk_size
             told["online"] = regret(fleet, weights, trainer.progress.round_losses, *own)
@@ -134,7 +153,11 @@ def make_trainer(
         shapes=prepared.shapes,
         fleet=fleet,
         server=fleet.start_server(
-            prepared.theta, make_optimization(config, prepared.engine), state["server"] if state else None
+            prepared.theta,
+            make_optimization(config, prepared.engine),
+            state["server"] if state else None,
+            state["behind"].numpy() if state and state.get("behind") is not None else None,
+            config.optimizer.delay,
         ),
         store=CheckpointStore(location(config, run_dir), config.checkpoint.keep_last, record.say),
         journal=Journal(run_dir / "journal.jsonl"),

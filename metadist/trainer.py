@@ -1,16 +1,19 @@
 """The training loop, and what it does every so often: log, validate, save."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from metadist.checkpoint import CheckpointStore
 from metadist.checkpoint_format import Checkpoint, theta_sha256
 from metadist.config import Config, dump_config
 from metadist.config.build import Shapes, metrics
 from metadist.config.method import chunk_size
+from metadist.deals import Ahead
 from metadist.engine import Engine
 from metadist.errors import Diverged, Interrupted
 from metadist.evaluation import interval, measure
@@ -66,7 +69,7 @@ class Trainer:
         journal: Journal,
         tracker: Tracker,
         facts: Callable[[], dict[str, Any]],
-        planned: Mapping[int, int],
+        planned: dict[int, int],
         progress: Progress,
     ):
         self.config = config
@@ -100,10 +103,10 @@ class Trainer:
                 break
             self._begin_round(step, weights)
             batch = self._plan_batch(step)
-            tasks = plan("train", step, batch, self.chunk_size)
+            tasks, ahead = plan("train", step, batch, self.chunk_size), self._plan_ahead(step, weights)
             began = time.perf_counter()
             try:
-                gradients = self.fleet.meta_gradients(weights, tasks)
+                gradients = self.fleet.meta_gradients(self.server.used(), tasks, ahead)
             except Interrupted:
                 self._save(step, weights, best=False, now=True)
                 raise
@@ -112,6 +115,7 @@ class Trainer:
                 weights, stats = self.server.apply(step, *gradients, num_tasks=batch)
             except Diverged as error:
                 raise self._explain(error, step, weights) from None
+            self.journal.append({"applied": step, "deals": self.fleet.account()})
             self._count(stats, computed - began, time.perf_counter() - computed)
             self._log(step + 1, stats, gradients)
             improved = self._validate(step + 1, weights)
@@ -133,9 +137,17 @@ class Trainer:
     def _plan_batch(self, step: int) -> int:
         """The step's number of tasks, journalled before any is dealt, so that a repetition deals the same."""
         self._follow_target()
-        batch = self.planned.get(step) or self.config.batch_size(self.fleet.target)
-        self.journal.append({"step": step, "target": self.fleet.target, "tasks": batch})
-        return batch
+        if step not in self.planned:
+            self.planned[step] = self.config.batch_size(self.fleet.target)
+            self.journal.append({"step": step, "target": self.fleet.target, "tasks": self.planned[step]})
+        return self.planned[step]
+
+    def _plan_ahead(self, step: int, weights: Any) -> Ahead | None:
+        """The steps that the fleet may begin with these weights before this one is applied."""
+        own = self.config.optimizer
+        last = min(step + (own.delay or own.max_staleness), self.config.meta_steps - 1)
+        steps = [plan("train", s, self._plan_batch(s), self.chunk_size) for s in range(step + 1, last + 1)]
+        return Ahead(weights, steps, stale=own.max_staleness > 0) if steps else None
 
     def _follow_target(self) -> None:
         """Take up a new number of workers that `metadist scale` has asked for."""
@@ -181,6 +193,9 @@ class Trainer:
             "fleet/workers": self.fleet.num_workers,
             "fleet/target": self.fleet.target,
         }
+        if self.config.optimizer.max_staleness:
+            tasks = self.fleet.staleness
+            values["train/staleness_steps"] = sum(lag * n for lag, n in tasks.items()) / max(1, sum(tasks.values()))
         for phase in PHASES:
             spent = sum(report.seconds[phase] for report in reports)
             values[f"time/{phase}_s_per_task"] = spent / stats.num_tasks
@@ -218,6 +233,8 @@ class Trainer:
         model = self.engine.learner.model
         named = self.engine.layout.named_arrays(theta) | {n: v.cpu().numpy() for n, v in model.constants.items()}
         trainer = {"server": self.server.snapshot(), "progress": vars(self.progress), "target": self.fleet.target}
+        if self.config.optimizer.delay:
+            trainer["behind"] = torch.from_numpy(self.fleet.fetch(self.server.used()).theta.copy())
         facts = {**self.facts(), "theta_sha256": theta_sha256(theta)}
         self.store.save(Checkpoint(done, named, trainer, dump_config(self.config), self._validated, facts), best=best)
         self.journal.append({"done": done, "theta_sha256": facts["theta_sha256"]}, sync=True)

@@ -9,15 +9,16 @@ PACKAGE = Path(__file__).resolve().parents[1] / "metadist"
 FLOORS = [
     {"errors"},
     {"task"},
-    {"noise", "layout", "draws", "losses", "messages", "data", "checkpoint_format", "journal", "tracking", "figures",
-     "stopping"},
+    {"noise", "layout", "draws", "losses", "messages", "events", "data", "checkpoint_format", "journal", "tracking",
+     "figures", "stopping"},
     {"models"},
     {"checkpoint", "learners", "sources", "cost_model", "simulated"},
     {"engine", "stream"},
     {"baselines"},
-    {"worker", "server"},
-    {"controller", "config", "ray_actors"},
-    {"ray_server"},
+    {"worker", "server", "patience", "deals"},
+    {"controller", "config", "ray_actors", "recovery"},
+    {"ray_server", "ray_workers"},
+    {"ray_calls"},
     {"ray_cluster", "ray_fleet", "local_fleet", "fewshot", "identity"},
     {"joint", "recording", "run_dir"},
     {"evaluation"},
@@ -29,7 +30,7 @@ FLOORS = [
     {"cli"},
     {"__main__"},
 ]  # fmt: skip
-RAY = {"ray_cluster", "ray_fleet", "ray_server"}
+RAY = {"ray_cluster", "ray_fleet", "ray_server", "ray_workers", "ray_calls", "ray_actors"}
 MLFLOW = {"tracking"}
 FILES = sorted(PACKAGE.rglob("*.py"))
 

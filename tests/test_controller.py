@@ -1,11 +1,17 @@
-import random
+from dataclasses import fields
 
 import pytest
 
-from metadist.controller import (
+from metadist.controller import Controller
+from metadist.deals import cut_deals
+from metadist.events import (
+    Abandon,
     Assign,
-    Controller,
+    Attempt,
+    Cancel,
+    Compare,
     Done,
+    Draining,
     Joined,
     Lost,
     Retire,
@@ -13,11 +19,12 @@ from metadist.controller import (
     Spawn,
     Target,
     Tick,
-    TooManyLosses,
     Waiting,
-    cut_deals,
 )
 from metadist.messages import Chunk, plan
+from metadist.patience import Patience, TooManyLosses
+
+PATIENCE = {field.name for field in fields(Patience)}
 
 
 def chunks(count: int, step: int = 0) -> list[Chunk]:
@@ -26,20 +33,31 @@ def chunks(count: int, step: int = 0) -> list[Chunk]:
 
 def starts(actions) -> list[tuple[int, int]]:
     """(worker, first task) of every chunk assigned."""
-    return [(action.worker, action.chunk.start) for action in actions if isinstance(action, Assign)]
+    return [(a.attempt.worker, a.attempt.chunk.start) for a in actions if isinstance(a, Assign)]
 
 
 def of_kind(actions, kind: type) -> list:
     return [action for action in actions if isinstance(action, kind)]
 
 
-def running(target: int, count: int, **options) -> tuple[Controller, list]:
-    """A controller whose workers have all joined, with a batch under way; and its assignments so far."""
-    controller = Controller(target, **options)
-    actions = [*controller.begin([], 0.0)]
-    for action in of_kind(actions, Spawn):
-        controller.on(Joined(action.worker), 0.0)
+def running(target: int, count: int, nodes: str = "", **options) -> tuple[Controller, list]:
+    """A controller whose workers have all joined (worker i on the i-th of `nodes`), with a batch under way; and its
+    assignments so far."""
+    own = {name: options.pop(name) for name in list(options) if name in PATIENCE}
+    controller = Controller(target, patience=Patience(**own), **options)
+    for action in of_kind(controller.on(Tick(), 0.0), Spawn):
+        controller.on(Joined(action.worker, nodes[action.worker] if nodes else ""), 0.0)
     return controller, starts(controller.begin(chunks(count), 0.0))
+
+
+def done(controller: Controller, worker: int, start: int, now: float) -> list:
+    """What follows when that worker returns that chunk of the current batch."""
+    return controller.on(Done(Attempt(controller.batch, chunks(start + 1)[start], worker)), now)
+
+
+def waiting(controller: Controller) -> list[int]:
+    """First tasks of the chunks that are queued."""
+    return [chunk.start for _, chunk in controller.queue]
 
 
 def test_it_starts_as_many_workers_as_wanted():
@@ -57,31 +75,25 @@ def test_chunks_are_dealt_breadth_first_and_no_deeper_than_depth():
 
 def test_who_returns_a_chunk_gets_the_next():
     controller, _ = running(2, 6)
-    assert starts(controller.on(Done(1, chunks(6)[1]), 1.0)) == [(1, 4)]
-    assert starts(controller.on(Done(1, chunks(6)[3]), 2.0)) == [(1, 5)]
-    assert starts(controller.on(Done(1, chunks(6)[4]), 3.0)) == []
+    assert starts(done(controller, 1, 1, 1.0)) == [(1, 4)]
+    assert starts(done(controller, 1, 3, 2.0)) == [(1, 5)]
+    assert starts(done(controller, 1, 4, 3.0)) == []
 
 
 def test_a_batch_is_finished_when_every_chunk_is_returned():
     controller, dealt = running(2, 4)
     for worker, start in dealt:
-        assert not controller.finished
-        controller.on(Done(worker, chunks(4)[start]), 1.0)
-    assert controller.finished
+        assert not controller.finished(controller.batch)
+        done(controller, worker, start, 1.0)
+    assert controller.finished(controller.batch) and controller.state == "idle"
     assert starts(controller.begin(chunks(4, step=1), 2.0)) == [(0, 0), (1, 1), (0, 2), (1, 3)]
-
-
-def test_a_batch_does_not_begin_before_the_last_one_is_finished():
-    controller, _ = running(1, 2)
-    with pytest.raises(AssertionError):
-        controller.begin(chunks(2, step=1), 1.0)
 
 
 def test_a_lost_workers_chunks_are_dealt_first_and_in_order():
     controller, _ = running(2, 8)
     actions = controller.on(Lost(0, "killed"), 1.0)
     assert Spawn(2) in actions
-    assert [chunk.start for chunk in controller.queue] == [0, 2, 4, 5, 6, 7]
+    assert waiting(controller) == [0, 2, 4, 5, 6, 7]
     assert starts(controller.on(Joined(2), 2.0)) == [(2, 0), (2, 2)]
 
 
@@ -91,39 +103,12 @@ def test_a_loss_is_said_with_its_reason():
     assert "worker 0 was lost (out of memory)" in said.text
 
 
-def test_a_replacement_has_a_number_that_was_never_used():
-    controller, _ = running(2, 8)
-    numbers = [0, 1]
-    for worker in (0, 1, 2):
-        (spawn,) = of_kind(controller.on(Lost(worker, "killed"), 1.0), Spawn)
-        numbers.append(spawn.worker)
-        controller.on(Joined(spawn.worker), 1.0)
-    assert numbers == [0, 1, 2, 3, 4]
-
-
 def test_a_worker_lost_before_it_joined_is_replaced():
     controller = Controller(1)
     controller.begin(chunks(2), 0.0)
     assert of_kind(controller.on(Lost(0, "no memory"), 1.0), Spawn) == [Spawn(1)]
     assert starts(controller.on(Joined(0), 2.0)) == []
     assert starts(controller.on(Joined(1), 2.0)) == [(1, 0), (1, 1)]
-
-
-def test_what_a_lost_worker_still_returns_is_not_taken():
-    controller, _ = running(2, 4)
-    controller.on(Lost(0, "killed"), 1.0)
-    before = set(controller.remaining)
-    assert controller.on(Done(0, chunks(4)[0]), 2.0) == []
-    assert controller.remaining == before
-
-
-def test_a_second_loss_of_a_worker_and_a_second_return_of_a_chunk_are_nothing():
-    controller, _ = running(2, 4)
-    controller.on(Lost(0, "killed"), 1.0)
-    assert controller.on(Lost(0, "killed"), 1.0) == []
-    controller.on(Done(1, chunks(4)[1]), 2.0)
-    queue = list(controller.queue)
-    assert controller.on(Done(1, chunks(4)[1]), 2.0) == [] and list(controller.queue) == queue
 
 
 def test_a_higher_target_spawns_the_difference():
@@ -135,32 +120,23 @@ def test_a_higher_target_spawns_the_difference():
 def test_a_lower_target_retires_the_newest_once_they_hold_nothing():
     controller, _ = running(3, 20)
     assert controller.on(Target(1), 1.0) == []
-    assert starts(controller.on(Done(2, chunks(20)[2]), 2.0)) == []
-    assert controller.on(Done(2, chunks(20)[5]), 3.0) == [Retire(2)]
-    controller.on(Done(1, chunks(20)[1]), 4.0)
-    assert controller.on(Done(1, chunks(20)[4]), 5.0) == [Retire(1)]
+    assert starts(done(controller, 2, 2, 2.0)) == []
+    assert done(controller, 2, 5, 3.0) == [Retire(2)]
+    done(controller, 1, 1, 4.0)
+    assert done(controller, 1, 4, 5.0) == [Retire(1)]
     assert controller.num_workers == 1
-    assert starts(controller.on(Done(0, chunks(20)[0]), 6.0)) == [(0, 6)]
-
-
-def test_a_lower_target_retires_idle_workers_and_those_still_starting_at_once():
-    controller, _ = running(3, 0)
-    controller.on(Target(5), 1.0)
-    controller.on(Joined(3), 1.0)
-    assert sorted(controller.on(Target(2), 2.0)) == [Retire(2), Retire(3), Retire(4)]
-    assert set(controller.in_flight) == {0, 1} and not controller.starting
-    assert controller.on(Joined(4), 3.0) == [] and controller.num_workers == 2
+    assert starts(done(controller, 0, 0, 6.0)) == [(0, 6)]
 
 
 def test_a_raised_target_keeps_workers_that_were_about_to_retire():
     controller, _ = running(2, 20)
     controller.on(Target(1), 1.0)
     assert starts(controller.on(Target(2), 2.0)) == []
-    assert starts(controller.on(Done(1, chunks(20)[1]), 3.0)) == [(1, 4)]
+    assert starts(done(controller, 1, 1, 3.0)) == [(1, 4)]
 
 
 def test_nothing_is_dealt_below_min_workers_and_it_is_said_every_notice_s():
-    controller = Controller(2, min_workers=2, notice_s=10)
+    controller = Controller(2, min_workers=2, patience=Patience(notice_s=10))
     controller.begin(chunks(4), 0.0)
     assert controller.on(Joined(0), 1.0) == []
     assert controller.on(Tick(), 9.9) == []
@@ -181,109 +157,23 @@ def test_a_run_that_goes_on_with_fewer_workers_says_so_a_sixth_as_often():
 def test_a_run_that_falls_below_min_workers_pauses_and_goes_on():
     controller, _ = running(2, 8, min_workers=2)
     controller.on(Lost(0, "killed"), 1.0)
-    assert starts(controller.on(Done(1, chunks(8)[1]), 2.0)) == []
+    assert starts(done(controller, 1, 1, 2.0)) == []
     assert starts(controller.on(Joined(2), 3.0)) == [(2, 0), (1, 2), (2, 4)]
 
 
 def test_a_target_below_min_workers_is_what_the_user_wants():
     controller, _ = running(2, 8, min_workers=2)
     controller.on(Target(1), 1.0)
-    controller.on(Done(1, chunks(8)[1]), 2.0)
-    controller.on(Done(1, chunks(8)[3]), 3.0)
-    assert starts(controller.on(Done(0, chunks(8)[0]), 4.0)) == [(0, 4)]
-    assert controller.on(Tick(), 100.0) == []
+    done(controller, 1, 1, 2.0)
+    done(controller, 1, 3, 3.0)
+    assert starts(done(controller, 0, 0, 4.0)) == [(0, 4)]
+    assert controller.on(Tick(), 60.0) == []
 
 
 def test_no_one_is_told_to_wait_when_nothing_is_to_do():
-    controller = Controller(1, notice_s=10)
+    controller = Controller(1, patience=Patience(notice_s=10))
     controller.begin([], 0.0)
     assert controller.on(Tick(), 100.0) == []
-
-
-def lose(controller: Controller, times: list[float]) -> None:
-    for worker, now in enumerate(times):
-        controller.on(Lost(worker, f"reason {worker}"), now)
-
-
-def test_too_many_losses_within_the_window_end_the_run_with_the_last_reason():
-    controller, _ = running(1, 4, max_losses=3, window_s=100)
-    with pytest.raises(TooManyLosses, match="5 workers were lost within 100 s, the last one because: reason 4"):
-        lose(controller, [0, 20, 40, 60, 80])
-
-
-def test_losses_spread_over_time_do_not_end_the_run():
-    controller, _ = running(1, 4, max_losses=3, window_s=100)
-    lose(controller, [0, 40, 80, 120, 160, 200, 240])
-    assert not controller.finished and controller.starting == {7}
-
-
-@pytest.mark.parametrize("seed", range(300))
-def test_whatever_happens_every_chunk_is_returned_exactly_once(seed):
-    """Random losses, joins, targets and repeated returns; a worker's chunks come back in the order it got them."""
-    draw = random.Random(seed)
-    controller = Controller(draw.randint(1, 4), draw.randint(1, 2), depth=draw.randint(1, 3), max_losses=10**9)
-    spawned: list[int] = []
-    working: dict[int, list[Chunk]] = {}
-    retired: set[int] = set()
-    returned: list[Chunk] = []
-    late: list[Done] = []
-
-    def carry_out(actions) -> None:
-        for action in actions:
-            match action:
-                case Spawn(worker):
-                    assert worker not in working and worker not in spawned
-                    spawned.append(worker)
-                case Assign(worker, chunk):
-                    assert worker not in retired and len(working[worker]) < controller.depth
-                    working[worker].append(chunk)
-                case Retire(worker):
-                    assert not working.pop(worker, [])
-                    retired.add(worker)
-                case Say():
-                    pass
-
-    def happen(now: float, calm: bool) -> None:
-        waiting = [w for w in spawned if w not in working and w not in retired]
-        busy = [w for w, held in working.items() if held]
-        kind = draw.choices(["join", "done", "lose", "target", "late", "tick"], [4, 8, *[0 if calm else 1] * 4])[0]
-        if kind == "join" and waiting:
-            worker = draw.choice(waiting)
-            working[worker] = []
-            carry_out(controller.on(Joined(worker), now))
-        elif kind == "done" and busy:
-            worker = draw.choice(busy)
-            done = Done(worker, working[worker].pop(0))
-            late.append(done)
-            returned.append(done.chunk)
-            carry_out(controller.on(done, now))
-        elif kind == "lose" and (waiting or working):
-            worker = draw.choice([*waiting, *working])
-            late.extend(Done(worker, chunk) for chunk in working.pop(worker, []))
-            retired.add(worker)
-            carry_out(controller.on(Lost(worker, "chance"), now))
-        elif kind == "target":
-            carry_out(controller.on(Target(draw.randint(2, 5)), now))
-        elif kind == "late" and late:
-            remaining = set(controller.remaining)
-            carry_out(controller.on(draw.choice(late), now))
-            assert controller.remaining == remaining
-        else:
-            carry_out(controller.on(Tick(), now))
-
-    if controller.target < controller.min_workers:
-        carry_out(controller.on(Target(2), 0.0))
-    for step in range(3):
-        batch = chunks(draw.randint(1, 15), step)
-        returned.clear()
-        carry_out(controller.begin(batch, 100.0 * step))
-        for moment in range(2000):
-            if controller.finished:
-                break
-            happen(100.0 * step + moment / 100, calm=moment > 200)
-        assert controller.finished
-        assert sorted(returned) == batch
-        late.clear() if draw.random() < 0.5 else None
 
 
 @pytest.mark.parametrize(("count", "workers"), [(0, 2), (1, 3), (8, 2), (100, 7), (512, 128), (4096, 128)])
@@ -300,9 +190,181 @@ def test_few_chunks_are_dealt_one_by_one():
     assert [len(deal) for deal in cut_deals(chunks(8), 2)] == [2, 2, 1, 1, 1, 1]
 
 
+def test_a_batch_may_begin_before_the_last_one_is_finished_and_comes_after_it():
+    controller, dealt = running(1, 2)
+    assert starts(controller.begin(chunks(2, step=1), 1.0)) == []
+    first = Attempt(1 + controller.batch - 2, chunks(2)[0], 0)
+    (assigned,) = of_kind(controller.on(Done(first), 2.0), Assign)
+    assert assigned.attempt == Attempt(2, chunks(2, step=1)[0], 0)
+    controller.on(Done(first._replace(chunk=chunks(2)[1])), 3.0)
+    assert controller.finished(1) and not controller.finished(2)
+
+
+def test_a_result_is_taken_only_under_its_attempt():
+    """Not from a worker that was lost, of a batch gone by, of a chunk not asked for, nor a second time."""
+    controller, _ = running(2, 4)
+    controller.on(Lost(0, "killed"), 1.0)
+    queued = waiting(controller)
+    good = Attempt(controller.batch, chunks(4)[1], 1)
+    for bad in (
+        good._replace(worker=0),
+        good._replace(batch=0),
+        good._replace(chunk=chunks(4)[2]),
+        good._replace(worker=9),
+    ):
+        assert controller.on(Done(bad), 2.0) == [] and waiting(controller) == queued
+    controller.on(Done(good), 2.0)
+    queued = waiting(controller)
+    assert controller.on(Done(good), 2.0) == [] and waiting(controller) == queued
+    assert controller.on(Lost(0, "killed"), 3.0) == []
+
+
+def test_a_replacement_has_a_number_that_was_never_used():
+    controller, _ = running(2, 8, back_off_s=0.0)
+    numbers = [0, 1]
+    for worker in (0, 1, 2):
+        (spawn,) = of_kind(controller.on(Lost(worker, "killed"), 1.0), Spawn)
+        numbers.append(spawn.worker)
+        controller.on(Joined(spawn.worker), 1.0)
+    assert numbers == [0, 1, 2, 3, 4]
+
+
+def test_a_lower_target_retires_idle_workers_and_those_still_starting_at_once():
+    controller, _ = running(3, 0)
+    controller.on(Target(5), 1.0)
+    controller.on(Joined(3), 1.0)
+    assert sorted(controller.on(Target(2), 2.0)) == [Retire(2), Retire(3), Retire(4)]
+    assert set(controller.working) == {0, 1} and not controller.starting
+    assert controller.on(Joined(4), 3.0) == [] and controller.num_workers == 2
+
+
+def lose(controller: Controller, times: list[float], kind: str = "died") -> None:
+    for worker, now in enumerate(times):
+        controller.on(Lost(worker, f"reason {worker}", kind), now)
+        controller.on(Tick(), now + 19)
+
+
+def test_too_many_losses_within_the_window_end_the_run_with_the_last_reason():
+    controller, _ = running(1, 4, most_losses={"died": 3}, window_s=100, back_off_s=0.0)
+    with pytest.raises(TooManyLosses, match=r"5 workers were lost within 100 s \(died\), .* because: reason 4"):
+        lose(controller, [0, 20, 40, 60, 80])
+
+
+def test_losses_spread_over_time_do_not_end_the_run():
+    controller, _ = running(1, 4, most_losses={"died": 3}, window_s=100, back_off_s=0.0)
+    lose(controller, [0, 40, 80, 120, 160, 200, 240])
+    assert not controller.finished(controller.batch) and set(controller.starting) == {7}
+
+
+def test_each_kind_of_loss_has_a_budget_of_its_own():
+    kinds = {"died": 2, "unavailable": 2, "out of memory": 0, "error": 1}
+    controller, _ = running(4, 4, most_losses=kinds)
+    for worker, kind in enumerate(("died", "unavailable", "error")):
+        controller.on(Lost(worker, "?", kind), 1.0)
+    with pytest.raises(TooManyLosses, match=r"1 workers .* \(out of memory\)"):
+        controller.on(Lost(3, "?", "out of memory"), 1.0)
+
+
+def test_workers_that_die_without_a_result_are_replaced_ever_more_slowly():
+    controller, _ = running(1, 4, back_off_s=2.0, longest_back_off_s=5.0)
+    assert of_kind(controller.on(Lost(0, "killed"), 0.0), Spawn)
+    now, pauses = 0.0, []
+    for worker in range(1, 6):
+        controller.on(Joined(worker), now)
+        assert not of_kind(controller.on(Lost(worker, "killed"), now), Spawn)
+        wakes_s = controller.wakes_in(now)
+        assert wakes_s is not None and not of_kind(controller.on(Tick(), now + wakes_s - 0.01), Spawn)
+        assert of_kind(controller.on(Tick(), now + wakes_s), Spawn) == [Spawn(worker + 1)]
+        now += wakes_s
+        pauses.append(wakes_s)
+    assert pauses == [2.0, 4.0, 5.0, 5.0, 5.0]
+    controller.on(Joined(6), now)
+    done(controller, 6, 0, now)
+    assert of_kind(controller.on(Lost(6, "killed"), now), Spawn)
+
+
+def test_a_node_where_workers_keep_dying_is_avoided_for_a_while():
+    controller, _ = running(4, 40, nodes="aabb", node_losses=2, quarantine_s=50.0, back_off_s=0.0)
+    assert of_kind(controller.on(Lost(0, "killed"), 1.0), Spawn) == [Spawn(4)]
+    actions = controller.on(Lost(1, "killed"), 2.0)
+    assert of_kind(actions, Spawn) == [Spawn(5, frozenset("a"))]
+    assert any("node a" in say.text for say in of_kind(actions, Say))
+    assert controller.on(Tick(), 51.0) == []
+    assert controller.on(Tick(), 52.0) == [Retire(5), Spawn(6)]  # it may have waited for room on that node
+
+
+def test_a_result_from_a_node_ends_its_row_of_losses():
+    controller, _ = running(3, 40, nodes="aaa", node_losses=2)
+    controller.on(Lost(0, "killed"), 1.0)
+    done(controller, 2, 2, 1.5)
+    assert not any(spawn.avoid for spawn in of_kind(controller.on(Lost(1, "killed"), 2.0), Spawn))
+
+
+def test_a_draining_node_gets_no_new_chunks_and_its_loss_costs_nothing():
+    controller, _ = running(2, 20, nodes="ab", most_losses={"died": 0})
+    actions = controller.on(Draining(frozenset("b")), 1.0)
+    assert of_kind(actions, Spawn) == [Spawn(2, frozenset("b"))] and "taken away" in of_kind(actions, Say)[0].text
+    assert starts(done(controller, 1, 1, 2.0)) == []
+    assert Retire(1) in done(controller, 1, 3, 3.0)
+    assert Retire(2) in controller.on(Joined(2, "b"), 4.0)  # it was on its way there already
+    busy, _ = running(1, 4, nodes="b", most_losses={"died": 0})
+    busy.on(Draining(frozenset("b")), 1.0)
+    actions = busy.on(Lost(0, "killed"), 2.0)
+    assert waiting(busy) == [0, 1, 2, 3] and not busy.leaving
+
+
+def test_an_idle_worker_gets_a_copy_of_what_takes_too_long_and_the_first_result_counts():
+    controller, _ = running(2, 3, depth=1, copy_after=2.0, copy_after_s=0.0)
+    assert starts(done(controller, 1, 1, 1.0)) == [(1, 2)]
+    assert starts(done(controller, 1, 2, 2.0)) == [(1, 0)]  # twice the usual second has gone by for worker 0
+    first, second = (Attempt(controller.batch, chunks(1)[0], worker) for worker in (1, 0))
+    assert controller.on(Done(first), 2.5) == [Cancel(second)]
+    assert controller.finished(controller.batch)
+    assert controller.on(Done(second), 9.0)[0] == Compare(first, second)
+
+
+def test_what_waits_behind_something_slow_is_copied_too_but_nothing_twice():
+    controller, _ = running(3, 6, depth=2, copy_after=2.0, copy_after_s=0.0)
+    for worker, start, now in ((1, 1, 1.0), (1, 4, 2.0), (2, 2, 2.0)):
+        actions = done(controller, worker, start, now)
+    assert starts(actions) == []
+    assert starts(done(controller, 2, 5, 2.1)) == [(2, 3)]
+    assert starts(controller.on(Tick(), 3.0)) == []
+
+
+def test_no_copies_while_chunks_are_waiting_or_nothing_is_known_of_their_time():
+    controller, _ = running(2, 2, depth=1)
+    assert controller.on(Tick(), 100.0) == []
+    controller, _ = running(1, 20)
+    done(controller, 0, 0, 1.0)
+    assert starts(controller.on(Tick(), 50.0)) == []
+
+
+def test_a_worker_that_does_not_answer_is_given_up_and_its_chunks_go_first():
+    controller, _ = running(2, 20, first_s=100.0, give_up_after=3.0, give_up_after_s=5.0)
+    assert not of_kind(controller.on(Tick(), 99.0), Abandon)
+    done(controller, 1, 1, 99.0)
+    actions = controller.on(Tick(), 100.0)
+    assert Abandon(0) in actions and "no result in 100 s" in of_kind(actions, Say)[0].text
+    assert waiting(controller)[:2] == [0, 2]
+    done(controller, 1, 3, 100.0)
+    assert not of_kind(controller.on(Tick(), 249.0), Abandon)
+    assert controller.wakes_in(249.0) == pytest.approx(1.0)
+    assert Abandon(1) in controller.on(Tick(), 250.0)
+
+
+def test_what_is_dropped_is_cancelled_and_later_results_of_it_are_nothing():
+    controller, _ = running(1, 3)
+    unwanted = [Attempt(controller.batch, chunk, 0) for chunk in chunks(2)]
+    assert controller.drop(1.0) == [Cancel(attempt) for attempt in unwanted]
+    assert controller.finished(controller.batch) and controller.state == "idle"
+    assert starts(controller.begin(chunks(3, step=1), 2.0)) == []
+    assert starts(controller.on(Done(unwanted[0]), 3.0)) == [(0, 0)]
+
+
 def test_an_event_costs_no_more_with_many_workers():
     """Of workers that have all joined, only the one that returned a chunk is looked at."""
     controller, dealt = running(1000, 4000)
     assert len(dealt) == 2000
     for worker, start in dealt[:2]:
-        assert starts(controller.on(Done(worker, chunks(4000)[start]), 1.0)) == [(worker, 2000 + start)]
+        assert starts(done(controller, worker, start, 1.0)) == [(worker, 2000 + start)]

@@ -71,7 +71,7 @@ def test_local_workers_do_not_change_theta(undisturbed, workers):
 
 @pytest.mark.parametrize("seed", range(10))
 def test_local_deaths_do_not_change_theta(undisturbed, seed):
-    faults = [Fault(0.5 + (seed * 7 + i * 5) % 23 / 2, worker) for i, worker in enumerate([0, 1, 2, 0, 3])]
+    faults = [Fault(0.5 + (seed * 7 + i * 5) % 23 / 2, "kill", worker) for i, worker in enumerate([0, 1, 2, 0, 3])]
     assert local_theta(3, faults) == undisturbed
 
 

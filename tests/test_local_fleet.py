@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from test_worker import make_worker, weights_of
 
-from metadist.controller import TooManyLosses
 from metadist.local_fleet import Fault, LocalFleet
 from metadist.messages import plan
+from metadist.patience import Patience, TooManyLosses
 
 WORKER = make_worker()
 WEIGHTS = weights_of(WORKER)
@@ -33,7 +33,9 @@ def test_the_number_of_workers_changes_no_bit(workers):
 @pytest.mark.parametrize("seed", range(20))
 def test_deaths_at_any_time_change_no_bit(seed):
     draw = random.Random(seed)
-    faults = [Fault(draw.uniform(0, 8), draw.randrange(1, 6)) for _ in range(8)] + [Fault(draw.uniform(0, 4), 0)]
+    faults = [Fault(draw.uniform(0, 8), "kill", draw.randrange(1, 6)) for _ in range(8)] + [
+        Fault(draw.uniform(0, 4), "kill", 0)
+    ]
     said: list[str] = []
     fleet = LocalFleet(lambda: WORKER, draw.randint(1, 3), min_workers=1, faults=faults, say=said.append)
     for _ in range(2):
@@ -44,7 +46,10 @@ def test_deaths_at_any_time_change_no_bit(seed):
 
 def test_a_death_costs_time_and_is_said():
     said: list[str] = []
-    quiet, hit = LocalFleet(lambda: WORKER, 2), LocalFleet(lambda: WORKER, 2, faults=[Fault(2.5, 0)], say=said.append)
+    quiet, hit = (
+        LocalFleet(lambda: WORKER, 2),
+        LocalFleet(lambda: WORKER, 2, faults=[Fault(2.5, "kill", 0)], say=said.append),
+    )
     gradients(quiet)
     gradients(hit)
     assert hit.now > quiet.now and len(said) == 1
@@ -71,13 +76,14 @@ def test_a_fleet_is_resized_between_batches():
 
 def test_evaluation_comes_back_in_the_order_of_its_chunks():
     chunks = plan("test", 0, 5, 2)
-    fleet = LocalFleet(lambda: WORKER, 3, faults=[Fault(1.5, 1)])
+    fleet = LocalFleet(lambda: WORKER, 3, faults=[Fault(1.5, "kill", 1)])
     for result, chunk in zip(fleet.evaluate(WEIGHTS, chunks), chunks, strict=True):
         for name, values in WORKER.evaluate(WEIGHTS, chunk).items():
             assert np.array_equal(result[name], values)
 
 
 def test_workers_that_only_die_end_the_run():
-    fleet = LocalFleet(lambda: WORKER, 1, faults=[Fault(1.0 + n, n) for n in range(30)])
+    faults = [Fault(1.0 + n, "kill", n) for n in range(30)]
+    fleet = LocalFleet(lambda: WORKER, 1, faults=faults, patience=Patience(back_off_s=0.0))
     with pytest.raises(TooManyLosses, match="scripted"):
         gradients(fleet)

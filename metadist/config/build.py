@@ -231,6 +231,7 @@ def make_optimization(config: Config, engine: Engine) -> Optimization:
     """The server's side of the configuration."""
     own = config.optimizer.model_dump()
     optimizer, given = own.pop("name"), {"meta_lr": config.meta_lr, "meta_steps": config.meta_steps}
+    del own["delay"], own["max_staleness"]  # are the trainer's
     return Optimization(
         optimizer, **given, reference_batch=config.batch_size(1), statistics=engine.num_statistics, **own
     )

@@ -74,6 +74,12 @@ class OptimizerConfig(Section):
     momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="sgd only")
     clip_norm: Rate | None = Field(None, description="largest norm of the mean meta-gradient")
     clip_value: Rate | None = Field(None, description="largest magnitude of each of its elements, applied first")
+    delay: Literal[0, 1] = Field(
+        0, description="1: gradients are of the weights one meta-step before, so that workers never wait for the server"
+    )
+    max_staleness: Natural = Field(
+        0, description="asynchronous: gradients may be of weights up to so many meta-steps old; not bit-identical"
+    )
     batch_rule: Literal["none", "linear", "sqrt"] = Field(
         "none", description="with tasks_per_worker: how meta_lr, stated for one worker's tasks, grows with the batch"
     )
@@ -108,6 +114,17 @@ class FleetConfig(Section):
     threads_per_worker: Count = Field(1, description="torch threads; part of the run's identity")
     mixed_devices: bool = Field(False, description="accept unequal machines; the run is then not bit-identical")
     resources: dict[str, float] = Field({}, description="custom Ray resources each worker asks for")
+    max_losses: Natural = Field(
+        20, description="workers lost within ten minutes that end the run (or 4 times as many as it should have), but "
+        "those of nodes taken away with notice do not count"
+    )  # fmt: skip
+    max_out_of_memory: Natural = Field(3, description="likewise, those that ran out of memory")
+    max_errors: Natural = Field(
+        0, description="likewise, exceptions in a source, model or loss that may not come again, as of a file server"
+    )
+    first_result_s: Annotated[float, Field(gt=0)] = Field(
+        900, description="a worker without its first result by then counts as hung; later 30 times the usual is enough"
+    )
 
 
 class EvaluationConfig(Section):
@@ -181,6 +198,12 @@ class Config(Section):
             raise ValueError("set meta_batch_size (fixed batch) or tasks_per_worker (grows with workers), not both")
         if self.fleet.min_workers > self.num_workers:
             raise ValueError(f"fleet.min_workers={self.fleet.min_workers} is more than num_workers={self.num_workers}")
+        if self.optimizer.delay and self.optimizer.max_staleness:
+            raise ValueError(
+                "set optimizer.delay (same bits always) or optimizer.max_staleness (asynchronous), not both"
+            )
+        if self.optimizer.max_staleness and self.fleet.backend == "local":
+            raise ValueError("optimizer.max_staleness needs fleet.backend=ray: in one process nothing is asynchronous")
         if self.engine.device == "cuda" and self.fleet.backend == "ray" and not self.fleet.gpus_per_worker:
             raise ValueError("engine.device=cuda needs fleet.gpus_per_worker above 0 (such as 1 or 0.5)")
         return self

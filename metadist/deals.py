@@ -1,0 +1,72 @@
+"""The chunks of a step put into calls, and what has come of these."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from metadist.events import Attempt
+from metadist.messages import Chunk, bits
+
+MOST_CHUNKS = 8  # of a deal: so much, of each of two deals, a death has computed again
+
+Deal = tuple[Chunk, ...]
+"""Consecutive chunks that one worker computes in one call."""
+
+
+class Ahead(NamedTuple):
+    """Steps that may be begun before it is their turn, with these weights; `stale`: with newer ones where a deal is
+    made when there are newer ones."""
+
+    weights: Any
+    steps: Sequence[Sequence[Chunk]]
+    stale: bool = False
+
+
+class Call(NamedTuple):
+    """A call under way: its number, what it is an attempt at, and references to what it will return."""
+
+    number: int
+    attempt: Attempt
+    refs: Sequence[Any]
+
+
+@dataclass
+class Batch:
+    """Deals under way: how to have a worker compute one of them (`submit(call, worker, deal)`), references to the first
+    results, what was told of each attempt, how many of these there were, and of how old weights, in steps, each is.
+    `stale`: each deal is computed with the newest weights there are when it is made."""
+
+    deals: Sequence[Deal]
+    submit: Callable[[int, int, Deal], Sequence[Any]]
+    stale: bool = False
+    results: dict[Deal, Sequence[Any]] = field(default_factory=dict)
+    told: dict[Attempt, Any] = field(default_factory=dict)
+    attempts: dict[Deal, int] = field(default_factory=dict)
+    lags: dict[Attempt, int] = field(default_factory=dict)
+
+    def differ(self, first: Attempt, second: Attempt) -> bool:
+        """Whether two attempts at one deal gave different bits."""
+        both = first in self.told and second in self.told
+        return both and bits(self.told[first]) != bits(self.told[second])
+
+    def account(self) -> list[list[Any]]:
+        """Of each deal of a meta-step: its first task, the task after its last, worker, attempts, seconds."""
+        took = {attempt.chunk: (attempt.worker, reports) for attempt, reports in reversed(self.told.items())}
+        rows = [(deal, *took[deal], self.attempts[deal]) for deal in self.deals]
+        return [
+            [deal[0].start, deal[-1].stop, worker, attempts, round(sum(sum(r.seconds.values()) for r in reports), 4)]
+            for deal, worker, reports, attempts in rows
+        ]
+
+
+def cut_deals(chunks: Sequence[Chunk], workers: int) -> list[Deal]:
+    """Chunks in rounds of one call per worker: half of what remains in each, single chunks at the end (factoring,
+    Hummel et al. 1992), so that there are few calls, and a slow worker holds nobody up."""
+    deals: list[Deal] = []
+    start, size = 0, 1
+    while start < len(chunks):
+        if len(deals) % workers == 0:
+            size = min(MOST_CHUNKS, max(1, (len(chunks) - start) // (2 * workers)))
+        deals.append(tuple(chunks[start : start + size]))
+        start += size
+    return deals

@@ -1,0 +1,107 @@
+"""What a fleet tells its controller (events), and what that answers (actions)."""
+
+from typing import Any, Literal, NamedTuple
+
+Worker = int  # numbers are never used twice: a replacement is a new worker
+Kind = Literal["died", "unavailable", "out of memory", "error"]
+
+
+class Attempt(NamedTuple):
+    """One worker's go at one chunk of one batch: what a result must be labelled with to be taken."""
+
+    batch: int
+    chunk: Any  # can be hashed, is not looked into
+    worker: Worker
+
+
+class Joined(NamedTuple):
+    """A spawned worker is ready, on this node."""
+
+    worker: Worker
+    node: str = ""
+
+
+class Lost(NamedTuple):
+    """A worker is gone or not to be trusted any more, with whatever it had in flight."""
+
+    worker: Worker
+    reason: str
+    kind: Kind = "died"
+
+
+class Done(NamedTuple):
+    """A worker returned a chunk."""
+
+    attempt: Attempt
+
+
+class Draining(NamedTuple):
+    """These are all the nodes that will soon be taken away."""
+
+    nodes: frozenset[str]
+
+
+class Target(NamedTuple):
+    """The run should have this many workers from now on."""
+
+    count: int
+
+
+class Tick(NamedTuple):
+    """Time went by. Comes at least every second, whatever else happens."""
+
+
+class Spawn(NamedTuple):
+    """Start this worker, not on these nodes if there are others."""
+
+    worker: Worker
+    avoid: frozenset[str] = frozenset()
+
+
+class Retire(NamedTuple):
+    """End this worker; nothing of it is in flight."""
+
+    worker: Worker
+
+
+class Abandon(NamedTuple):
+    """End this worker, which does not answer; nothing of it is waited for any more."""
+
+    worker: Worker
+
+
+class Assign(NamedTuple):
+    """Have this worker compute this chunk after what it already has."""
+
+    attempt: Attempt
+
+
+class Cancel(NamedTuple):
+    """The result is not needed: another copy came first, or nobody wants it any more."""
+
+    attempt: Attempt
+
+
+class Compare(NamedTuple):
+    """Two workers returned the same chunk: they must be equal to the bit."""
+
+    first: Attempt
+    second: Attempt
+
+
+class Say(NamedTuple):
+    """Tell the user."""
+
+    text: str
+
+
+class Waiting(NamedTuple):
+    """Tell the user that fewer workers have joined than there should be, and whether the run stands still for it."""
+
+    joined: int
+    target: int
+    paused: bool
+
+
+Event = Joined | Lost | Done | Draining | Target | Tick
+Action = Spawn | Retire | Abandon | Assign | Cancel | Compare | Say | Waiting

@@ -1,0 +1,98 @@
+"""The calls that worker actors are at: what became of them, as events for the controller."""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import ray
+from ray.exceptions import ObjectLostError, RayError, RayTaskError
+
+from metadist.deals import Call
+from metadist.events import Attempt, Done, Draining, Event, Tick
+from metadist.ray_workers import RayWorkers, draining_nodes
+from metadist.recovery import WeightsLost
+
+TICK_S = 1.0
+DRAIN_EVERY_S = 5.0
+
+
+class RayCalls:
+    """Calls under way. `returned(call, value)` is told of each that brought something; `again`: whether an exception of
+    the user's code costs the worker, not the run."""
+
+    def __init__(self, workers: RayWorkers, returned: Callable[[Call, Any], None], again: bool):
+        self._workers, self._returned, self._again = workers, returned, again
+        self._calls: dict[ray.ObjectRef, Call] = {}
+        self._number = 0
+        self._lost_weights: RayError | None = None
+        self._ticked = self._looked = 0.0
+
+    def make(self, attempt: Attempt, submit: Callable[..., Sequence[Any]]) -> None:
+        """Have the attempt's worker compute, by `submit(number of the call, worker, deal)`."""
+        self._number += 1
+        refs = submit(self._number, attempt.worker, attempt.chunk)
+        self._calls[refs[0]] = Call(self._number, attempt, refs)
+
+    def cancel(self, attempt: Attempt) -> None:
+        """Its result is not wanted any more."""
+        for call in self._calls.values():
+            if call.attempt == attempt:
+                self._workers.cancel(attempt.worker, call.number)
+
+    def end(self, worker: int) -> None:
+        """End a worker, with its calls."""
+        self._calls = {ref: call for ref, call in self._calls.items() if call.attempt.worker != worker}
+        self._workers.end(worker)
+
+    def check_weights(self) -> None:
+        """Raise WeightsLost if a call could not get what it was to compute with."""
+        if self._lost_weights is not None:
+            error, self._lost_weights = self._lost_weights, None
+            raise WeightsLost(type(error).__name__) from error
+
+    def wait(self, longest_s: float) -> list[Event]:
+        """What happened, after so many seconds at most."""
+        refs, now = [*self._calls, *self._workers.joining], time.monotonic()
+        done: list[ray.ObjectRef] = []
+        if refs:
+            done, rest = ray.wait(refs, num_returns=1, timeout=longest_s, fetch_local=False)
+            if done and rest:
+                done += ray.wait(rest, num_returns=len(rest), timeout=0, fetch_local=False)[0]
+        else:
+            time.sleep(longest_s)
+        found = [self._event(ref, value) for ref, value in zip(done, _values(done), strict=True)]
+        events: list[Event] = [event for event in found if event is not None]
+        if not events or now - self._ticked >= TICK_S:
+            self._ticked = now
+            events.append(Tick())
+        if now - self._looked >= DRAIN_EVERY_S:
+            self._looked = now
+            events.append(Draining(draining_nodes()))
+        return events
+
+    def _event(self, ref: ray.ObjectRef, value: Any) -> Event | None:
+        """What a finished call means. An exception of our own or the user's code is raised here, as it was there."""
+        joining, call = self._workers.joining.pop(ref, None), self._calls.pop(ref, None)
+        if isinstance(value, RayTaskError) and not (call and self._again):
+            raise value.cause from value
+        if joining is not None:
+            failed = isinstance(value, RayError)
+            return self._workers.lost(joining, value) if failed else self._workers.admit(joining, *value)
+        if call is None:
+            return None
+        if isinstance(value, ObjectLostError):  # one that the call was to use: the worker is well
+            self._lost_weights = value
+        elif isinstance(value, RayError):
+            self.end(call.attempt.worker)
+            return self._workers.lost(call.attempt.worker, value)
+        elif value is not None:
+            self._returned(call, value)
+        return Done(call.attempt)
+
+
+def _values(refs: Sequence[ray.ObjectRef]) -> list[Any]:
+    """What finished calls returned, or the error of each that failed."""
+    try:
+        return ray.get(list(refs))
+    except RayError as error:
+        return [error] if len(refs) == 1 else [value for ref in refs for value in _values([ref])]
