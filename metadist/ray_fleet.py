@@ -91,6 +91,10 @@ class RayFleet:
         """Process of each worker that has joined."""
         return self._workers.pids
 
+    def server_pids(self) -> list[int]:
+        """Processes of the parameter server."""
+        return self._server.pids() if self._server else []
+
     def start_server(
         self, theta: np.ndarray, optimization: Optimization, state: dict[str, Any] | None,
         behind: np.ndarray | None = None, lag: int = 0,

@@ -89,7 +89,8 @@ class RayWorkers:
         if isinstance(error, RayActorError) and error.actor_init_failed:
             raise RuntimeError(f"worker {worker} could not be started: {str(error).splitlines()[-1]}") from error
         *_, last = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
-        return Lost(worker, f"{type(error).__name__}: {last}", kind_of(error))
+        told = last.partition("Some common causes")[0].rpartition("Worker exit detail: ")[2].strip()
+        return Lost(worker, f"{type(error).__name__}: {told}", kind_of(error))
 
     def shortage(self) -> str:
         """What the workers that have not joined are waiting for."""

@@ -107,6 +107,10 @@ class RecoveringServer:
         """The weights that this server gave away are lost: compute them again."""
         self._rebuild(why, self._done())
 
+    def pids(self) -> list[int]:
+        """Processes of what was started."""
+        return self._server.pids()
+
     def close(self) -> None:
         """End what was started."""
         self._server.close()

@@ -1,0 +1,252 @@
+"""Everything that can die, on real Ray: `python tests/benchmarks/faults.py [FAULT ...]`.
+
+Several logical nodes on this machine, each with a logical GPU. A short run on the real digits is disturbed in the
+middle of a meta-step, once for each kind of fault; it must end with the hash of the undisturbed run. Prints a table:
+seconds from the fault to the end of the step that it hit, beside what a step takes; ends with 1 if a hash differs.
+"""
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+JOB = [
+    "data.family=digits", "task.ways=5", "task.shots=1", "task.queries=5", "model.name=conv4", "model.channels=16",
+    "model.pool=false", "meta_batch_size=24", "engine.chunk_size=2", "meta_steps=24", "num_workers=2",
+    "evaluation.every=0", "evaluation.test_tasks=4", "evaluation.baselines=[]", "checkpoint.every=8",
+    "tracking.mlflow=false", "engine.device=cpu", "fleet.gpus_per_worker=1",
+]  # fmt: skip
+HIT = 8  # the step that is disturbed
+SOON = {  # so that a node that was killed counts as dead within a second or two, not after ten
+    "health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_timeout_ms": 1000,
+    "health_check_failure_threshold": 2,
+}  # fmt: skip
+RPC_FAILURES = {
+    "CoreWorkerService.grpc_client.PushTask": {
+        "num_failures": 30, "req_failure_prob": 10, "resp_failure_prob": 10, "in_flight_failure_prob": 10,
+    }
+}  # fmt: skip
+
+
+@dataclass
+class Stage:
+    """A cluster with a fleet on it, and what a fault needs to get at."""
+
+    cluster: Any
+    nodes: list[Any]
+    fleet: Any = None
+    later: list[Callable[[], None]] = field(default_factory=list)
+
+
+def kill_worker(stage: Stage) -> None:
+    os.kill(next(iter(stage.fleet.pids.values())), signal.SIGKILL)
+
+
+def stop_worker(stage: Stage) -> None:
+    """It does not die; it just does not go on for a while."""
+    pid = next(iter(stage.fleet.pids.values()))
+    os.kill(pid, signal.SIGSTOP)
+    stage.later.append(lambda: os.kill(pid, signal.SIGCONT))
+
+
+def kill_server(stage: Stage) -> None:
+    os.kill(stage.fleet.server_pids()[0], signal.SIGKILL)
+
+
+def kill_node(stage: Stage) -> None:
+    stage.cluster.remove_node(stage.nodes.pop(0), allow_graceful=False)
+
+
+def remove_node(stage: Stage) -> None:
+    stage.cluster.remove_node(stage.nodes.pop(0), allow_graceful=True)
+
+
+def drain_node(stage: Stage) -> None:
+    """With notice: marked as draining, its processes gone three seconds later."""
+    from ray._raylet import GcsClient
+    from ray.core.generated import autoscaler_pb2
+
+    node = stage.nodes.pop(0)
+    reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+    deadline_ms = int((time.time() + 3) * 1000)
+    accepted, why = GcsClient(stage.cluster.address).drain_node(node.node_id, reason, "spot", deadline_ms)
+    assert accepted, why
+    timer = threading.Timer(8, lambda: stage.cluster.remove_node(node, allow_graceful=False))
+    timer.start()
+    stage.later.append(timer.join)
+
+
+def add_node(stage: Stage) -> None:
+    stage.nodes.append(stage.cluster.add_node(num_cpus=1, num_gpus=1))
+
+
+FAULTS: dict[str, Callable[[Stage], None]] = {
+    "worker process killed": kill_worker,
+    "worker stopped for a while": stop_worker,
+    "node killed": kill_node,
+    "node removed gracefully": remove_node,
+    "node drained, then taken away": drain_node,
+    "node added": add_node,
+    "server killed": kill_server,
+}
+OWN = ("driver killed, resumed", "RPC failures")
+
+
+@contextmanager
+def stage_of(workers: int) -> Iterator[Stage]:
+    """A head without room for workers, and a node for each worker and one to spare."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    head = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": 200 * 2**20, "_system_config": SOON}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
+    try:
+        nodes = [cluster.add_node(num_cpus=1, num_gpus=1, wait=False) for _ in range(workers + 1)]
+        cluster.wait_for_nodes()
+        ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+        yield Stage(cluster, nodes)
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+
+
+def prepared_job() -> tuple[Any, Any]:
+    from metadist.config import load_config
+    from metadist.prepare import prepare
+    from metadist.worker import set_up_process
+
+    config = load_config([], JOB)
+    set_up_process(config.fleet.threads_per_worker)
+    return config, prepare(config, [])
+
+
+def train(
+    fleet: Any, config: Any, prepared: Any, at_step: Callable[[int], None]
+) -> tuple[str, list[float], list[float]]:
+    """The run's hash, and when each step began and ended."""
+    from metadist.checkpoint_format import theta_sha256
+    from metadist.config.build import make_optimization
+    from metadist.messages import plan
+
+    server = fleet.start_server(prepared.theta, make_optimization(config, prepared.engine), None)
+    weights, began, ended = server.weights(), [], []
+    for step in range(config.meta_steps):
+        began.append(time.monotonic())
+        at_step(step)
+        gradients = fleet.meta_gradients(server.used(), plan("train", step, 24, 2))
+        weights, _ = server.apply(step, *gradients, num_tasks=24)
+        ended.append(time.monotonic())
+    return theta_sha256(fleet.fetch(weights).theta), began, ended
+
+
+def undisturbed() -> str:
+    """By one worker in this process."""
+    from metadist.config.build import worker_factory
+    from metadist.local_fleet import LocalFleet
+
+    config, prepared = prepared_job()
+    return train(LocalFleet(worker_factory(config, {})), config, prepared, lambda step: None)[0]
+
+
+def disturbed(fault: str) -> dict[str, Any]:
+    """A run through Ray with one fault in the middle of step HIT."""
+    from metadist.config.build import worker_factory
+    from metadist.ray_fleet import RayFleet
+    from metadist.ray_workers import Resources
+
+    config, prepared = prepared_job()
+    said: list[str] = []
+    with stage_of(2) as stage:
+        stage.fleet = RayFleet(worker_factory(config, {}), 2, resources=Resources(1, 1, 1), say=said.append)
+        hit_at: list[float] = []
+
+        def strike() -> None:
+            hit_at.append(time.monotonic())
+            FAULTS[fault](stage)
+
+        def at_step(step: int) -> None:
+            if step == HIT:
+                threading.Timer(0.05, strike).start()
+                if fault == "node added":
+                    stage.fleet.resize(4)
+
+        theta, began, ended = train(stage.fleet, config, prepared, at_step)
+        workers = stage.fleet.num_workers
+        for act in stage.later:
+            act()
+        stage.fleet.close()
+    usual = median(end - start for start, end in zip(began[2:HIT], ended[2:HIT], strict=True))
+    slowest = max(end - start for start, end in zip(began[HIT:], ended[HIT:], strict=True))
+    first_end = next(end for end in ended if end > hit_at[0])
+    return {"theta": theta, "usual_s": usual, "recovered_s": first_end - hit_at[0], "slowest_step_s": slowest,
+            "workers": workers, "said": said}  # fmt: skip
+
+
+def driver_killed() -> dict[str, Any]:
+    """`metadist train` killed in the middle, and the same command again."""
+    from metadist.journal import read_journal
+
+    with stage_of(2) as stage, tempfile.TemporaryDirectory() as folder:
+        run_dir = Path(folder) / "run"
+        command = [sys.executable, "-m", "metadist", "train", *JOB, f"run_dir={run_dir}",
+                   f"fleet.address={stage.cluster.address}", "--resume", "auto", "-q"]  # fmt: skip
+        first = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        while not any(entry.get("step", 0) >= HIT + 2 for entry in read_journal(run_dir / "journal.jsonl")):
+            assert first.poll() is None, "the driver ended early"
+            time.sleep(0.02)
+        first.kill()
+        first.wait()
+        killed = time.monotonic()
+        subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
+        results = json.loads((run_dir / "results.json").read_text())
+        return {"theta": results["theta_sha256"], "usual_s": float("nan"), "recovered_s": time.monotonic() - killed,
+                "slowest_step_s": float("nan"), "workers": 2, "said": []}  # fmt: skip
+
+
+def rpc_failures() -> dict[str, Any]:
+    """The run in a process of its own, where every tenth call of an actor or its answer is lost."""
+    environment = os.environ | {"RAY_testing_rpc_failure": json.dumps(RPC_FAILURES)}
+    command = [sys.executable, __file__, "--json", "worker process killed"]
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("faults", nargs="*", choices=[[], *FAULTS, *OWN], default=[])
+    parser.add_argument("--json", action="store_true", help="one result, as JSON")
+    args = parser.parse_args()
+    if args.json:
+        print(json.dumps(disturbed(args.faults[0])))
+        return
+    expected, wrong = undisturbed(), 0
+    print("| fault | workers at the end | a step takes | from the fault to the end of the step | theta |")
+    print("|---|---|---|---|---|", flush=True)
+    for fault in args.faults or [*FAULTS, *OWN]:
+        own = {"driver killed, resumed": driver_killed, "RPC failures": rpc_failures}
+        told = own[fault]() if fault in own else disturbed(fault)
+        equal = told["theta"] == expected
+        wrong += not equal
+        print(f"| {fault} | {told['workers']} | {told['usual_s']:.2f} s | {told['recovered_s']:.2f} s | "
+              f"{'equal' if equal else 'DIFFERS'} |", flush=True)  # fmt: skip
+        for line in told["said"]:
+            print(f"    {line}", file=sys.stderr)
+    sys.exit(1 if wrong else 0)
+
+
+if __name__ == "__main__":
+    main()
