@@ -1,34 +1,28 @@
 """An append-only file of JSON records, one a line, that survives the death of the process writing it."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
+from metadist.disk import LineFile
 from metadist.errors import InputError
 
 
 class Journal:
-    """Appends records to `path`. A record that a dying process left half-written is cut off at opening, so that a new
-    one never glues to it. Raises InputError when an earlier line is damaged, OSError when the file cannot be written.
+    """Appends records to `path`; any thread may. A record that a dying process left half-written is cut off at opening,
+    so that a new one never glues to it. Raises InputError when an earlier line is damaged, StorageFailed when the file
+    cannot be written.
     """
 
     def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.exists():
-            os.truncate(path, _whole_records(path)[1])
-        self._file = path.open("ab")
+        self._lines = LineFile(path, _whole_records(path)[1] if path.exists() else 0)
 
     def append(self, record: dict[str, Any], *, sync: bool = False) -> None:
         """Writes one record of plain JSON values (no NaN: ValueError). With `sync` it is on the disk at return."""
-        line = json.dumps(record, allow_nan=False, separators=(",", ":"))
-        self._file.write(line.encode() + b"\n")
-        self._file.flush()
-        if sync:
-            os.fsync(self._file.fileno())
+        self._lines.append(json.dumps(record, allow_nan=False, separators=(",", ":")), sync=sync)
 
     def close(self) -> None:
-        self._file.close()
+        self._lines.close()
 
     def __enter__(self) -> "Journal":
         return self
@@ -42,6 +36,11 @@ def read_journal(path: Path) -> list[dict[str, Any]]:
     InputError that names it.
     """
     return _whole_records(path)[0] if path.exists() else []
+
+
+def planned_batches(records: list[dict[str, Any]]) -> dict[int, int]:
+    """Tasks of each meta-step that was dealt; of one dealt again, as the last record says."""
+    return {record["step"]: record["tasks"] for record in records if "step" in record and "tasks" in record}
 
 
 def _whole_records(path: Path) -> tuple[list[dict[str, Any]], int]:
@@ -67,6 +66,6 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
         return None
     try:
         record = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return record if isinstance(record, dict) else None

@@ -16,18 +16,20 @@ from metadist.config.build import (
     worker_factory,
 )  # fmt: skip
 from metadist.config.method import chunk_size
+from metadist.disk import writing
 from metadist.errors import Interrupted
 from metadist.evaluation import draw_curve, evaluate_run, write_results
 from metadist.fewshot import read_checkpoint
 from metadist.figures import training_curve
 from metadist.identity import check_settings, digest, drift, run_identity
-from metadist.journal import Journal, read_journal
+from metadist.journal import Journal, planned_batches, read_journal
 from metadist.local_fleet import LocalFleet
 from metadist.messages import Weights
 from metadist.online import regret
 from metadist.prepare import Prepared, prepare
 from metadist.recording import Recording
 from metadist.run_dir import begin_directory, find_checkpoint, first_target, is_own, located, location, write_json
+from metadist.saving import Saver
 from metadist.stopping import Signals, Stop
 from metadist.task import Split
 from metadist.tracking.jsonl import read_metrics
@@ -92,6 +94,7 @@ def train(config: Config, *, resume: str | Path | None = None, quiet: bool = Fal
         record.describe(identity, open_data(config))
         trainer = make_trainer(config, run_dir, prepared, fleet, record, checkpoint, identity)
         stack.callback(trainer.journal.close)
+        stack.callback(trainer.saver.close)
         start = checkpoint.step if checkpoint else 0
         record.say(banner(config, run_dir, prepared, start))
         signals.deferred = True
@@ -108,7 +111,7 @@ def train(config: Config, *, resume: str | Path | None = None, quiet: bool = Fal
             "identity": digest(identity),
             "data_digest": identity["data_digest"],
         }
-        told = conclude(config, prepared, fleet, trainer.store, weights, record)
+        told = conclude(config, prepared, fleet, trainer.saver.store, weights, record)
         if config.task.steps_per_round:
             own = config.evaluation.tasks, trainer.chunk_size
             told["online"] = regret(fleet, weights, trainer.progress.round_losses, *own)
@@ -130,7 +133,11 @@ def make_trainer(
 ) -> Trainer:
     """The trainer of a run, at its start or where the checkpoint left it."""
     state = checkpoint.trainer if checkpoint else None
-    journalled = read_journal(run_dir / "journal.jsonl")
+    journal = Journal(run_dir / "journal.jsonl")
+    store = CheckpointStore(location(config, run_dir), config.checkpoint.keep_last, record.say)
+    own = is_own(checkpoint, run_dir)
+    if checkpoint and own and checkpoint.run.get("best"):  # its process may have died before it could say so
+        store.point_best_to(checkpoint.step)
     return Trainer(
         config,
         run_dir=run_dir,
@@ -138,8 +145,8 @@ def make_trainer(
         shapes=prepared.shapes,
         fleet=fleet,
         server=fleet.start_server(prepared.theta, make_optimization(config), state["server"] if state else None),
-        store=CheckpointStore(location(config, run_dir), config.checkpoint.keep_last, record.say),
-        journal=Journal(run_dir / "journal.jsonl"),
+        saver=Saver(store, journal, record.say),
+        journal=journal,
         tracker=record.tracker,
         facts=lambda: {
             "identity": identity,
@@ -147,8 +154,8 @@ def make_trainer(
             "mlflow_run_id": record.mlflow_run_id(),
             "run_dir": str(run_dir),
         },
-        planned={entry["step"]: entry["tasks"] for entry in journalled if "step" in entry},
-        progress=Progress(**state["progress"]) if state and is_own(checkpoint, run_dir) else Progress(),
+        planned=planned_batches(read_journal(run_dir / "journal.jsonl")),
+        progress=Progress(**state["progress"]) if state and own else Progress(),
     )
 
 
@@ -165,7 +172,8 @@ def conclude(
     rows = read_metrics(run_dir / "metrics.jsonl")
     files = ["tasks.arrow", "adaptation_curve.png"]
     if any("train/loss" in row for row in rows):
-        training_curve(rows, run_dir / "training_curve.png")
+        with writing(run_dir):
+            training_curve(rows, run_dir / "training_curve.png")
         files.append("training_curve.png")
     for name in files:
         record.tracker.artifact(run_dir / name)
@@ -180,9 +188,10 @@ def conclude(
 def judge(config: Config, prepared: Prepared, fleet: Any, weights: Weights, folder: Path, say: Say) -> dict[str, Any]:
     """The full evaluation, its per-task results and its figure written to `folder`."""
     told, results = evaluate_run(config, prepared.shapes, prepared.engine, fleet, weights, say)
-    write_results(results, folder / "tasks.arrow")
     protocol = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in told["protocol"].items())
-    draw_curve(told, protocol, folder / "adaptation_curve.png")
+    with writing(folder):
+        write_results(results, folder / "tasks.arrow")
+        draw_curve(told, protocol, folder / "adaptation_curve.png")
     return told
 
 
@@ -196,7 +205,8 @@ def evaluate(config: Config, run: str | Path, *, checkpoint: str = "best", say: 
     weights = Weights(saved.step, prepared.theta)
     name = digest({"config": config.model_dump(mode="json"), "step": saved.step})
     folder = Path(run) / "evaluations" / name
-    folder.mkdir(parents=True, exist_ok=True)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     signals = Signals()
     with open_fleet(config, prepared, config.num_workers, say, signals) as fleet, signals:
         told = judge(config, prepared, fleet, weights, folder, say)

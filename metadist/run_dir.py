@@ -10,6 +10,7 @@ import yaml
 from metadist.checkpoint import CheckpointStore
 from metadist.checkpoint_format import Checkpoint
 from metadist.config import Config, dump_config
+from metadist.disk import reason, replace_text
 from metadist.errors import InputError
 from metadist.fewshot import config_file, read_checkpoint
 
@@ -56,9 +57,11 @@ def begin_directory(config: Config, run_dir: Path, checkpoint: Checkpoint | None
         forgotten = ["results.json"] if checkpoint else ["results.json", "journal.jsonl", "metrics.jsonl"]
         for name in forgotten:
             (run_dir / name).unlink(missing_ok=True)
-        (run_dir / "config.yaml").write_text(dump_config(config))
+        replace_text(run_dir / "config.yaml", dump_config(config))
     except OSError as error:
-        raise InputError(f"run_dir={run_dir} cannot be written to ({error.strerror}): choose another") from None
+        raise InputError(
+            f"run_dir={run_dir} cannot be written to ({reason(error.__cause__ or error)}): choose another"
+        ) from None
 
 
 def first_target(config: Config, run_dir: Path, checkpoint: Checkpoint | None) -> int:
@@ -84,14 +87,12 @@ def scale(run_dir: str | Path, target: int) -> None:
     path = config_file(run_dir).parent
     if target < 1:
         raise InputError(f"a run needs at least 1 worker, not {target}")
-    aside = path / f".{TARGET_FILE}"
-    aside.write_text(str(target))
-    aside.replace(path / TARGET_FILE)
+    replace_text(path / TARGET_FILE, str(target))
 
 
 def write_json(told: Any, path: Path) -> None:
     """Results as strict JSON; a number that is not finite is null."""
-    path.write_text(json.dumps(_finite(told), indent=2, allow_nan=False) + "\n")
+    replace_text(path, json.dumps(_finite(told), indent=2, allow_nan=False) + "\n")
 
 
 def _finite(value: Any) -> Any:

@@ -8,12 +8,12 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "metadist"
 FLOORS = [
     {"errors"},
-    {"task"},
+    {"task", "disk"},
     {"noise", "layout", "draws", "losses", "messages", "data", "checkpoint_format", "journal", "tracking", "figures",
      "stopping"},
     {"models"},
     {"checkpoint", "learners", "sources", "cost_model", "simulated"},
-    {"engine", "stream"},
+    {"engine", "stream", "saving"},
     {"baselines"},
     {"worker", "server"},
     {"controller", "config", "ray_actors"},
