@@ -2,22 +2,26 @@
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from metadist.checkpoint import CheckpointStore
-from metadist.checkpoint_format import Checkpoint, theta_sha256
+import numpy as np
+
+from metadist.checkpoint_format import Checkpoint
 from metadist.config import Config, dump_config
 from metadist.config.build import Shapes, metrics
 from metadist.config.method import chunk_size
 from metadist.engine import Engine
-from metadist.errors import Diverged, Interrupted
+from metadist.errors import Diverged, Interrupted, StorageFailed
 from metadist.evaluation import interval, measure
 from metadist.journal import Journal
 from metadist.messages import PHASES, Weights, plan
 from metadist.online import round_loss
 from metadist.run_dir import TARGET_FILE
+from metadist.saving import Saver
 from metadist.server import Stats
 from metadist.stopping import Stop
 from metadist.tracking import Tracker
@@ -62,7 +66,7 @@ class Trainer:
         shapes: Shapes,
         fleet: Any,
         server: Any,
-        store: CheckpointStore,
+        saver: Saver,
         journal: Journal,
         tracker: Tracker,
         facts: Callable[[], dict[str, Any]],
@@ -74,7 +78,7 @@ class Trainer:
         self.engine = engine
         self.fleet = fleet
         self.server = server
-        self.store = store
+        self.saver = saver
         self.journal = journal
         self.tracker = tracker
         self.facts = facts
@@ -209,22 +213,29 @@ class Trainer:
         return improved
 
     def _save(self, done: int, weights: Any, *, best: bool, now: bool) -> None:
-        """Checkpoint when it is time, when it is the best, or when it must be now."""
+        """Checkpoint when it is time, when it is the best, or when it must be now: then all is written at return."""
+        self.saver.check()
         own = self.config.checkpoint
         due = done % own.every == 0 or time.monotonic() - self._saved_at >= own.every_s
-        if not (due or best or now) or done == self._saved_step:
-            return
+        if (due or best or now) and done != self._saved_step:
+            self.saver.save(*self._snapshot(done, weights), best=best)
+            self._saved_at, self._saved_step = time.monotonic(), done
+        if now:
+            self.saver.flush()
+
+    def _snapshot(self, done: int, weights: Any) -> tuple[Checkpoint, np.ndarray]:
+        """The run as it is now, and its theta; nothing in them moves on with the run."""
         theta = self.fleet.fetch(weights).theta
-        model = self.engine.learner.model
-        named = self.engine.layout.named_arrays(theta) | {n: v.cpu().numpy() for n, v in model.constants.items()}
-        trainer = {"server": self.server.snapshot(), "progress": vars(self.progress), "target": self.fleet.target}
-        facts = {**self.facts(), "theta_sha256": theta_sha256(theta)}
-        self.store.save(Checkpoint(done, named, trainer, dump_config(self.config), self._validated, facts), best=best)
-        self.journal.append({"done": done, "theta_sha256": facts["theta_sha256"]}, sync=True)
-        self._saved_at, self._saved_step = time.monotonic(), done
+        constants = {name: value.cpu().numpy().copy() for name, value in self.engine.learner.model.constants.items()}
+        named = self.engine.layout.named_arrays(theta) | constants
+        progress = deepcopy(vars(self.progress))
+        trainer = {"server": self.server.snapshot(), "progress": progress, "target": self.fleet.target}
+        text, facts = dump_config(self.config), self.facts()
+        return Checkpoint(done, named, trainer, text, dict(self._validated), facts), theta
 
     def _explain(self, error: Diverged, step: int, weights: Any) -> Diverged:
-        self._save(step, weights, best=False, now=True)
+        with suppress(StorageFailed):  # which was said
+            self._save(step, weights, best=False, now=True)
         task = str(error).split()[1]
         return Diverged(
             f"{error} at meta-step {step}: lower learner.inner_lr or meta_lr, or set optimizer.clip_norm; "
