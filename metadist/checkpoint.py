@@ -84,10 +84,11 @@ class CheckpointStore:
             return self._load_latest(folders)
         if which == "best":
             return self._load_best(folders)
-        name, found = which, {step_name(step): folder for step, folder in folders.items()}
-        if name not in found:
-            raise InputError(f"There is no checkpoint {name} in {self.location}; it has: {', '.join(found) or 'none'}.")
-        return load_checkpoint(join(self.location, found[name]))
+        step = next((step for step in folders if step_name(step) == which), None)
+        if step is None:
+            has = ", ".join(map(step_name, folders)) or "none"
+            raise InputError(f"There is no checkpoint {which} in {self.location}; it has: {has}.")
+        return self._load_step(step, folders)
 
     def has_best(self) -> bool:
         """Whether a checkpoint was saved as the best."""
@@ -97,45 +98,72 @@ class CheckpointStore:
         """The steps of all complete checkpoints, ascending."""
         return sorted(self._folders())
 
-    def _load_latest(self, folders: dict[int, str]) -> Checkpoint:
+    def _load_latest(self, folders: dict[int, list[str]]) -> Checkpoint:
         for step in sorted(folders, reverse=True):
             try:
-                return load_checkpoint(join(self.location, folders[step]))
+                return self._load_step(step, folders)
             except DamagedCheckpoint as error:
                 self._say(f"{error} Trying the checkpoint before it.")
         state = "Every checkpoint is damaged" if folders else "There is no checkpoint"
         raise InputError(f"{state} in {self.location}: start a new run, or give the path of another checkpoint.")
 
-    def _load_best(self, folders: dict[int, str]) -> Checkpoint:
+    def _load_best(self, folders: dict[int, list[str]]) -> Checkpoint:
         name = self._best()
         if name is None:
             raise InputError(f"There is no best checkpoint in {self.location} yet: use the latest one.")
-        folder = folders.get(int(name.removeprefix("step_")), name)
         try:
-            return load_checkpoint(join(self.location, folder))
+            return self._load_step(int(name.removeprefix("step_")), folders)
         except DamagedCheckpoint as error:
             self._say(f"{error} It was the best; trying the latest.")
             return self._load_latest(folders)
 
-    def _folders(self) -> dict[int, str]:
-        """Step -> name of its complete directory: the one moved aside, if the process died before the new one came."""
+    def _load_step(self, step: int, folders: dict[int, list[str]]) -> Checkpoint:
+        newest, *aside = folders.get(step, [step_name(step)])
+        try:
+            return load_checkpoint(join(self.location, newest))
+        except DamagedCheckpoint:
+            if not aside:
+                raise
+            return load_checkpoint(join(self.location, aside[0]))
+
+    def _folders(self) -> dict[int, list[str]]:
+        """Step -> names of its complete directories, ascending: the one of its name, then the one that was moved aside
+        for it, if the process died meanwhile."""
         names = [info.base_name for info in self._list() if info.type == arrow_fs.FileType.Directory]
         names = sorted(name for name in names if _FOLDER.fullmatch(name))
         marks = self._fs.get_file_info([f"{self._root}/{name}/{META}" for name in names])
         whole = [name for name, mark in zip(names, marks, strict=True) if mark.type == arrow_fs.FileType.File]
-        return {int(_FOLDER.fullmatch(name)[2]): name for name in whole}  # pyright: ignore[reportOptionalSubscript]
+        found: dict[int, list[str]] = {}
+        for name in sorted(whole, key=lambda name: (_step(name), name.startswith(_ASIDE))):
+            found.setdefault(_step(name), []).append(name)
+        return found
 
     def _list(self) -> list[arrow_fs.FileInfo]:
         return self._fs.get_file_info(arrow_fs.FileSelector(self._root, allow_not_found=True))
 
     def _best(self) -> str | None:
-        """The name the pointer holds; a damaged pointer counts as none."""
+        """The name that the pointer holds; where that is damaged, the last that was saved as the best."""
         path = f"{self._root}/best"
         if self._fs.get_file_info(path).type != arrow_fs.FileType.File:
             return None
         name, _, proof = read(self._fs, path).decode(errors="replace").strip().partition(" ")
-        known = _FOLDER.fullmatch(name) and name.startswith("step_") and proof in ("", _proof(name))  # "": up to 0.1.0
-        return name if known else None
+        if _FOLDER.fullmatch(name) and not name.startswith(_ASIDE) and proof in ("", _proof(name)):  # "": by 0.1.0
+            return name
+        folders = self._folders()
+        return next((step_name(step) for step in sorted(folders, reverse=True) if self._was_best(step, folders)), None)
+
+    def _is_whole(self, name: str) -> bool:
+        try:
+            load_checkpoint(join(self.location, name))
+        except InputError:
+            return False
+        return True
+
+    def _was_best(self, step: int, folders: dict[int, list[str]]) -> bool:
+        try:
+            return bool(self._load_step(step, folders).run.get("best"))
+        except InputError:
+            return False
 
     def point_best_to(self, step: int) -> None:
         """Make the checkpoint of `step` the best one."""
@@ -187,14 +215,19 @@ class CheckpointStore:
 
     def _settle_leftovers(self) -> None:
         """Undoes what a process that died while writing or deleting left behind."""
-        whole = set(self._folders().values())
+        whole = {name for names in self._folders().values() for name in names}
         for info in self._list():
             ours = info.base_name.startswith(_UNFINISHED) or _FOLDER.fullmatch(info.base_name)
             if ours and info.type == arrow_fs.FileType.Directory and info.base_name not in whole:
                 self._delete(info.base_name)
-        for name in whole:
-            if name.startswith(_ASIDE):
-                self._move(name, name.removeprefix(_ASIDE))
+        for aside in sorted(name for name in whole if name.startswith(_ASIDE)):
+            name = aside.removeprefix(_ASIDE)
+            if name in whole and self._is_whole(name):
+                self._delete(aside)
+                continue
+            if name in whole:
+                self._delete(name)
+            self._move(aside, name)
 
     def _prune(self, step: int) -> None:
         """Of this step and those before it the last few are kept; later ones, of a try that went further, until this
@@ -214,6 +247,12 @@ class CheckpointStore:
         if self._fs.get_file_info(mark).type == arrow_fs.FileType.File:
             self._fs.delete_file(mark)
         self._fs.delete_dir(f"{self._root}/{name}")
+
+
+def _step(folder: str) -> int:
+    match = _FOLDER.fullmatch(folder)
+    assert match
+    return int(match[2])
 
 
 def _proof(name: str) -> str:
