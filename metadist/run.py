@@ -24,6 +24,7 @@ from metadist.figures import training_curve
 from metadist.identity import check_settings, digest, drift, run_identity
 from metadist.journal import Journal, planned_batches, read_journal
 from metadist.local_fleet import LocalFleet
+from metadist.lock import DriverLock, here
 from metadist.messages import Weights
 from metadist.online import regret
 from metadist.prepare import Prepared, prepare
@@ -40,19 +41,24 @@ Say = Callable[[str], None]
 
 
 @contextmanager
-def open_fleet(config: Config, prepared: Prepared, target: int, say: Say, signals: Signals) -> Iterator[Any]:
-    """The fleet a job asks for, closed at the end (with Ray, if it was started here)."""
+def open_fleet(
+    config: Config, prepared: Prepared, target: int, say: Say, signals: Signals, writes: bool = False
+) -> Iterator[Any]:
+    """The fleet a job asks for, closed at the end (with Ray, if it was started here). `writes`: it writes checkpoints,
+    which only one driver of a cluster may do in one place."""
     own = config.fleet
     constants = {name: value.cpu().numpy() for name, value in prepared.engine.learner.model.constants.items()}
     make_worker = worker_factory(config, constants)
     if own.backend == "local":
         yield LocalFleet(make_worker, target, own.min_workers, say=say)
         return
-    from metadist.ray_cluster import connect, disconnect
+    from metadist.ray_cluster import claim, connect, disconnect
     from metadist.ray_fleet import RayFleet, Resources
 
     started = connect(own.address, target * own.cpus_per_worker, say)
     resources = Resources(own.cpus_per_worker, own.gpus_per_worker, own.threads_per_worker, own.resources)
+    place = config.checkpoint.location or ""
+    claimed = claim(place, here()) if writes and "://" in place else None
     fleet = RayFleet(
         make_worker, target, own.min_workers, resources, own.mixed_devices, lambda: signals.received, say, own.servers
     )
@@ -60,6 +66,7 @@ def open_fleet(config: Config, prepared: Prepared, target: int, say: Say, signal
         yield fleet
     finally:
         fleet.close()
+        del claimed  # it ends with its last reference
         if started:
             disconnect()
 
@@ -70,10 +77,14 @@ def train(config: Config, *, resume: str | Path | None = None, quiet: bool = Fal
     `resume`: None refuses a run directory that is in use; "auto" continues what is there, or starts; a path continues
     from that run or checkpoint. Raises InputError, Diverged, or Interrupted (after saving).
     """
-    began = time.monotonic()
     config = located(config)
     assert config.run_dir
-    run_dir = Path(config.run_dir)
+    with DriverLock(Path(config.run_dir)) as lock:
+        return _train(config, Path(config.run_dir), lock, resume, quiet)
+
+
+def _train(config: Config, run_dir: Path, lock: DriverLock, resume: str | Path | None, quiet: bool) -> dict[str, Any]:
+    began = time.monotonic()
     checkpoint = find_checkpoint(config, run_dir, resume)
     if checkpoint is not None:
         check_settings(checkpoint.run["identity"], config)
@@ -82,14 +93,18 @@ def train(config: Config, *, resume: str | Path | None = None, quiet: bool = Fal
     prepared = prepare(config, [*validated, config.evaluation.split], checkpoint)
     identity = run_identity(config, prepared.engine)
     changes = drift(checkpoint.run["identity"], identity) if checkpoint else []
-    begin_directory(config, run_dir, checkpoint)
+    lock.take()
     with ExitStack() as stack:
+        kept = Path(location(config, run_dir))
+        if config.checkpoint.location and "://" not in config.checkpoint.location and kept != run_dir:
+            stack.enter_context(DriverLock(kept)).take()
+        begin_directory(config, run_dir, checkpoint)
         record = stack.enter_context(Recording(config, run_dir, checkpoint, quiet))
         for change in changes:
             record.say(f"{change}: from here on the bits may differ from an uninterrupted run")
         target = first_target(config, run_dir, checkpoint)
         signals = Signals()
-        fleet = stack.enter_context(open_fleet(config, prepared, target, record.say, signals))
+        fleet = stack.enter_context(open_fleet(config, prepared, target, record.say, signals, writes=True))
         stack.enter_context(signals)
         record.describe(identity, open_data(config))
         trainer = make_trainer(config, run_dir, prepared, fleet, record, checkpoint, identity)

@@ -10,7 +10,7 @@ FLOORS = [
     {"errors"},
     {"task", "disk"},
     {"noise", "layout", "draws", "losses", "messages", "data", "checkpoint_format", "journal", "tracking", "figures",
-     "stopping"},
+     "stopping", "lock"},
     {"models"},
     {"checkpoint", "learners", "sources", "cost_model", "simulated"},
     {"engine", "stream", "saving"},
