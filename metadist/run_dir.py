@@ -5,11 +5,10 @@ import math
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from metadist.checkpoint import CheckpointStore
 from metadist.checkpoint_format import Checkpoint
 from metadist.config import Config, dump_config
+from metadist.config.load import parse_config
 from metadist.disk import reason, replace_text
 from metadist.errors import InputError
 from metadist.fewshot import config_file, read_checkpoint
@@ -66,7 +65,10 @@ def begin_directory(config: Config, run_dir: Path, checkpoint: Checkpoint | None
 
 def first_target(config: Config, run_dir: Path, checkpoint: Checkpoint | None) -> int:
     """How many workers to begin with: what the job says; if it says what it said before, as many as there were."""
-    if checkpoint and yaml.safe_load(checkpoint.config)["num_workers"] == config.num_workers:
+    if (
+        checkpoint
+        and parse_config(checkpoint.config, "the checkpoint's configuration").num_workers == config.num_workers
+    ):
         return checkpoint.trainer["target"]
     (run_dir / TARGET_FILE).unlink(missing_ok=True)
     return config.num_workers

@@ -89,6 +89,7 @@ class Trainer:
         self._window = Window()
         self._logged = False
         self._validated: dict[str, float] = {}
+        self._config_text = dump_config(config)
         self._saved_at = time.monotonic()
         self._saved_step = -1
         self._target_changed_ns = 0
@@ -230,8 +231,7 @@ class Trainer:
         named = self.engine.layout.named_arrays(theta) | constants
         progress = deepcopy(vars(self.progress))
         trainer = {"server": self.server.snapshot(), "progress": progress, "target": self.fleet.target}
-        text, facts = dump_config(self.config), self.facts()
-        return Checkpoint(done, named, trainer, text, dict(self._validated), facts), theta
+        return Checkpoint(done, named, trainer, self._config_text, dict(self._validated), self.facts()), theta
 
     def _explain(self, error: Diverged, step: int, weights: Any) -> Diverged:
         with suppress(StorageFailed):  # which was said

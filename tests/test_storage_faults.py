@@ -22,6 +22,14 @@ JOB = [
 ]  # fmt: skip
 
 
+@pytest.fixture(autouse=True, scope="module")
+def no_figures():
+    """Two thirds of these runs would be drawing."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("matplotlib.figure.Figure.savefig", lambda self, path, **_: Path(path).write_bytes(b""))
+        yield
+
+
 def job(run_dir: Path, *overrides: str) -> Config:
     return load_config([], [*JOB, f"run_dir={run_dir}", *overrides])
 
@@ -63,7 +71,6 @@ def break_writes(monkeypatch: pytest.MonkeyPatch, name: str, after: int, code: i
     ("name", "after", "said"),
     [
         ("journal.jsonl", 0, r"journal\.jsonl cannot be written \(No space left on device\): make room"),
-        ("journal.jsonl", 9, r"journal\.jsonl cannot be written"),
         ("metrics.jsonl", 2, r"metrics\.jsonl cannot be written"),
         ("weights.safetensors", 0, r"the checkpoint of step \d+ could not be written .* the 3rd failure in a row"),
         ("meta.json", 2, r"the checkpoint of step \d+ could not be written .* the 3rd failure in a row"),
@@ -128,7 +135,7 @@ def test_a_slow_store_does_not_delay_steps(tmp_path, monkeypatch, undisturbed):
 
     def slow(descriptor):
         if ".tmp_step" in os.readlink(f"/proc/self/fd/{descriptor}"):
-            time.sleep(0.3)
+            time.sleep(0.1)
         sync(descriptor)
 
     monkeypatch.setattr(os, "fsync", slow)
