@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import os
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -116,7 +117,9 @@ def _decode(path: str | Path, meta: dict[str, Any], contents: dict[str, bytes]) 
             path, f"holds weights or a configuration that cannot be read ({type(error).__name__})"
         ) from error
     try:
-        trainer = torch.load(io.BytesIO(contents[TRAINER]), map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickles that it does not load anyway
+            trainer = torch.load(io.BytesIO(contents[TRAINER]), map_location="cpu", weights_only=True)
     except Exception as error:  # noqa: BLE001 - torch raises whatever comes up; it runs nothing in the file
         raise _foreign(path, f"holds something other than plain values and tensors in {TRAINER}") from error
     if not isinstance(trainer, dict):
@@ -153,7 +156,7 @@ def _describes(meta: dict[str, Any]) -> bool:
     files, weights, metrics = meta.get("files"), meta.get("weights"), meta.get("metrics")
     return (
         type(meta.get("step")) is int
-        and meta["step"] >= 0
+        and 0 <= meta["step"] <= 10**12
         and isinstance(files, dict)
         and set(files) == {WEIGHTS, TRAINER, CONFIG}
         and all(isinstance(entry, dict) and {"bytes", "sha256"} <= set(entry) for entry in files.values())

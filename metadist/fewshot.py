@@ -6,12 +6,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from pydantic import TypeAdapter, ValidationError
 
 from metadist.checkpoint import CheckpointStore
 from metadist.checkpoint_format import Checkpoint, load_checkpoint
 from metadist.config import load_config
 from metadist.config.build import Shapes, make_evaluation_engine
 from metadist.config.load import parse_config
+from metadist.disk import reason
 from metadist.engine import Engine
 from metadist.errors import InputError
 from metadist.task import Examples
@@ -107,7 +109,10 @@ def learner_of(checkpoint: Checkpoint) -> FewShotLearner:
     """The learner a checkpoint holds, adapted as its configuration says."""
     config = parse_config(checkpoint.config, "the checkpoint's configuration")
     config = config.model_copy(update={"model": config.model.model_copy(update={"weights": None})})
-    shapes = Shapes(**checkpoint.run["shapes"])
+    try:
+        shapes = TypeAdapter(Shapes).validate_python(checkpoint.run.get("shapes"))
+    except ValidationError as error:
+        raise InputError(f"the checkpoint does not say what its model takes: {reason(error)}") from None
     engine = make_evaluation_engine(config, shapes, device="cpu")
     engine.learner.model.load_constants(checkpoint.weights)
     theta = engine.layout.vector(checkpoint.weights)

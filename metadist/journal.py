@@ -7,6 +7,8 @@ from typing import Any
 from metadist.disk import LineFile
 from metadist.errors import InputError
 
+MOST_TASKS = 10**12
+
 
 class Journal:
     """Appends records to `path`; any thread may. A record that a dying process left half-written is cut off at opening,
@@ -40,7 +42,26 @@ def read_journal(path: Path) -> list[dict[str, Any]]:
 
 def planned_batches(records: list[dict[str, Any]]) -> dict[int, int]:
     """Tasks of each meta-step that was dealt; of one dealt again, as the last record says."""
-    return {record["step"]: record["tasks"] for record in records if "step" in record and "tasks" in record}
+    planned = {}
+    for record in records:
+        if "step" in record and "tasks" in record:
+            step, tasks = record["step"], record["tasks"]
+            if type(step) is not int or type(tasks) is not int or step < 0 or not 1 <= tasks <= MOST_TASKS:
+                raise InputError(f"the journal says {step!r} has {tasks!r} tasks: restore the file from a copy")
+            planned[step] = tasks
+    return planned
+
+
+def journalled_hashes(records: list[dict[str, Any]]) -> dict[int, str]:
+    """The hash of theta after each number of meta-steps at which it was saved."""
+    found = {}
+    for record in records:
+        if "done" in record:
+            done, hashed = record["done"], record.get("theta_sha256")
+            if type(done) is not int or done < 0 or not isinstance(hashed, str):
+                raise InputError(f"the journal has {hashed!r} as theta's hash at {done!r}: restore it from a copy")
+            found[done] = hashed
+    return found
 
 
 def _whole_records(path: Path) -> tuple[list[dict[str, Any]], int]:

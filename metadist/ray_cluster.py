@@ -49,6 +49,17 @@ def _init(address: str | None, cpus: float, say: Callable[[str], None]) -> None:
     ray.init("local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
 
 
+def check_gpus(per_worker: float, started: bool, say: Callable[[str], None]) -> None:
+    """Raises InputError where no worker could ever have its GPUs; a cluster joined may still get nodes that have."""
+    there = ray.cluster_resources().get("GPU", 0)
+    if per_worker <= there:
+        return
+    told = f"fleet.gpus_per_worker={per_worker:g}, but there are {there:g} GPUs"
+    if started:
+        raise InputError(f"{told} on this machine: set it to 0, or give fleet.address of a cluster that has them")
+    say(f"{told} in the cluster now: waiting until a node has them")
+
+
 def disconnect() -> None:
     """Leave the cluster; one that `connect` started ends."""
     ray.shutdown()

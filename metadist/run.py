@@ -29,6 +29,7 @@ from metadist.messages import Weights
 from metadist.online import regret
 from metadist.prepare import Prepared, prepare
 from metadist.recording import Recording
+from metadist.resuming import check_resumable, check_state
 from metadist.run_dir import begin_directory, find_checkpoint, first_target, is_own, located, location, write_json
 from metadist.saving import Saver
 from metadist.stopping import Signals, Stop
@@ -52,23 +53,30 @@ def open_fleet(
     if own.backend == "local":
         yield LocalFleet(make_worker, target, own.min_workers, say=say)
         return
-    from metadist.ray_cluster import claim, connect, disconnect
+    from metadist.ray_cluster import check_gpus, claim, connect, disconnect
     from metadist.ray_fleet import RayFleet, Resources
 
-    started = connect(own.address, target * own.cpus_per_worker, say)
-    resources = Resources(own.cpus_per_worker, own.gpus_per_worker, own.threads_per_worker, own.resources)
-    place = config.checkpoint.location or ""
-    claimed = claim(place, here()) if writes and "://" in place else None
-    fleet = RayFleet(
-        make_worker, target, own.min_workers, resources, own.mixed_devices, lambda: signals.received, say, own.servers
-    )
-    try:
-        yield fleet
-    finally:
-        fleet.close()
-        del claimed  # it ends with its last reference
+    with ExitStack() as stack:
+        started = connect(own.address, target * own.cpus_per_worker, say)
         if started:
-            disconnect()
+            stack.callback(disconnect)
+        check_gpus(own.gpus_per_worker, started, say)
+        place = config.checkpoint.location or ""
+        claimed = claim(place, here()) if writes and "://" in place else None
+        stack.callback(lambda: claimed)  # which ends with its last reference
+        resources = Resources(own.cpus_per_worker, own.gpus_per_worker, own.threads_per_worker, own.resources)
+        fleet = RayFleet(
+            make_worker,
+            target,
+            own.min_workers,
+            resources,
+            own.mixed_devices,
+            lambda: signals.received,
+            say,
+            own.servers,
+        )
+        stack.callback(fleet.close)
+        yield fleet
 
 
 def train(config: Config, *, resume: str | Path | None = None, quiet: bool = False) -> dict[str, Any]:
@@ -87,10 +95,13 @@ def _train(config: Config, run_dir: Path, lock: DriverLock, resume: str | Path |
     began = time.monotonic()
     checkpoint = find_checkpoint(config, run_dir, resume)
     if checkpoint is not None:
+        check_resumable(checkpoint)
         check_settings(checkpoint.run["identity"], config)
     set_up_process(config.fleet.threads_per_worker)
     validated: list[Split] = ["validation"] if config.evaluation.every else []
     prepared = prepare(config, [*validated, config.evaluation.split], checkpoint)
+    if checkpoint is not None:
+        check_state(checkpoint, prepared.theta, config.optimizer.name)
     identity = run_identity(config, prepared.engine)
     changes = drift(checkpoint.run["identity"], identity) if checkpoint else []
     lock.take()

@@ -14,6 +14,7 @@ from metadist.errors import InputError
 from metadist.fewshot import config_file, read_checkpoint
 
 TARGET_FILE = "target_workers"
+MOST_WORKERS = 100_000
 
 
 def located(config: Config) -> Config:
@@ -87,9 +88,18 @@ def location(config: Config, run_dir: Path) -> str:
 def scale(run_dir: str | Path, target: int) -> None:
     """Ask a running job for `target` workers; it follows from its next meta-step."""
     path = config_file(run_dir).parent
-    if target < 1:
-        raise InputError(f"a run needs at least 1 worker, not {target}")
+    if not 1 <= target <= MOST_WORKERS:
+        raise InputError(f"a run has between 1 and {MOST_WORKERS} workers, not {target}")
     replace_text(path / TARGET_FILE, str(target))
+
+
+def asked_target(run_dir: Path) -> int | None:
+    """The number of workers asked for; None where what the file holds is none."""
+    try:
+        target = int((run_dir / TARGET_FILE).read_text())
+    except (OSError, ValueError):
+        return None
+    return target if 1 <= target <= MOST_WORKERS else None
 
 
 def write_json(told: Any, path: Path) -> None:

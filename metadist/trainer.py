@@ -20,7 +20,7 @@ from metadist.evaluation import interval, measure
 from metadist.journal import Journal
 from metadist.messages import PHASES, Weights, plan
 from metadist.online import round_loss
-from metadist.run_dir import TARGET_FILE
+from metadist.run_dir import TARGET_FILE, asked_target
 from metadist.saving import Saver
 from metadist.server import Stats
 from metadist.stopping import Stop
@@ -150,7 +150,7 @@ class Trainer:
             return
         if changed_ns != self._target_changed_ns:
             self._target_changed_ns = changed_ns
-            self.fleet.resize(int((self.run_dir / TARGET_FILE).read_text()))
+            self.fleet.resize(asked_target(self.run_dir) or self.fleet.target)
 
     def _count(self, stats: Stats, compute_s: float, update_s: float) -> None:
         window = self._window

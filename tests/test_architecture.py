@@ -13,7 +13,7 @@ FLOORS = [
      "stopping", "lock"},
     {"models"},
     {"checkpoint", "learners", "sources", "cost_model", "simulated"},
-    {"engine", "stream", "saving"},
+    {"engine", "stream", "saving", "resuming"},
     {"baselines"},
     {"worker", "server"},
     {"controller", "config", "ray_actors"},
