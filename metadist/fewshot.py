@@ -13,7 +13,6 @@ from metadist.checkpoint_format import Checkpoint, load_checkpoint
 from metadist.config import load_config
 from metadist.config.build import Shapes, make_evaluation_engine
 from metadist.config.load import parse_config
-from metadist.disk import reason
 from metadist.engine import Engine
 from metadist.errors import InputError
 from metadist.task import Examples
@@ -112,7 +111,9 @@ def learner_of(checkpoint: Checkpoint) -> FewShotLearner:
     try:
         shapes = TypeAdapter(Shapes).validate_python(checkpoint.run.get("shapes"))
     except ValidationError as error:
-        raise InputError(f"the checkpoint does not say what its model takes: {reason(error)}") from None
+        first = error.errors()[0]
+        entry = ".".join(map(str, ("shapes", *first["loc"])))
+        raise InputError(f"the checkpoint does not say what its model takes: {entry}: {first['msg']}") from None
     engine = make_evaluation_engine(config, shapes, device="cpu")
     engine.learner.model.load_constants(checkpoint.weights)
     theta = engine.layout.vector(checkpoint.weights)

@@ -16,7 +16,7 @@ from metadist.disk import reason
 from metadist.errors import InputError
 
 LIBRARIES = frozenset(
-    {"torch", "numpy", "scipy", "pyarrow", "pandas", "ray", "mlflow", "yaml", "pydantic", "click", "safetensors",
+    {"metadist", "torch", "numpy", "scipy", "pyarrow", "pandas", "ray", "mlflow", "yaml", "pydantic", "click", "safetensors",
      "matplotlib", "cloudpickle", "joblib", "dill", "sklearn", "PIL", "pip", "setuptools", "pkg_resources"}
 )  # fmt: skip
 
@@ -45,6 +45,8 @@ def resolve_own(name: str, known: Iterable[str] = ()) -> Any:
     """As `resolve`, for what is called with what a job or a checkpoint says: a network's module, or code of the user's.
     Functions of Python and of the libraries below metadist could do anything (`os:system`) and are refused."""
     found = resolve(name, known)
+    if not callable(found):
+        raise InputError(f"{name} is no function or class, but a {type(found).__name__}")
     if not (isinstance(found, type) and issubclass(found, torch.nn.Module)):
         defined = isinstance(found, type) or inspect.isroutine(found)
         for module_name in (name.partition(":")[0], (found.__module__ or "builtins") if defined else ""):
@@ -60,7 +62,10 @@ def _refuse_library(name: str, module_name: str, libraries: frozenset[str]) -> N
 
 def call(what: str, function: Callable[..., Any], options: Mapping[str, Any], hidden: tuple[str, ...] = ()) -> Any:
     """function(**options), each option checked against its annotation; mistakes are InputErrors in one sentence."""
-    parameters = inspect.signature(function).parameters
+    try:
+        parameters = inspect.signature(function).parameters
+    except ValueError:
+        raise InputError(f"{what} does not say what options it has: wrap it in a function of your own") from None
     known = [name for name in parameters if name not in hidden]
     open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     hints = get_type_hints(function.__init__ if isinstance(function, type) else function)
