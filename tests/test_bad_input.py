@@ -95,7 +95,7 @@ def test_settings_out_of_range_are_refused(override, sentence):
     (["model.name=torch:load", "model.f=evil"], "is part of torch"),
     (["model.name=metadist.run_dir:write_json", "model.told=1", "model.path=executed"], "is part of metadist"),
     (["model.name=metadist.config.calls:importlib", "model.x=1"], "is no function or class"),
-    (["model.name=metadist.config.calls:get_type_hints", "model.obj=1"], "is part of typing"),
+    (["model.name=metadist.config.calls:get_type_hints", "model.obj=1"], "is part of metadist"),
     (["loss=os:system"], "is part of os"),
     (["learner.name=builtins:exec"], "is part of builtins"),
     (["learner.inner_optimizer={name: 'os:system', command: touch executed}"], "is part of os"),

@@ -16,9 +16,30 @@ from metadist.disk import reason
 from metadist.errors import InputError
 
 LIBRARIES = frozenset(
-    {"metadist", "torch", "numpy", "scipy", "pyarrow", "pandas", "ray", "mlflow", "yaml", "pydantic", "click", "safetensors",
-     "matplotlib", "cloudpickle", "joblib", "dill", "sklearn", "PIL", "pip", "setuptools", "pkg_resources"}
-)  # fmt: skip
+    [
+        "metadist",
+        "torch",
+        "numpy",
+        "scipy",
+        "pyarrow",
+        "pandas",
+        "ray",
+        "mlflow",
+        "yaml",
+        "pydantic",
+        "click",
+        "safetensors",
+        "matplotlib",
+        "cloudpickle",
+        "joblib",
+        "dill",
+        "sklearn",
+        "PIL",
+        "pip",
+        "setuptools",
+        "pkg_resources",
+    ]
+)
 
 
 def resolve(name: str, known: Iterable[str] = ()) -> Any:
