@@ -4,8 +4,10 @@ On a local path a directory appears by one rename; at a URI that pyarrow.fs unde
 appear one by one, and what lacks `meta.json` is ignored.
 """
 
+import hashlib
 import os
 import re
+import shutil
 import sys
 import uuid
 from collections.abc import Callable
@@ -14,6 +16,7 @@ from pathlib import Path
 from pyarrow import fs as arrow_fs
 
 from metadist.checkpoint_format import (
+    FILES,
     META,
     Checkpoint,
     DamagedCheckpoint,
@@ -46,9 +49,9 @@ class CheckpointStore:
     def __init__(self, location: str | Path, keep_last: int = 3, say: Callable[[str], None] = _to_stderr) -> None:
         if keep_last < 1:
             raise InputError(f"keep_last is {keep_last}: at least 1 checkpoint must be kept.")
-        self._location = str(location)
-        self._fs, self._root = open_location(self._location)
-        self._local = "://" not in self._location
+        self.location = str(location)
+        self._fs, self._root = open_location(self.location)
+        self._local = "://" not in self.location
         self._keep_last, self._say = keep_last, say
 
     def save(self, checkpoint: Checkpoint, *, best: bool = False) -> str:
@@ -66,27 +69,26 @@ class CheckpointStore:
         else:
             self._write_marked(name, files)
         if best:
-            self._point_best_to(name)
-        self._prune(keep=name)
-        return join(self._location, name)
+            self.point_best_to(checkpoint.step)
+        self._prune(checkpoint.step)
+        return join(self.location, name)
 
     def load(self, which: str = "latest") -> Checkpoint:
-        """ "latest", "best", or a name such as "step_00001200". A damaged latest falls back to the one before it.
+        """ "latest", "best", or a name such as "step_00001200". A damaged latest falls back to the one before it, a
+        damaged best to the latest.
 
         Raises InputError when there is none, or none that is whole.
         """
         folders = self._folders()
         if which == "latest":
             return self._load_latest(folders)
-        name = self._best() if which == "best" else which
-        if name is None:
-            raise InputError(f"There is no best checkpoint in {self._location} yet: use the latest one.")
-        found = {step_name(step): folder for step, folder in folders.items()}
-        if name not in found:
-            raise InputError(
-                f"There is no checkpoint {name} in {self._location}; it has: {', '.join(found) or 'none'}."
-            )
-        return load_checkpoint(join(self._location, found[name]))
+        if which == "best":
+            return self._load_best(folders)
+        step = next((step for step in folders if step_name(step) == which), None)
+        if step is None:
+            has = ", ".join(map(step_name, folders)) or "none"
+            raise InputError(f"There is no checkpoint {which} in {self.location}; it has: {has}.")
+        return self._load_step(step, folders)
 
     def has_best(self) -> bool:
         """Whether a checkpoint was saved as the best."""
@@ -96,39 +98,82 @@ class CheckpointStore:
         """The steps of all complete checkpoints, ascending."""
         return sorted(self._folders())
 
-    def _load_latest(self, folders: dict[int, str]) -> Checkpoint:
+    def _load_latest(self, folders: dict[int, list[str]]) -> Checkpoint:
         for step in sorted(folders, reverse=True):
             try:
-                return load_checkpoint(join(self._location, folders[step]))
+                return self._load_step(step, folders)
             except DamagedCheckpoint as error:
                 self._say(f"{error} Trying the checkpoint before it.")
         state = "Every checkpoint is damaged" if folders else "There is no checkpoint"
-        raise InputError(f"{state} in {self._location}: start a new run, or give the path of another checkpoint.")
+        raise InputError(f"{state} in {self.location}: start a new run, or give the path of another checkpoint.")
 
-    def _folders(self) -> dict[int, str]:
-        """Step -> name of its complete directory: the one moved aside, if the process died before the new one came."""
+    def _load_best(self, folders: dict[int, list[str]]) -> Checkpoint:
+        name = self._best()
+        if name is None:
+            raise InputError(f"There is no best checkpoint in {self.location} yet: use the latest one.")
+        try:
+            return self._load_step(int(name.removeprefix("step_")), folders)
+        except DamagedCheckpoint as error:
+            self._say(f"{error} It was the best; trying the latest.")
+            return self._load_latest(folders)
+
+    def _load_step(self, step: int, folders: dict[int, list[str]]) -> Checkpoint:
+        newest, *aside = folders.get(step, [step_name(step)])
+        try:
+            return load_checkpoint(join(self.location, newest))
+        except DamagedCheckpoint:
+            if not aside:
+                raise
+            return load_checkpoint(join(self.location, aside[0]))
+
+    def _folders(self) -> dict[int, list[str]]:
+        """Step -> names of its complete directories, ascending: the one of its name, then the one that was moved aside
+        for it, if the process died meanwhile."""
         names = [info.base_name for info in self._list() if info.type == arrow_fs.FileType.Directory]
         names = sorted(name for name in names if _FOLDER.fullmatch(name))
         marks = self._fs.get_file_info([f"{self._root}/{name}/{META}" for name in names])
         whole = [name for name, mark in zip(names, marks, strict=True) if mark.type == arrow_fs.FileType.File]
-        return {int(_FOLDER.fullmatch(name)[2]): name for name in whole}  # pyright: ignore[reportOptionalSubscript]
+        found: dict[int, list[str]] = {}
+        for name in sorted(whole, key=lambda name: (_step(name), name.startswith(_ASIDE))):
+            found.setdefault(_step(name), []).append(name)
+        return found
 
     def _list(self) -> list[arrow_fs.FileInfo]:
         return self._fs.get_file_info(arrow_fs.FileSelector(self._root, allow_not_found=True))
 
     def _best(self) -> str | None:
+        """The name that the pointer holds; where that is damaged, the last that was saved as the best."""
         path = f"{self._root}/best"
         if self._fs.get_file_info(path).type != arrow_fs.FileType.File:
             return None
-        return read(self._fs, path).decode().strip()
+        name, _, proof = read(self._fs, path).decode(errors="replace").strip().partition(" ")
+        if _FOLDER.fullmatch(name) and not name.startswith(_ASIDE) and proof in ("", _proof(name)):  # "": by 0.1.0
+            return name
+        folders = self._folders()
+        return next((step_name(step) for step in sorted(folders, reverse=True) if self._was_best(step, folders)), None)
 
-    def _point_best_to(self, name: str) -> None:
-        target = f"{self._root}/best"
+    def _is_whole(self, name: str) -> bool:
+        try:
+            load_checkpoint(join(self.location, name))
+        except InputError:
+            return False
+        return True
+
+    def _was_best(self, step: int, folders: dict[int, list[str]]) -> bool:
+        try:
+            return bool(self._load_step(step, folders).run.get("best"))
+        except InputError:
+            return False
+
+    def point_best_to(self, step: int) -> None:
+        """Make the checkpoint of `step` the best one."""
+        name, target = step_name(step), f"{self._root}/best"
+        content = f"{name} {_proof(name)}\n".encode()
         if not self._local:
-            write(self._fs, target, f"{name}\n".encode())
+            write(self._fs, target, content)
             return
         temporary = Path(self._root, f"{_UNFINISHED}best")
-        write_synced(temporary, f"{name}\n".encode())
+        write_synced(temporary, content)
         os.replace(temporary, target)
         sync_directory(self._root)
 
@@ -136,36 +181,62 @@ class CheckpointStore:
         root = Path(self._root)
         temporary = root / f"{_UNFINISHED}{name}_{uuid.uuid4().hex[:8]}"
         temporary.mkdir()
-        for file, content in files.items():
-            write_synced(temporary / file, content)
-        sync_directory(temporary)
+        try:
+            for file, content in files.items():
+                write_synced(temporary / file, content)
+            sync_directory(temporary)
+        except OSError:
+            shutil.rmtree(temporary, ignore_errors=True)  # a full disk needs the room
+            raise
         if (root / name).exists():
-            os.rename(root / name, root / (_ASIDE + name))
+            self._move(name, _ASIDE + name)
         os.rename(temporary, root / name)
         sync_directory(root)
+        if (root / (_ASIDE + name)).exists():
+            self._delete(_ASIDE + name)
 
     def _write_marked(self, name: str, files: dict[str, bytes]) -> None:
         folder = f"{self._root}/{name}"
         if self._fs.get_file_info(folder).type == arrow_fs.FileType.Directory:
-            self._delete(name)
+            self._move(name, _ASIDE + name)
         self._fs.create_dir(folder, recursive=True)
         for file, content in files.items():
             write(self._fs, f"{folder}/{file}", content)
 
+    def _move(self, name: str, target: str) -> None:
+        """One rename, or where there is none, copies with the commit mark last."""
+        if self._local:
+            os.rename(f"{self._root}/{name}", f"{self._root}/{target}")
+            return
+        self._fs.create_dir(f"{self._root}/{target}", recursive=True)
+        for file in FILES:
+            self._fs.copy_file(f"{self._root}/{name}/{file}", f"{self._root}/{target}/{file}")
+        self._delete(name)
+
     def _settle_leftovers(self) -> None:
         """Undoes what a process that died while writing or deleting left behind."""
-        whole = set(self._folders().values())
+        whole = {name for names in self._folders().values() for name in names}
         for info in self._list():
             ours = info.base_name.startswith(_UNFINISHED) or _FOLDER.fullmatch(info.base_name)
             if ours and info.type == arrow_fs.FileType.Directory and info.base_name not in whole:
                 self._delete(info.base_name)
-        for name in whole:
-            if name.startswith(_ASIDE):
-                os.rename(f"{self._root}/{name}", f"{self._root}/{name.removeprefix(_ASIDE)}")
+        for aside in sorted(name for name in whole if name.startswith(_ASIDE)):
+            name = aside.removeprefix(_ASIDE)
+            if name in whole and self._is_whole(name):
+                self._delete(aside)
+                continue
+            if name in whole:
+                self._delete(name)
+            self._move(aside, name)
 
-    def _prune(self, keep: str) -> None:
+    def _prune(self, step: int) -> None:
+        """Of this step and those before it the last few are kept; later ones, of a try that went further, until this
+        one gets there: they may be damaged, and must not count."""
         folders = self._folders()
-        kept = {step_name(step) for step in sorted(folders)[-self._keep_last :]} | {keep, self._best()}
+        earlier = sorted(other for other in folders if other <= step)[-self._keep_last :]
+        kept = {step_name(other) for other in [*earlier, *(other for other in folders if other > step)]} | {
+            self._best()
+        }
         for info in self._list():
             if _FOLDER.fullmatch(info.base_name) and info.base_name not in kept:
                 self._delete(info.base_name)
@@ -176,3 +247,14 @@ class CheckpointStore:
         if self._fs.get_file_info(mark).type == arrow_fs.FileType.File:
             self._fs.delete_file(mark)
         self._fs.delete_dir(f"{self._root}/{name}")
+
+
+def _step(folder: str) -> int:
+    match = _FOLDER.fullmatch(folder)
+    assert match
+    return int(match[2])
+
+
+def _proof(name: str) -> str:
+    """Tells a pointer to another step from one whose bits flipped."""
+    return hashlib.sha256(name.encode()).hexdigest()[:8]

@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import os
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -18,10 +19,13 @@ import safetensors.numpy
 import torch
 from pyarrow import fs as arrow_fs
 
+from metadist.disk import reason
 from metadist.errors import InputError
 
 FORMAT_VERSION = 1
+MOST_META_BYTES = 1 << 26
 WEIGHTS, TRAINER, CONFIG, META = "weights.safetensors", "trainer.pt", "config.yaml", "meta.json"
+FILES = (WEIGHTS, TRAINER, CONFIG, META)  # in the order in which they are written
 
 
 @dataclass(frozen=True)
@@ -53,11 +57,12 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     meta = _read_meta(fs, root, path)
     contents: dict[str, bytes] = {}
     for file, expected in meta["files"].items():
-        if fs.get_file_info(f"{root}/{file}").type != arrow_fs.FileType.File:
+        found = fs.get_file_info(f"{root}/{file}")
+        if found.type != arrow_fs.FileType.File:
             raise _damaged(path, file, "is missing")
-        content = read(fs, f"{root}/{file}")
-        if len(content) != expected["bytes"]:
-            raise _damaged(path, file, f"has {len(content)} bytes instead of {expected['bytes']}")
+        if found.size != expected["bytes"]:
+            raise _damaged(path, file, f"has {found.size} bytes instead of {expected['bytes']}")
+        content = _read(fs, root, path, file)
         if _sha256(content) != expected["sha256"]:
             raise _damaged(path, file, "has changed since it was written (its sha256 differs)")
         contents[file] = content
@@ -103,32 +108,36 @@ def _encode_trainer(trainer: dict[str, Any]) -> bytes:
 
 
 def _decode(path: str | Path, meta: dict[str, Any], contents: dict[str, bytes]) -> Checkpoint:
-    stored = safetensors.numpy.load(contents[WEIGHTS])
     try:
-        trainer = torch.load(io.BytesIO(contents[TRAINER]), map_location="cpu", weights_only=True)
-    except UnpicklingError as error:
-        raise InputError(
-            f"{TRAINER} in {path} holds something other than plain values and tensors and was not loaded: "
-            "use a checkpoint from a source you trust."
+        stored = safetensors.numpy.load(contents[WEIGHTS])
+        weights = {name: stored[name].copy() for name in meta["weights"]}
+        config = contents[CONFIG].decode()
+    except Exception as error:  # noqa: BLE001 - the hashes are right: whoever made this knew them
+        raise _foreign(
+            path, f"holds weights or a configuration that cannot be read ({type(error).__name__})"
         ) from error
-    return Checkpoint(
-        step=meta["step"],
-        weights={name: stored[name].copy() for name in meta["weights"]},
-        trainer=trainer,
-        config=contents[CONFIG].decode(),
-        metrics=meta["metrics"],
-        run=meta["run"],
-    )
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickles that it does not load anyway
+            trainer = torch.load(io.BytesIO(contents[TRAINER]), map_location="cpu", weights_only=True)
+    except Exception as error:  # noqa: BLE001 - torch raises whatever comes up; it runs nothing in the file
+        raise _foreign(path, f"holds something other than plain values and tensors in {TRAINER}") from error
+    if not isinstance(trainer, dict):
+        raise _foreign(path, f"has no settings in {TRAINER}")
+    return Checkpoint(meta["step"], weights, trainer, config, meta["metrics"], meta["run"])
 
 
 def _read_meta(fs: arrow_fs.FileSystem, root: str, path: str | Path) -> dict[str, Any]:
-    if fs.get_file_info(f"{root}/{META}").type != arrow_fs.FileType.File:
+    found = fs.get_file_info(f"{root}/{META}")
+    if found.type != arrow_fs.FileType.File:
         raise _damaged(path, META, "is missing")
+    if found.size > MOST_META_BYTES:
+        raise _damaged(path, META, f"has {found.size} bytes, more than any description of a checkpoint")
     try:
-        meta = json.loads(read(fs, f"{root}/{META}"))
-    except ValueError as error:
+        meta = json.loads(_read(fs, root, path, META))
+    except (ValueError, RecursionError) as error:
         raise _damaged(path, META, f"is not JSON ({error})") from error
-    if not isinstance(meta, dict) or not isinstance(meta.get("format"), int):
+    if not isinstance(meta, dict) or type(meta.get("format")) is not int or meta["format"] < 1:
         raise _damaged(path, META, "does not describe a checkpoint")
     if meta["format"] > FORMAT_VERSION:
         raise InputError(
@@ -137,7 +146,32 @@ def _read_meta(fs: arrow_fs.FileSystem, root: str, path: str | Path) -> dict[str
         )
     if meta.get("sha256") != _meta_sha256(meta):
         raise _damaged(path, META, "has changed since it was written (its sha256 differs)")
+    if not _describes(meta):
+        raise _damaged(path, META, "does not describe a checkpoint")
     return meta
+
+
+def _describes(meta: dict[str, Any]) -> bool:
+    """Whether every entry is there and of its type, and no file but our own is named."""
+    files, weights, metrics = meta.get("files"), meta.get("weights"), meta.get("metrics")
+    return (
+        type(meta.get("step")) is int
+        and 0 <= meta["step"] <= 10**12
+        and isinstance(files, dict)
+        and set(files) == {WEIGHTS, TRAINER, CONFIG}
+        and all(isinstance(entry, dict) and {"bytes", "sha256"} <= set(entry) for entry in files.values())
+        and isinstance(weights, list)
+        and all(isinstance(name, str) for name in weights)
+        and isinstance(metrics, dict)
+        and isinstance(meta.get("run"), dict)
+    )
+
+
+def _read(fs: arrow_fs.FileSystem, root: str, path: str | Path, file: str) -> bytes:
+    try:
+        return read(fs, f"{root}/{file}")
+    except OSError as error:
+        raise _damaged(path, file, f"cannot be read ({reason(error)})") from error
 
 
 def _meta_sha256(meta: dict[str, Any]) -> str:
@@ -147,6 +181,10 @@ def _meta_sha256(meta: dict[str, Any]) -> str:
 
 def _damaged(path: str | Path, file: str, what: str) -> DamagedCheckpoint:
     return DamagedCheckpoint(f"{file} in the checkpoint {path} {what}: delete that directory and use another one.")
+
+
+def _foreign(path: str | Path, what: str) -> InputError:
+    return InputError(f"The checkpoint {path} {what} and was not loaded: use a checkpoint from a source you trust.")
 
 
 def _sha256(data: bytes) -> str:

@@ -1,4 +1,4 @@
-"""The two errors that end a run with a meaning of their own; the command line turns them into exit codes."""
+"""The errors that end a run with a meaning of their own; the command line turns them into exit codes."""
 
 
 class InputError(ValueError):
@@ -22,3 +22,10 @@ class Interrupted(Exception):
     def __init__(self, signal_number: int):
         super().__init__(f"stopped by signal {signal_number}")
         self.signal_number = signal_number
+
+
+class StorageFailed(OSError):
+    """A place that a run must write to (a full disk, a directory that became read-only, an object store that is gone).
+
+    The message is one sentence; the command line prints it alone and exits with code 1.
+    """

@@ -6,12 +6,13 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
+from pydantic import TypeAdapter, ValidationError
 
 from metadist.checkpoint import CheckpointStore
 from metadist.checkpoint_format import Checkpoint, load_checkpoint
-from metadist.config import Config
+from metadist.config import load_config
 from metadist.config.build import Shapes, make_evaluation_engine
+from metadist.config.load import parse_config
 from metadist.engine import Engine
 from metadist.errors import InputError
 from metadist.task import Examples
@@ -98,16 +99,21 @@ def read_checkpoint(run: str | Path, checkpoint: str = "best") -> Checkpoint:
     path = Path(run)
     if (path / "meta.json").exists():
         return load_checkpoint(path)
-    location = yaml.safe_load(config_file(path).read_text()).get("checkpoint", {}).get("location")
+    location = load_config([config_file(path)]).checkpoint.location
     store = CheckpointStore(location or path / "checkpoints")
     return store.load("latest" if checkpoint == "best" and not store.has_best() else checkpoint)
 
 
 def learner_of(checkpoint: Checkpoint) -> FewShotLearner:
     """The learner a checkpoint holds, adapted as its configuration says."""
-    config = Config.model_validate(yaml.safe_load(checkpoint.config))
+    config = parse_config(checkpoint.config, "the checkpoint's configuration")
     config = config.model_copy(update={"model": config.model.model_copy(update={"weights": None})})
-    shapes = Shapes(**checkpoint.run["shapes"])
+    try:
+        shapes = TypeAdapter(Shapes).validate_python(checkpoint.run.get("shapes"))
+    except ValidationError as error:
+        first = error.errors()[0]
+        entry = ".".join(map(str, ("shapes", *first["loc"])))
+        raise InputError(f"the checkpoint does not say what its model takes: {entry}: {first['msg']}") from None
     engine = make_evaluation_engine(config, shapes, device="cpu")
     engine.learner.model.load_constants(checkpoint.weights)
     theta = engine.layout.vector(checkpoint.weights)

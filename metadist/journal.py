@@ -1,34 +1,30 @@
 """An append-only file of JSON records, one a line, that survives the death of the process writing it."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
+from metadist.disk import LineFile
 from metadist.errors import InputError
+
+MOST_TASKS = 10**12
 
 
 class Journal:
-    """Appends records to `path`. A record that a dying process left half-written is cut off at opening, so that a new
-    one never glues to it. Raises InputError when an earlier line is damaged, OSError when the file cannot be written.
+    """Appends records to `path`; any thread may. A record that a dying process left half-written is cut off at opening,
+    so that a new one never glues to it. Raises InputError when an earlier line is damaged, StorageFailed when the file
+    cannot be written.
     """
 
     def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.exists():
-            os.truncate(path, _whole_records(path)[1])
-        self._file = path.open("ab")
+        self._lines = LineFile(path, _whole_records(path)[1] if path.exists() else 0)
 
     def append(self, record: dict[str, Any], *, sync: bool = False) -> None:
         """Writes one record of plain JSON values (no NaN: ValueError). With `sync` it is on the disk at return."""
-        line = json.dumps(record, allow_nan=False, separators=(",", ":"))
-        self._file.write(line.encode() + b"\n")
-        self._file.flush()
-        if sync:
-            os.fsync(self._file.fileno())
+        self._lines.append(json.dumps(record, allow_nan=False, separators=(",", ":")), sync=sync)
 
     def close(self) -> None:
-        self._file.close()
+        self._lines.close()
 
     def __enter__(self) -> "Journal":
         return self
@@ -42,6 +38,30 @@ def read_journal(path: Path) -> list[dict[str, Any]]:
     InputError that names it.
     """
     return _whole_records(path)[0] if path.exists() else []
+
+
+def planned_batches(records: list[dict[str, Any]]) -> dict[int, int]:
+    """Tasks of each meta-step that was dealt; of one dealt again, as the last record says."""
+    planned = {}
+    for record in records:
+        if "step" in record and "tasks" in record:
+            step, tasks = record["step"], record["tasks"]
+            if type(step) is not int or type(tasks) is not int or step < 0 or not 1 <= tasks <= MOST_TASKS:
+                raise InputError(f"the journal says {step!r} has {tasks!r} tasks: restore the file from a copy")
+            planned[step] = tasks
+    return planned
+
+
+def journalled_hashes(records: list[dict[str, Any]]) -> dict[int, str]:
+    """The hash of theta after each number of meta-steps at which it was saved."""
+    found = {}
+    for record in records:
+        if "done" in record:
+            done, hashed = record["done"], record.get("theta_sha256")
+            if type(done) is not int or done < 0 or not isinstance(hashed, str):
+                raise InputError(f"the journal has {hashed!r} as theta's hash at {done!r}: restore it from a copy")
+            found[done] = hashed
+    return found
 
 
 def _whole_records(path: Path) -> tuple[list[dict[str, Any]], int]:
@@ -67,6 +87,6 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
         return None
     try:
         record = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return record if isinstance(record, dict) else None

@@ -64,4 +64,6 @@ class Layout:
             if name not in arrays or arrays[name].shape != shape:
                 found = arrays[name].shape if name in arrays else "nothing"
                 raise InputError(f"the weights hold {found} for {name!r}; the model needs shape {shape}")
+            if arrays[name].dtype.kind != "f":
+                raise InputError(f"the weights hold {arrays[name].dtype} for {name!r}; the model needs floating point")
         return np.concatenate([arrays[name].reshape(-1) for name in self.names])

@@ -53,7 +53,11 @@ def prepare(config: Config, splits: Sequence[Split], checkpoint: Checkpoint | No
     theta = engine.initial_theta().numpy()
     if checkpoint is not None:
         engine.learner.model.load_constants(checkpoint.weights)
-        theta = engine.layout.vector(checkpoint.weights)
+        begun, theta = theta, engine.layout.vector(checkpoint.weights)
+        if theta.dtype != begun.dtype:
+            raise InputError(
+                f"the checkpoint's weights are {theta.dtype} and the run's {begun.dtype}: take another one"
+            )
     chunk = [
         source(TaskId("train", 0, index)) for index in range(min(chunk_size(config, engine), config.batch_size(1)))
     ]

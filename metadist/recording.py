@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from metadist.checkpoint_format import Checkpoint
 from metadist.config import Config
 from metadist.data import Dataset
+from metadist.disk import replace_text
 from metadist.errors import Interrupted
 from metadist.identity import digest
 from metadist.tracking import Status, Tracker, Trackers
@@ -36,7 +38,7 @@ class Recording:
         if own.mlflow:
             name = own.run_name or run_dir.name
             run_id = known_run_id(run_dir, checkpoint)
-            note = (run_dir / RUN_ID_FILE).write_text
+            note = partial(replace_text, run_dir / RUN_ID_FILE)
             self._mlflow = MlflowTracker(own.uri, own.experiment, name, run_id, run_dir.parent, self.say, note)
             trackers.append(self._mlflow)
         self.tracker: Tracker = Trackers(*trackers)

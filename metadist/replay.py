@@ -13,7 +13,7 @@ from metadist.config.method import chunk_size
 from metadist.engine import Engine
 from metadist.errors import InputError
 from metadist.fewshot import config_file, read_checkpoint
-from metadist.journal import read_journal
+from metadist.journal import journalled_hashes, planned_batches, read_journal
 from metadist.local_fleet import LocalFleet
 from metadist.messages import Chunk, Weights, plan
 from metadist.run import prepare
@@ -30,8 +30,8 @@ def replay(run_dir: str | Path, say: Callable[[str], None]) -> dict[str, Any]:
     compare theta wherever the journal has its hash. Raises Differs at the first that is not equal."""
     config = load_config([config_file(run_dir)])
     records = read_journal(Path(run_dir) / "journal.jsonl")
-    batches = {record["step"]: record["tasks"] for record in records if "step" in record}
-    hashes = {record["done"]: record["theta_sha256"] for record in records if "done" in record}
+    batches = planned_batches(records)
+    hashes = journalled_hashes(records)
     if not hashes:
         raise InputError(f"the journal of {run_dir} has no hash to compare with: let the run save once")
     absent = sorted(set(range(max(hashes))) - set(batches))

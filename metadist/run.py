@@ -12,18 +12,24 @@ from metadist.checkpoint_format import Checkpoint, theta_sha256
 from metadist.config import Config
 from metadist.config.build import make_optimization, open_data, worker_factory
 from metadist.config.method import chunk_size
+from metadist.disk import writing
 from metadist.errors import Interrupted
 from metadist.evaluation import draw_curve, evaluate_run, write_results
+from metadist.events import Kind
 from metadist.fewshot import read_checkpoint
 from metadist.figures import training_curve
 from metadist.identity import check_settings, digest, drift, run_identity
-from metadist.journal import Journal, read_journal
+from metadist.journal import Journal, planned_batches, read_journal
 from metadist.local_fleet import LocalFleet
+from metadist.lock import DriverLock, here
 from metadist.messages import Weights
 from metadist.online import regret
+from metadist.patience import Patience
 from metadist.prepare import Prepared, prepare
 from metadist.recording import Recording
+from metadist.resuming import check_resumable, check_state
 from metadist.run_dir import begin_directory, find_checkpoint, first_target, is_own, located, location, write_json
+from metadist.saving import Saver
 from metadist.stopping import Signals, Stop
 from metadist.task import Split
 from metadist.tracking.jsonl import read_metrics
@@ -34,45 +40,50 @@ Say = Callable[[str], None]
 
 
 @contextmanager
-def open_fleet(config: Config, prepared: Prepared, target: int, say: Say, signals: Signals) -> Iterator[Any]:
-    """The fleet a job asks for, closed at the end (with Ray, if it was started here)."""
+def open_fleet(
+    config: Config, prepared: Prepared, target: int, say: Say, signals: Signals, writes: bool = False
+) -> Iterator[Any]:
+    """The fleet a job asks for, closed at the end (with Ray, if it was started here). `writes`: it writes checkpoints,
+    which only one driver of a cluster may do in one place."""
     own = config.fleet
     constants = {name: value.cpu().numpy() for name, value in prepared.engine.learner.model.constants.items()}
     make_worker = worker_factory(config, constants)
     if own.backend == "local":
         yield LocalFleet(make_worker, target, own.min_workers, say=say)
         return
-    from metadist.patience import Patience
-    from metadist.ray_cluster import connect, disconnect
+    from metadist.ray_cluster import check_gpus, claim, connect, disconnect
     from metadist.ray_fleet import RayFleet, Resources
 
-    started = connect(own.address, target * own.cpus_per_worker, say)
-    resources = Resources(own.cpus_per_worker, own.gpus_per_worker, own.threads_per_worker, own.resources)
-    fleet = RayFleet(
-        make_worker,
-        target,
-        own.min_workers,
-        resources,
-        own.mixed_devices,
-        lambda: signals.received,
-        say,
-        own.servers,
-        Patience(
-            {
-                "died": own.max_losses,
-                "unavailable": own.max_losses,
-                "out of memory": own.max_out_of_memory,
-                "error": own.max_errors,
-            },
-            first_s=own.first_result_s,
-        ),  # fmt: skip
-    )
-    try:
-        yield fleet
-    finally:
-        fleet.close()
+    with ExitStack() as stack:
+        started = connect(own.address, target * own.cpus_per_worker, say)
         if started:
-            disconnect()
+            stack.callback(disconnect)
+        check_gpus(own.gpus_per_worker, started, say)
+        place = config.checkpoint.location or ""
+        claimed = claim(place, here()) if writes and "://" in place else None
+        stack.callback(lambda: claimed)  # which ends with its last reference
+        resources = Resources(own.cpus_per_worker, own.gpus_per_worker, own.threads_per_worker, own.resources)
+        fleet = RayFleet(
+            make_worker,
+            target,
+            own.min_workers,
+            resources,
+            own.mixed_devices,
+            lambda: signals.received,
+            say,
+            own.servers,
+            patience_of(config),
+        )
+        stack.callback(fleet.close)
+        yield fleet
+
+
+def patience_of(config: Config) -> Patience:
+    """How much may go wrong, and how long a first result may take."""
+    own = config.fleet
+    most: dict[Kind, int] = {"died": own.max_losses, "unavailable": own.max_losses}
+    most |= {"out of memory": own.max_out_of_memory, "error": own.max_errors}
+    return Patience(most, first_s=own.first_result_s)
 
 
 def train(config: Config, *, resume: str | Path | None = None, quiet: bool = False) -> dict[str, Any]:
@@ -81,30 +92,42 @@ def train(config: Config, *, resume: str | Path | None = None, quiet: bool = Fal
     `resume`: None refuses a run directory that is in use; "auto" continues what is there, or starts; a path continues
     from that run or checkpoint. Raises InputError, Diverged, or Interrupted (after saving).
     """
-    began = time.monotonic()
     config = located(config)
     assert config.run_dir
-    run_dir = Path(config.run_dir)
+    with DriverLock(Path(config.run_dir)) as lock:
+        return _train(config, Path(config.run_dir), lock, resume, quiet)
+
+
+def _train(config: Config, run_dir: Path, lock: DriverLock, resume: str | Path | None, quiet: bool) -> dict[str, Any]:
+    began = time.monotonic()
     checkpoint = find_checkpoint(config, run_dir, resume)
     if checkpoint is not None:
+        check_resumable(checkpoint)
         check_settings(checkpoint.run["identity"], config)
     set_up_process(config.fleet.threads_per_worker)
     validated: list[Split] = ["validation"] if config.evaluation.every else []
     prepared = prepare(config, [*validated, config.evaluation.split], checkpoint)
+    if checkpoint is not None:
+        check_state(checkpoint, prepared.theta, config.optimizer.name, prepared.engine.num_statistics)
     identity = run_identity(config, prepared.engine)
     changes = drift(checkpoint.run["identity"], identity) if checkpoint else []
-    begin_directory(config, run_dir, checkpoint)
+    lock.take()
     with ExitStack() as stack:
+        kept = Path(location(config, run_dir))
+        if config.checkpoint.location and "://" not in config.checkpoint.location and kept != run_dir:
+            stack.enter_context(DriverLock(kept)).take()
+        begin_directory(config, run_dir, checkpoint)
         record = stack.enter_context(Recording(config, run_dir, checkpoint, quiet))
         for change in changes:
             record.say(f"{change}: from here on the bits may differ from an uninterrupted run")
         target = first_target(config, run_dir, checkpoint)
         signals = Signals()
-        fleet = stack.enter_context(open_fleet(config, prepared, target, record.say, signals))
+        fleet = stack.enter_context(open_fleet(config, prepared, target, record.say, signals, writes=True))
         stack.enter_context(signals)
         record.describe(identity, open_data(config))
         trainer = make_trainer(config, run_dir, prepared, fleet, record, checkpoint, identity)
         stack.callback(trainer.journal.close)
+        stack.callback(trainer.saver.close)
         start = checkpoint.step if checkpoint else 0
         record.say(banner(config, run_dir, prepared, start))
         signals.deferred = True
@@ -121,7 +144,7 @@ def train(config: Config, *, resume: str | Path | None = None, quiet: bool = Fal
             "identity": digest(identity),
             "data_digest": identity["data_digest"],
         }
-        told = conclude(config, prepared, fleet, trainer.store, weights, record)
+        told = conclude(config, prepared, fleet, trainer.saver.store, weights, record)
         if config.optimizer.max_staleness:
             told["tasks_by_staleness"] = dict(sorted(fleet.staleness.items()))
         if config.task.steps_per_round:
@@ -145,7 +168,11 @@ def make_trainer(
 ) -> Trainer:
     """The trainer of a run, at its start or where the checkpoint left it."""
     state = checkpoint.trainer if checkpoint else None
-    journalled = read_journal(run_dir / "journal.jsonl")
+    journal = Journal(run_dir / "journal.jsonl")
+    store = CheckpointStore(location(config, run_dir), config.checkpoint.keep_last, record.say)
+    own = is_own(checkpoint, run_dir)
+    if checkpoint and own and checkpoint.run.get("best"):  # its process may have died before it could say so
+        store.point_best_to(checkpoint.step)
     return Trainer(
         config,
         run_dir=run_dir,
@@ -159,8 +186,8 @@ def make_trainer(
             state["behind"].numpy() if state and state.get("behind") is not None else None,
             config.optimizer.delay,
         ),
-        store=CheckpointStore(location(config, run_dir), config.checkpoint.keep_last, record.say),
-        journal=Journal(run_dir / "journal.jsonl"),
+        saver=Saver(store, journal, record.say),
+        journal=journal,
         tracker=record.tracker,
         facts=lambda: {
             "identity": identity,
@@ -168,8 +195,8 @@ def make_trainer(
             "mlflow_run_id": record.mlflow_run_id(),
             "run_dir": str(run_dir),
         },
-        planned={entry["step"]: entry["tasks"] for entry in journalled if "step" in entry},
-        progress=Progress(**state["progress"]) if state and is_own(checkpoint, run_dir) else Progress(),
+        planned=planned_batches(read_journal(run_dir / "journal.jsonl")),
+        progress=Progress(**state["progress"]) if state and own else Progress(),
     )
 
 
@@ -186,7 +213,8 @@ def conclude(
     rows = read_metrics(run_dir / "metrics.jsonl")
     files = ["tasks.arrow", "adaptation_curve.png"]
     if any("train/loss" in row for row in rows):
-        training_curve(rows, run_dir / "training_curve.png")
+        with writing(run_dir):
+            training_curve(rows, run_dir / "training_curve.png")
         files.append("training_curve.png")
     for name in files:
         record.tracker.artifact(run_dir / name)
@@ -201,9 +229,10 @@ def conclude(
 def judge(config: Config, prepared: Prepared, fleet: Any, weights: Weights, folder: Path, say: Say) -> dict[str, Any]:
     """The full evaluation, its per-task results and its figure written to `folder`."""
     told, results = evaluate_run(config, prepared.shapes, prepared.engine, fleet, weights, say)
-    write_results(results, folder / "tasks.arrow")
     protocol = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in told["protocol"].items())
-    draw_curve(told, protocol, folder / "adaptation_curve.png")
+    with writing(folder):
+        write_results(results, folder / "tasks.arrow")
+        draw_curve(told, protocol, folder / "adaptation_curve.png")
     return told
 
 
@@ -217,7 +246,8 @@ def evaluate(config: Config, run: str | Path, *, checkpoint: str = "best", say: 
     weights = Weights(saved.step, prepared.theta)
     name = digest({"config": config.model_dump(mode="json"), "step": saved.step})
     folder = Path(run) / "evaluations" / name
-    folder.mkdir(parents=True, exist_ok=True)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     signals = Signals()
     with open_fleet(config, prepared, config.num_workers, say, signals) as fleet, signals:
         told = judge(config, prepared, fleet, weights, folder, say)

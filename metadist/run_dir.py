@@ -5,15 +5,16 @@ import math
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from metadist.checkpoint import CheckpointStore
 from metadist.checkpoint_format import Checkpoint
 from metadist.config import Config, dump_config
+from metadist.config.load import parse_config
+from metadist.disk import reason, replace_text
 from metadist.errors import InputError
 from metadist.fewshot import config_file, read_checkpoint
 
 TARGET_FILE = "target_workers"
+MOST_WORKERS = 100_000
 
 
 def located(config: Config) -> Config:
@@ -56,14 +57,19 @@ def begin_directory(config: Config, run_dir: Path, checkpoint: Checkpoint | None
         forgotten = ["results.json"] if checkpoint else ["results.json", "journal.jsonl", "metrics.jsonl"]
         for name in forgotten:
             (run_dir / name).unlink(missing_ok=True)
-        (run_dir / "config.yaml").write_text(dump_config(config))
+        replace_text(run_dir / "config.yaml", dump_config(config))
     except OSError as error:
-        raise InputError(f"run_dir={run_dir} cannot be written to ({error.strerror}): choose another") from None
+        raise InputError(
+            f"run_dir={run_dir} cannot be written to ({reason(error.__cause__ or error)}): choose another"
+        ) from None
 
 
 def first_target(config: Config, run_dir: Path, checkpoint: Checkpoint | None) -> int:
     """How many workers to begin with: what the job says; if it says what it said before, as many as there were."""
-    if checkpoint and yaml.safe_load(checkpoint.config)["num_workers"] == config.num_workers:
+    if (
+        checkpoint
+        and parse_config(checkpoint.config, "the checkpoint's configuration").num_workers == config.num_workers
+    ):
         return checkpoint.trainer["target"]
     (run_dir / TARGET_FILE).unlink(missing_ok=True)
     return config.num_workers
@@ -82,16 +88,23 @@ def location(config: Config, run_dir: Path) -> str:
 def scale(run_dir: str | Path, target: int) -> None:
     """Ask a running job for `target` workers; it follows from its next meta-step."""
     path = config_file(run_dir).parent
-    if target < 1:
-        raise InputError(f"a run needs at least 1 worker, not {target}")
-    aside = path / f".{TARGET_FILE}"
-    aside.write_text(str(target))
-    aside.replace(path / TARGET_FILE)
+    if not 1 <= target <= MOST_WORKERS:
+        raise InputError(f"a run has between 1 and {MOST_WORKERS} workers, not {target}")
+    replace_text(path / TARGET_FILE, str(target))
+
+
+def asked_target(run_dir: Path) -> int | None:
+    """The number of workers asked for; None where what the file holds is none."""
+    try:
+        target = int((run_dir / TARGET_FILE).read_text())
+    except (OSError, ValueError):
+        return None
+    return target if 1 <= target <= MOST_WORKERS else None
 
 
 def write_json(told: Any, path: Path) -> None:
     """Results as strict JSON; a number that is not finite is null."""
-    path.write_text(json.dumps(_finite(told), indent=2, allow_nan=False) + "\n")
+    replace_text(path, json.dumps(_finite(told), indent=2, allow_nan=False) + "\n")
 
 
 def _finite(value: Any) -> Any:

@@ -2,25 +2,28 @@
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from metadist.checkpoint import CheckpointStore
-from metadist.checkpoint_format import Checkpoint, theta_sha256
+from metadist.checkpoint_format import Checkpoint
 from metadist.config import Config, dump_config
 from metadist.config.build import Shapes, metrics
 from metadist.config.method import chunk_size
 from metadist.deals import Ahead
 from metadist.engine import Engine
-from metadist.errors import Diverged, Interrupted
+from metadist.errors import Diverged, Interrupted, StorageFailed
 from metadist.evaluation import interval, measure
 from metadist.journal import Journal
 from metadist.messages import PHASES, Weights, plan
 from metadist.online import round_loss
-from metadist.run_dir import TARGET_FILE
+from metadist.run_dir import TARGET_FILE, asked_target
+from metadist.saving import Saver
 from metadist.server import Stats
 from metadist.stopping import Stop
 from metadist.tracking import Tracker
@@ -65,7 +68,7 @@ class Trainer:
         shapes: Shapes,
         fleet: Any,
         server: Any,
-        store: CheckpointStore,
+        saver: Saver,
         journal: Journal,
         tracker: Tracker,
         facts: Callable[[], dict[str, Any]],
@@ -77,7 +80,7 @@ class Trainer:
         self.engine = engine
         self.fleet = fleet
         self.server = server
-        self.store = store
+        self.saver = saver
         self.journal = journal
         self.tracker = tracker
         self.facts = facts
@@ -88,6 +91,7 @@ class Trainer:
         self._window = Window()
         self._logged = False
         self._validated: dict[str, float] = {}
+        self._config_text = dump_config(config)
         self._saved_at = time.monotonic()
         self._saved_step = -1
         self._target_changed_ns = 0
@@ -157,7 +161,7 @@ class Trainer:
             return
         if changed_ns != self._target_changed_ns:
             self._target_changed_ns = changed_ns
-            self.fleet.resize(int((self.run_dir / TARGET_FILE).read_text()))
+            self.fleet.resize(asked_target(self.run_dir) or self.fleet.target)
 
     def _count(self, stats: Stats, compute_s: float, update_s: float) -> None:
         window = self._window
@@ -224,24 +228,30 @@ class Trainer:
         return improved
 
     def _save(self, done: int, weights: Any, *, best: bool, now: bool) -> None:
-        """Checkpoint when it is time, when it is the best, or when it must be now."""
+        """Checkpoint when it is time, when it is the best, or when it must be now: then all is written at return."""
+        self.saver.check()
         own = self.config.checkpoint
         due = done % own.every == 0 or time.monotonic() - self._saved_at >= own.every_s
-        if not (due or best or now) or done == self._saved_step:
-            return
+        if (due or best or now) and done != self._saved_step:
+            self.saver.save(*self._snapshot(done, weights), best=best)
+            self._saved_at, self._saved_step = time.monotonic(), done
+        if now:
+            self.saver.flush()
+
+    def _snapshot(self, done: int, weights: Any) -> tuple[Checkpoint, np.ndarray]:
+        """The run as it is now, and its theta; nothing in them moves on with the run."""
         theta = self.fleet.fetch(weights).theta
-        model = self.engine.learner.model
-        named = self.engine.layout.named_arrays(theta) | {n: v.cpu().numpy() for n, v in model.constants.items()}
-        trainer = {"server": self.server.snapshot(), "progress": vars(self.progress), "target": self.fleet.target}
+        constants = {name: value.cpu().numpy().copy() for name, value in self.engine.learner.model.constants.items()}
+        named = self.engine.layout.named_arrays(theta) | constants
+        progress = deepcopy(vars(self.progress))
+        trainer = {"server": self.server.snapshot(), "progress": progress, "target": self.fleet.target}
         if self.config.optimizer.delay:
             trainer["behind"] = torch.from_numpy(self.fleet.fetch(self.server.used()).theta.copy())
-        facts = {**self.facts(), "theta_sha256": theta_sha256(theta)}
-        self.store.save(Checkpoint(done, named, trainer, dump_config(self.config), self._validated, facts), best=best)
-        self.journal.append({"done": done, "theta_sha256": facts["theta_sha256"]}, sync=True)
-        self._saved_at, self._saved_step = time.monotonic(), done
+        return Checkpoint(done, named, trainer, self._config_text, dict(self._validated), self.facts()), theta
 
     def _explain(self, error: Diverged, step: int, weights: Any) -> Diverged:
-        self._save(step, weights, best=False, now=True)
+        with suppress(StorageFailed):  # which was said
+            self._save(step, weights, best=False, now=True)
         task = str(error).split()[1]
         return Diverged(
             f"{error} at meta-step {step}: lower learner.inner_lr or meta_lr, or set optimizer.clip_norm; "

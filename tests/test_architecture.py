@@ -8,12 +8,12 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "metadist"
 FLOORS = [
     {"errors"},
-    {"task"},
+    {"task", "disk"},
     {"noise", "layout", "draws", "losses", "messages", "events", "data", "checkpoint_format", "journal", "tracking",
-     "figures", "stopping"},
+     "figures", "stopping", "lock"},
     {"models"},
     {"checkpoint", "learners", "sources", "cost_model", "simulated"},
-    {"engine", "stream"},
+    {"engine", "stream", "saving", "resuming"},
     {"baselines"},
     {"worker", "server", "patience", "deals"},
     {"controller", "config", "ray_actors", "recovery"},

@@ -1,22 +1,19 @@
 """From a `Config` to the objects of a run. Nothing below this floor knows `Config`."""
 
-import importlib
-import inspect
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, cast, get_type_hints
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
-from pydantic import ConfigDict, TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from metadist.baselines import is_text
-from metadist.config.load import did_you_mean
+from metadist.config.calls import call, resolve, resolve_own
 from metadist.config.method import aggregation, chunk_size, make_method, worker_device
 from metadist.config.schema import Config
 from metadist.data import Dataset, cached, open_dataset
@@ -58,7 +55,11 @@ def _make_source(config: Config, evaluation: bool) -> Source:
     dataset = open_data(config)
     if dataset is None:
         assert config.data.source
-        return _call(config.data.source, resolve(config.data.source), {"seed": config.seed, **config.data.options})
+        return call(
+            config.data.source,
+            resolve_own(config.data.source),
+            {"seed": config.seed, **config.data.options},
+        )
     task, own = config.task, config.evaluation
     ways = own.ways if evaluation and own.ways else task.ways
     shots = own.shots if evaluation and own.shots else task.shots
@@ -121,9 +122,9 @@ def make_model(config: Config, shapes: Shapes) -> Model:
         known = {"input_shapes": shapes.inputs, "outputs": shapes.outputs}
         if name == "bag" and shapes.vocabulary_size:
             known["vocabulary_size"] = shapes.vocabulary_size
-        module = _call(f"model {name}", MODELS[name], {**known, **options}, hidden=tuple(known))
+        module = call(f"model {name}", MODELS[name], {**known, **options}, hidden=tuple(known))
     else:
-        module = _call(name, resolve(name, MODELS), options)
+        module = call(name, resolve_own(name, MODELS), options)
     if not isinstance(module, torch.nn.Module):
         raise InputError(f"model.name={name} gave a {type(module).__name__}; it must give a torch.nn.Module")
     if config.model.weights:
@@ -152,7 +153,7 @@ def make_engine(config: Config, shapes: Shapes, device: str | None = None, **cha
     options = {"model": model, "loss": make_loss(config, shapes), **preset, **config.learner.options}
     if "inner_optimizer" in options:
         options["inner_optimizer"] = make_inner_optimizer(options["inner_optimizer"])
-    learner = cast(Learner, _call(f"learner {name}", kind, options, hidden=("model", "loss", "inner_optimizer")))
+    learner = cast(Learner, call(f"learner {name}", kind, options, hidden=("model", "loss", "inner_optimizer")))
     try:
         learner, planned = replace(learner, **changes), worker_device(config)
     except ValueError as error:
@@ -169,8 +170,8 @@ def make_inner_optimizer(given: Any) -> InnerOptimizer:
     name = options.pop("name", None)
     if not isinstance(name, str):
         raise InputError(f"learner.inner_optimizer={given!r} must be a name, or a mapping with one")
-    kind = INNER_OPTIMIZERS[name] if name in INNER_OPTIMIZERS else resolve(name, INNER_OPTIMIZERS)
-    made = _call(f"inner optimizer {name}", kind, options)
+    kind = INNER_OPTIMIZERS[name] if name in INNER_OPTIMIZERS else resolve_own(name, INNER_OPTIMIZERS)
+    made = call(f"inner optimizer {name}", kind, options)
     if not (callable(getattr(made, "begin", None)) and callable(getattr(made, "step", None))):
         raise InputError(
             f"inner optimizer {name} has no methods `begin` and `step`, see metadist.learners.InnerOptimizer"
@@ -235,56 +236,6 @@ def make_optimization(config: Config, engine: Engine) -> Optimization:
     return Optimization(
         optimizer, **given, reference_batch=config.batch_size(1), statistics=engine.num_statistics, **own
     )
-
-
-def resolve(name: str, known: Iterable[str] = ()) -> Any:
-    """The object that `module:attribute` names, modules of the current directory included. Raises InputError, which
-    lists the built-in names where the name is of no such form."""
-    module_name, colon, attribute = name.partition(":")
-    if not colon:
-        hint = did_you_mean(name, list(known))
-        raise InputError(f"{name!r} is neither built in nor of the form module:attribute{hint}")
-    if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
-    try:
-        return getattr(importlib.import_module(module_name), attribute)
-    except ModuleNotFoundError as error:
-        raise InputError(f"{name}: {error}; modules are looked for in {Path.cwd()} and the environment") from None
-    except AttributeError:
-        raise InputError(f"{name}: module {module_name} has no {attribute!r}") from None
-
-
-def _call(what: str, function: Callable[..., Any], options: Mapping[str, Any], hidden: tuple[str, ...] = ()) -> Any:
-    """function(**options), each option checked against its annotation; mistakes are InputErrors in one sentence."""
-    parameters = inspect.signature(function).parameters
-    known = [name for name in parameters if name not in hidden]
-    open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    hints = get_type_hints(function.__init__ if isinstance(function, type) else function)
-    checked = {}
-    for name, value in options.items():
-        if name not in parameters and not open_ended:
-            raise InputError(f"{what} has no option {name!r}{did_you_mean(name, known)}")
-        checked[name] = value if name in hidden else _convert(what, name, value, hints.get(name))
-    named = [(n, p) for n, p in parameters.items() if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    missing = [n for n, p in named if p.default is p.empty and n not in checked]
-    if missing:
-        raise InputError(f"{what} needs the option {missing[0]!r}")
-    try:
-        return function(**checked)
-    except InputError:
-        raise
-    except ValueError as error:
-        raise InputError(f"{what}: {error}") from error
-
-
-def _convert(what: str, name: str, value: Any, hint: Any) -> Any:
-    if hint is None:
-        return value
-    try:
-        return TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value)
-    except ValidationError as error:
-        message = error.errors()[0]["msg"]
-        raise InputError(f"{what}: {name}={value!r}: {message[0].lower()}{message[1:]}") from None
 
 
 def _load_weights(module: torch.nn.Module, path: str) -> None:

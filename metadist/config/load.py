@@ -1,34 +1,20 @@
 """From files and `key=value` overrides to a `Config`, with every mistake reported at once and in words."""
 
 import difflib
-import re
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_args
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from metadist.config.schema import Config, Open
+from metadist.config.text import dump_yaml, parse_yaml
+from metadist.disk import reason
 from metadist.errors import InputError
 from metadist.learners import Learner
 
 _LEARNER_KEYS = [f"learner.{field.name}" for field in fields(Learner) if field.name not in ("model", "loss")]
-
-
-class _Yaml(yaml.SafeLoader):
-    """YAML 1.1 that reads 1e-3 as the number everyone means."""
-
-
-class _Dumper(yaml.SafeDumper):
-    """Quotes the texts that `_Yaml` would read as numbers."""
-
-
-for _kind in (_Yaml, _Dumper):
-    _kind.add_implicit_resolver(
-        "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-    )
 
 
 def load_config(files: Sequence[str | Path] = (), overrides: Sequence[str] = ()) -> Config:
@@ -43,6 +29,17 @@ def load_config(files: Sequence[str | Path] = (), overrides: Sequence[str] = ())
         _merge(tree, _read(Path(file)), origin, str(file))
     for text in overrides:
         _merge(tree, _override(text), origin, "the command line")
+    return _validated(tree, origin)
+
+
+def parse_config(text: str, where: str) -> Config:
+    """A configuration that metadist has written (`dump_config`), as part of a checkpoint say, which `where` names.
+    Raises InputError like `load_config`."""
+    tree = _mapping(text, where)
+    return _validated(tree, dict.fromkeys(tree, where))
+
+
+def _validated(tree: dict[str, Any], origin: dict[str, str]) -> Config:
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
@@ -52,20 +49,28 @@ def load_config(files: Sequence[str | Path] = (), overrides: Sequence[str] = ())
 
 def dump_config(config: Config) -> str:
     """YAML that `load_config` reads back as the same configuration."""
-    return yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False)
+    return dump_yaml(config.model_dump(mode="json"))
 
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        tree = yaml.load(file.read_text(), _Yaml)
+        text = file.read_text()
     except FileNotFoundError:
         near = difflib.get_close_matches(file.name, [f.name for f in file.parent.glob("*.yaml")], 1)
         hint = f"; did you mean {file.parent / near[0]}?" if near else ": `metadist config new` writes one"
         raise InputError(f"there is no job file {file}{hint}") from None
-    except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError) as error:
-        raise InputError(f"{file} is not a YAML file: {' '.join(str(error).split())}") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file} is not a YAML file: {reason(error)}") from None
+    return _mapping(text, str(file))
+
+
+def _mapping(text: str, where: str) -> dict[str, Any]:
+    try:
+        tree = parse_yaml(text)
+    except ValueError as error:
+        raise InputError(f"{where} is not a YAML file that can be used: {error}") from None
     if not isinstance(tree, dict):
-        raise InputError(f"{file} should hold `key: value` lines, but holds {type(tree).__name__}")
+        raise InputError(f"{where} should hold `key: value` lines, but holds {type(tree).__name__}")
     return tree
 
 
@@ -74,8 +79,8 @@ def _override(text: str) -> dict[str, Any]:
     if not equals or not key:
         raise InputError(f"{text!r} is not of the form key=value, such as learner.inner_lr=0.1")
     try:
-        tree: Any = yaml.load(value, _Yaml)
-    except yaml.YAMLError:
+        tree: Any = parse_yaml(value)
+    except ValueError:
         tree = value
     key = key.replace("-", "_") if text.startswith("--") else key
     for part in reversed(key.split(".")):

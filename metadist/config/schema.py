@@ -6,21 +6,24 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from metadist.models import MODELS
 
-Count = Annotated[int, Field(ge=1)]
-Natural = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=1, le=10**12)]
+Tasks = Annotated[int, Field(ge=1, le=10**7)]
+Workers = Annotated[int, Field(ge=1, le=100_000)]
+Natural = Annotated[int, Field(ge=0, le=10**12)]
 Rate = Annotated[float, Field(gt=0)]
+Place = Annotated[str, Field(pattern=r"^[^\x00]+$")]
 
 
 class Section(BaseModel):
     """A frozen group of settings; an unknown key is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Open(BaseModel):
     """A frozen group whose other keys belong to what `name` names and are checked against it."""
 
-    model_config = ConfigDict(frozen=True, extra="allow")
+    model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
 
     @property
     def options(self) -> dict[str, Any]:
@@ -29,7 +32,7 @@ class Open(BaseModel):
 
 
 class DataConfig(Section):
-    path: str | None = Field(None, description="directory made by `metadist data ...`")
+    path: Place | None = Field(None, description="directory made by `metadist data ...`")
     family: Literal["digits", "sinusoid"] | None = Field(None, description="built-in data, built once into the cache")
     source: str | None = Field(None, description="your own source of tasks, `module:Class`")
     options: dict[str, Any] = Field({}, description="arguments of the family or of the source")
@@ -58,7 +61,7 @@ class TaskConfig(Section):
 
 class ModelConfig(Open):
     name: str = Field("auto", description=f"{', '.join(MODELS)}, or `module:callable`; further keys are its arguments")
-    weights: str | None = Field(None, description="safetensors file of initial weights, by parameter name")
+    weights: Place | None = Field(None, description="safetensors file of initial weights, by parameter name")
 
 
 class LearnerConfig(Open):
@@ -107,13 +110,13 @@ class EngineConfig(Section):
 class FleetConfig(Section):
     backend: Literal["ray", "local"] = Field("ray", description="actors, or everything in this process")
     address: str | None = Field(None, description="Ray cluster; default RAY_ADDRESS, else a local one is started")
-    min_workers: Count = Field(1, description="below this the run waits and says so")
+    min_workers: Workers = Field(1, description="below this the run waits and says so")
     cpus_per_worker: Annotated[float, Field(ge=0)] = 1
     gpus_per_worker: Annotated[float, Field(ge=0)] = Field(0, description="fractions share a GPU")
-    servers: Count = Field(1, description="actors that theta is cut over, where it is large; the bits are the same")
-    threads_per_worker: Count = Field(1, description="torch threads; part of the run's identity")
+    servers: Workers = Field(1, description="actors that theta is cut over, where it is large; the bits are the same")
+    threads_per_worker: Workers = Field(1, description="torch threads; part of the run's identity")
     mixed_devices: bool = Field(False, description="accept unequal machines; the run is then not bit-identical")
-    resources: dict[str, float] = Field({}, description="custom Ray resources each worker asks for")
+    resources: dict[str, Rate] = Field({}, description="custom Ray resources each worker asks for")
     max_losses: Natural = Field(
         20, description="workers lost within ten minutes that end the run (or 4 times as many as it should have), but "
         "those of nodes taken away with notice do not count"
@@ -129,8 +132,8 @@ class FleetConfig(Section):
 
 class EvaluationConfig(Section):
     every: Natural = Field(100, description="meta-steps between validations; 0: none")
-    tasks: Count = Field(200, description="validation tasks, the same each time")
-    test_tasks: Count = Field(600, description="tasks of the final evaluation")
+    tasks: Tasks = Field(200, description="validation tasks, the same each time")
+    test_tasks: Tasks = Field(600, description="tasks of the final evaluation")
     split: Literal["train", "validation", "test"] = "test"
     ways: Annotated[int, Field(ge=2)] | None = Field(None, description="default: as in training")
     shots: Count | None = Field(None, description="default: as in training")
@@ -154,7 +157,7 @@ class CheckpointConfig(Section):
     every: Count = Field(200, description="meta-steps")
     every_s: Rate = Field(300, description="and at least this often, seconds")
     keep_last: Count = 3
-    location: str | None = Field(None, description="local path or URI (s3://...); default: RUN/checkpoints")
+    location: Place | None = Field(None, description="local path or URI (s3://...); default: RUN/checkpoints")
 
 
 class TrackingConfig(Section):
@@ -169,13 +172,13 @@ class Config(Section):
     """A whole run. `metadist config show JOB.yaml` prints one resolved."""
 
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    run_dir: str | None = Field(None, description="default: runs/NAME of the job file")
-    num_workers: Count = 2
+    run_dir: Place | None = Field(None, description="default: runs/NAME of the job file")
+    num_workers: Workers = 2
     meta_steps: Count = 1000
-    meta_batch_size: Count | None = Field(
+    meta_batch_size: Tasks | None = Field(
         None, description="tasks per meta-step, whatever the number of workers; default 32"
     )
-    tasks_per_worker: Count | None = Field(
+    tasks_per_worker: Tasks | None = Field(
         None, description="instead: the meta-batch is this many tasks for each worker the run should have"
     )
     meta_lr: Rate = 1e-3
@@ -204,6 +207,8 @@ class Config(Section):
             )
         if self.optimizer.max_staleness and self.fleet.backend == "local":
             raise ValueError("optimizer.max_staleness needs fleet.backend=ray: in one process nothing is asynchronous")
+        if self.fleet.gpus_per_worker > 1 and self.fleet.gpus_per_worker % 1:
+            raise ValueError(f"fleet.gpus_per_worker={self.fleet.gpus_per_worker} must be whole, or a part of one GPU")
         if self.engine.device == "cuda" and self.fleet.backend == "ray" and not self.fleet.gpus_per_worker:
             raise ValueError("engine.device=cuda needs fleet.gpus_per_worker above 0 (such as 1 or 0.5)")
         return self

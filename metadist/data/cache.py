@@ -34,10 +34,13 @@ def cached(family: str, options: Mapping[str, Any] | None = None) -> Path:
     known = {name: parameter.default for name, parameter in inspect.signature(build).parameters.items()}
     for name in ("out", "overwrite", "progress"):
         known.pop(name)
-    for name in options or {}:
+    options = options or {}
+    for name in options:
         if name not in known:
             raise InputError(f"{family} has no option {name!r}{did_you_mean(name, known)}; it has {', '.join(known)}")
-    chosen = {**known, **(options or {})}
+        if isinstance(known[name], int | str) and type(options[name]) is not type(known[name]):
+            raise InputError(f"{family}: {name}={options[name]!r} should be a {type(known[name]).__name__}")
+    chosen = {**known, **options}
     key = hashlib.sha256(json.dumps([FORMAT_VERSION, chosen], sort_keys=True).encode()).hexdigest()[:16]
     root = Path(os.environ.get("METADIST_CACHE") or Path.home() / ".cache" / "metadist")
     final = root / f"{family}-{key}"

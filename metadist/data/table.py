@@ -8,13 +8,14 @@ memory map and a numpy view of it costs nothing.
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from metadist.data.fields import Field, damaged, read_fields
 from metadist.errors import InputError
 from metadist.task import SPLITS, Examples, Split
 
@@ -23,32 +24,11 @@ NEEDS = "0.1.0"  # the first metadist that reads FORMAT_VERSION
 KEY = b"metadist"
 SHARED = "shared.arrow"
 BLOCK_BYTES = 1 << 24
-_HEADER = {"version", "needs", "kind", "source", "licence", "options", "extra", "fields", "ranges", "counts", "digest"}
-
-
-@dataclass(frozen=True)
-class Field:
-    """One column: an array of `shape` per row, stored as `dtype`.
-
-    `gather` returns uint8 and float fields as float32 `(stored - offset) * scale`; the inverse is
-    `value / scale + offset`. Other integers and booleans come out as stored, and ignore both. The values of a `shared`
-    field lie in `shared.arrow`, one row per distinct item, and rows point to them.
-    """
-
-    name: str
-    role: Literal["input", "target"]
-    dtype: str
-    shape: tuple[int, ...]
-    offset: float = 0.0
-    scale: float = 1.0
-    shared: bool = False
-
-    @property
-    def arrow_type(self) -> pa.DataType:
-        """How a row is stored. A lone bool takes a byte: Arrow's own are bits, which numpy cannot view."""
-        if self.shape:
-            return pa.binary(int(np.prod(self.shape)) * np.dtype(self.dtype).itemsize)
-        return pa.uint8() if self.dtype == "bool" else pa.from_numpy_dtype(np.dtype(self.dtype))
+KINDS = ("classes", "labelled", "values")
+_HEADER = {
+    "version": int, "needs": str, "kind": str, "source": str, "licence": str, "options": dict, "extra": dict,
+    "fields": list, "ranges": dict, "counts": dict, "digest": str,
+}  # fmt: skip
 
 
 class _Column:
@@ -192,10 +172,6 @@ def open_dataset(path: str | Path, *, verify: bool = False) -> Dataset:
     return dataset
 
 
-def damaged(path: Path, why: str) -> InputError:
-    return InputError(f"{path} is damaged or no metadist dataset ({why}); import it again")
-
-
 def digest_of(fields: Iterable[Field], labels: tuple[Any, ...], columns: Iterable[np.ndarray]) -> str:
     """sha256 (hex) of what the rows mean (fields, group names and sizes) and of every byte of the columns."""
     content = hashlib.sha256(json.dumps([[asdict(field) for field in fields], labels], sort_keys=True).encode())
@@ -212,18 +188,23 @@ def read_batch(path: Path) -> tuple[dict[str, Any], pa.RecordBatch]:
         reader = pa.ipc.open_file(pa.memory_map(str(path)))
         header = json.loads((reader.schema.metadata or {})[KEY])
         version = header["version"]
+        if type(version) is not int or version < 1:
+            raise damaged(path, f"its header has version {version!r}")
         if version > FORMAT_VERSION:
             raise InputError(
                 f"{path} has dataset format {version} and this metadist reads {FORMAT_VERSION}; "
                 f"install metadist >= {header['needs']}"
             )
-        if absent := _HEADER - header.keys():
+        if absent := _HEADER.keys() - header.keys():
             raise damaged(path, f"its header lacks {min(absent)!r}")
+        wrong = [key for key, kind in _HEADER.items() if not isinstance(header[key], kind)]
+        if wrong or header["kind"] not in KINDS:
+            raise damaged(path, f"its header has another kind of {(wrong or ['kind'])[0]}")
         if reader.num_record_batches != 1:
             raise damaged(path, f"it has {reader.num_record_batches} record batches instead of 1")
         batch = reader.get_batch(0)
         batch.validate()
-        if header["counts"]["rows"] != batch.num_rows or not isinstance(header["digest"], str):
+        if header["counts"]["rows"] != batch.num_rows:
             raise damaged(path, f"it has {batch.num_rows} rows instead of {header['counts']['rows']}")
     except FileNotFoundError as error:
         raise InputError(f"{path} is missing; import the dataset again") from error
@@ -232,16 +213,6 @@ def read_batch(path: Path) -> tuple[dict[str, Any], pa.RecordBatch]:
     except (KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise damaged(path, "its header is not a dataset's") from error
     return header, batch
-
-
-def read_fields(path: Path, header: dict[str, Any]) -> tuple[Field, ...]:
-    try:
-        fields = tuple(Field(**{**field, "shape": tuple(field["shape"])}) for field in header["fields"])
-        for field in fields:
-            _ = field.arrow_type
-    except (KeyError, TypeError, ValueError, pa.ArrowException) as error:
-        raise damaged(path, "its header does not describe its fields") from error
-    return fields
 
 
 def _view(path: Path, batch: pa.RecordBatch, field: Field) -> np.ndarray:

@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TextIO
 
@@ -64,10 +65,9 @@ class ConsoleTracker:
         with self._lock:
             if self._live and self._drawn:
                 blank = " " * len(self._drawn)
-                self._stream.write(f"\r{blank}\r{text}\n{self._drawn}")
+                self._write(f"\r{blank}\r{text}\n{self._drawn}")
             else:
-                self._stream.write(text + "\n")
-            self._stream.flush()
+                self._write(text + "\n")
 
     def finish(self, status: Status) -> None:
         """Shows the last state and ends the line."""
@@ -76,8 +76,7 @@ class ConsoleTracker:
                 return
             self._draw(time.monotonic())
             if self._live:
-                self._stream.write("\n")
-                self._stream.flush()
+                self._write("\n")
             self._drawn = ""
 
     def _keep_best(self, values: Mapping[str, float], step: int) -> None:
@@ -94,11 +93,16 @@ class ConsoleTracker:
         text = self._text(now)
         if self._live:
             text = text[: shutil.get_terminal_size().columns - 1]
-            self._stream.write("\r" + text.ljust(len(self._drawn)))
+            self._write("\r" + text.ljust(len(self._drawn)))
         elif text != self._drawn:
-            self._stream.write(text + "\n")
-        self._stream.flush()
+            self._write(text + "\n")
         self._drawn, self._drawn_at = text, now
+
+    def _write(self, text: str) -> None:
+        """A terminal that is gone, or a log on a full disk, is no reason to end a run."""
+        with suppress(OSError):
+            self._stream.write(text)
+            self._stream.flush()
 
     def _text(self, now: float) -> str:
         latest, step = self._latest, self._step

@@ -2,12 +2,12 @@
 
 import json
 import math
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from metadist.disk import LineFile
 from metadist.errors import InputError
 from metadist.tracking import Status
 
@@ -19,14 +19,11 @@ class JsonlTracker:
 
     `time` is in seconds since 1970. JSON has no non-finite numbers: they are written as "nan", "inf", "-inf".
     Settings, tags and files are not kept here: they lie beside this file in the run directory. After a resume the steps
-    since the checkpoint appear a second time. Raises OSError when the file cannot be written.
+    since the checkpoint appear a second time. Raises StorageFailed when the file cannot be written.
     """
 
     def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.exists():
-            os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
-        self._file = path.open("ab")
+        self._lines = LineFile(path, path.read_bytes().rfind(b"\n") + 1 if path.exists() else 0)
 
     def params(self, values: dict[str, str]) -> None:
         pass
@@ -36,9 +33,7 @@ class JsonlTracker:
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
         numbers = {name: _written(float(value)) for name, value in values.items()}
-        line = json.dumps({"step": step, "time": round(time.time(), 3), **numbers}, allow_nan=False)
-        self._file.write(line.encode() + b"\n")
-        self._file.flush()
+        self._lines.append(json.dumps({"step": step, "time": round(time.time(), 3), **numbers}, allow_nan=False))
 
     def dataset(self, name: str, digest: str, source: str, context: str) -> None:
         pass
@@ -47,7 +42,7 @@ class JsonlTracker:
         pass
 
     def finish(self, status: Status) -> None:
-        self._file.close()
+        self._lines.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -62,9 +57,9 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(lines, start=1):
         try:
             row = json.loads(line)
-        except ValueError as error:
+            rows.append({name: _NON_FINITE.get(value, value) for name, value in row.items()})
+        except (ValueError, RecursionError, AttributeError, TypeError) as error:
             raise InputError(f"Line {number} of {path} is damaged ({error}): delete that line.") from error
-        rows.append({name: _NON_FINITE.get(value, value) for name, value in row.items()})
     return rows
 
 

@@ -1,3 +1,4 @@
+import errno
 import io
 from types import SimpleNamespace
 
@@ -119,3 +120,14 @@ def test_quiet_leaves_the_sentences(clock):
     console.say("a worker died")
     console.finish("FINISHED")
     assert stream.getvalue() == "a worker died\n"
+
+
+def test_a_terminal_that_is_gone_or_a_full_disk_does_not_end_the_run():
+    class Gone(io.StringIO):
+        def write(self, text: str) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    tracker = ConsoleTracker(10, stream=Gone())
+    tracker.say("nobody reads this")
+    tracker.metrics({"train/loss": 1.0}, step=1)
+    tracker.finish("FINISHED")

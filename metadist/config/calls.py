@@ -1,0 +1,127 @@
+"""Calling what a job names with what a job says, each checked before."""
+
+import importlib
+import inspect
+import math
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import torch
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from metadist.config.load import did_you_mean
+from metadist.disk import reason
+from metadist.errors import InputError
+
+LIBRARIES = frozenset(
+    [
+        "metadist",
+        "torch",
+        "numpy",
+        "scipy",
+        "pyarrow",
+        "pandas",
+        "ray",
+        "mlflow",
+        "yaml",
+        "pydantic",
+        "click",
+        "safetensors",
+        "matplotlib",
+        "cloudpickle",
+        "joblib",
+        "dill",
+        "sklearn",
+        "PIL",
+        "pip",
+        "setuptools",
+        "pkg_resources",
+    ]
+)
+
+
+def resolve(name: str, known: Iterable[str] = ()) -> Any:
+    """The object that `module:attribute` names, modules of the current directory included. Raises InputError, which
+    lists the built-in names where the name is of no such form."""
+    module_name, colon, attribute = name.partition(":")
+    if not colon or not module_name or module_name.startswith("."):
+        hint = did_you_mean(name, list(known))
+        raise InputError(f"{name!r} is neither built in nor of the form module:attribute{hint}")
+    _refuse_library(name, module_name, sys.stdlib_module_names)
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        return getattr(importlib.import_module(module_name), attribute)
+    except ModuleNotFoundError as error:
+        raise InputError(f"{name}: {error}; modules are looked for in {Path.cwd()} and the environment") from None
+    except AttributeError:
+        raise InputError(f"{name}: module {module_name} has no {attribute!r}") from None
+    except Exception as error:  # whatever a user's module does at import
+        raise InputError(f"{name}: importing it ends in {type(error).__name__}: {reason(error)}") from error
+
+
+def resolve_own(name: str, known: Iterable[str] = ()) -> Any:
+    """As `resolve`, for what is called with what a job or a checkpoint says: a network's module, or code of the user's.
+    Functions of Python and of the libraries below metadist could do anything (`os:system`) and are refused."""
+    found = resolve(name, known)
+    if not callable(found):
+        raise InputError(f"{name} is no function or class, but a {type(found).__name__}")
+    if not (isinstance(found, type) and issubclass(found, torch.nn.Module)):
+        defined = isinstance(found, type) or inspect.isroutine(found)
+        for module_name in (name.partition(":")[0], (found.__module__ or "builtins") if defined else ""):
+            _refuse_library(name, module_name, sys.stdlib_module_names | LIBRARIES)
+    return found
+
+
+def _refuse_library(name: str, module_name: str, libraries: frozenset[str]) -> None:
+    library = module_name.partition(".")[0]
+    if library in libraries:
+        raise InputError(f"{name} is part of {library} and is not called: name a function or class of your own")
+
+
+def call(what: str, function: Callable[..., Any], options: Mapping[str, Any], hidden: tuple[str, ...] = ()) -> Any:
+    """function(**options), each option checked against its annotation; mistakes are InputErrors in one sentence."""
+    try:
+        parameters = inspect.signature(function).parameters
+    except ValueError:
+        raise InputError(f"{what} does not say what options it has: wrap it in a function of your own") from None
+    known = [name for name in parameters if name not in hidden]
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    hints = get_type_hints(function.__init__ if isinstance(function, type) else function)
+    checked = {}
+    for name, value in options.items():
+        if name not in parameters and not open_ended:
+            raise InputError(f"{what} has no option {name!r}{did_you_mean(name, known)}")
+        checked[name] = value if name in hidden else _convert(what, name, value, hints.get(name))
+    named = [(n, p) for n, p in parameters.items() if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    missing = [n for n, p in named if p.default is p.empty and n not in checked]
+    if missing:
+        raise InputError(f"{what} needs the option {missing[0]!r}")
+    try:
+        return function(**checked)
+    except InputError:
+        raise
+    except (ValueError, RuntimeError, ArithmeticError, MemoryError) as error:
+        raise InputError(f"{what}: {reason(error)}") from error
+
+
+def _convert(what: str, name: str, value: Any, hint: Any) -> Any:
+    if not _finite(value):
+        raise InputError(f"{what}: {name}={value!r}: input should be a finite number")
+    if hint is None:
+        return value
+    try:
+        return TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value)
+    except ValidationError as error:
+        message = error.errors()[0]["msg"]
+        raise InputError(f"{what}: {name}={value!r}: {message[0].lower()}{message[1:]}") from None
+
+
+def _finite(value: Any) -> bool:
+    if isinstance(value, dict):
+        return all(map(_finite, value.values()))
+    if isinstance(value, list):
+        return all(map(_finite, value))
+    return not isinstance(value, float) or math.isfinite(value)

@@ -1,0 +1,67 @@
+"""YAML from anyone: plain values only, no key twice, nothing that grows beyond measure when it is read."""
+
+import re
+from collections import Counter
+from typing import Any
+
+import yaml
+
+MOST_NODES, DEEPEST = 100_000, 50  # of values, with every alias counted as what it stands for
+
+
+class _Yaml(yaml.SafeLoader):
+    """YAML 1.1 that reads 1e-3 as the number everyone means."""
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes the texts that `_Yaml` would read as numbers."""
+
+
+for _kind in (_Yaml, _Dumper):
+    _kind.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+    )
+
+
+def parse_yaml(text: str) -> Any:
+    """The one document in `text`. Raises ValueError, in words, for whatever is no plain YAML of reasonable size."""
+    loader = None
+    try:
+        loader = _Yaml(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        if _size(node, {}, 0) > MOST_NODES:
+            raise ValueError(f"its aliases stand for more than {MOST_NODES} values")
+        return loader.construct_document(node)
+    except yaml.YAMLError as error:
+        raise ValueError(" ".join(str(error).split())) from None
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    finally:
+        if loader is not None:
+            loader.dispose()
+
+
+def dump_yaml(tree: Any) -> str:
+    """YAML that `parse_yaml` reads back as the same values."""
+    return yaml.dump(tree, Dumper=_Dumper, sort_keys=False)
+
+
+def _size(node: yaml.Node, known: dict[int, int], depth: int) -> int:
+    """How many values a node stands for; a mapping may not have a key twice."""
+    if depth > DEEPEST:
+        raise ValueError(f"it is nested more than {DEEPEST} deep")
+    if id(node) in known:
+        return known[id(node)]
+    inner: list[yaml.Node] = []
+    if isinstance(node, yaml.MappingNode):
+        keys = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+        for key, count in keys.items():
+            if count > 1:
+                raise ValueError(f"it has the key {key!r} {count} times")
+        inner = [part for pair in node.value for part in pair]
+    elif isinstance(node, yaml.SequenceNode):
+        inner = node.value
+    known[id(node)] = 1 + sum(_size(part, known, depth + 1) for part in inner)
+    return known[id(node)]
