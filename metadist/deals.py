@@ -33,12 +33,10 @@ class Call(NamedTuple):
 @dataclass
 class Batch:
     """Deals under way: how to have a worker compute one of them (`submit(call, worker, deal)`), references to the first
-    results, what was told of each attempt, how many of these there were, and of how old weights, in steps, each is.
-    `stale`: each deal is computed with the newest weights there are when it is made."""
+    results, what was told of each attempt, how many of these there were, and of how old weights, in steps, each is."""
 
     deals: Sequence[Deal]
     submit: Callable[[int, int, Deal], Sequence[Any]]
-    stale: bool = False
     results: dict[Deal, Sequence[Any]] = field(default_factory=dict)
     told: dict[Attempt, Any] = field(default_factory=dict)
     attempts: dict[Deal, int] = field(default_factory=dict)

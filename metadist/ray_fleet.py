@@ -70,7 +70,7 @@ class RayFleet:
         self._computed: Batch | None = None
         self._version = 0
         self.staleness: Counter[int] = Counter()
-        """Tasks by how many meta-steps old the weights were that their gradients are of, in asynchronous runs."""
+        """Tasks by how many meta-steps old the weights were that their gradients are of."""
         self._chunk_size = 1
         self._numbers: dict[tuple[Ref, ...], int] = {}
         self._told: set[tuple[int, int]] = set()
@@ -194,7 +194,7 @@ class RayFleet:
             method = self._workers.actors[worker].meta_gradients.options(num_returns=1 + len(used))
             return method.remote(call, deal, *self._news(worker, used))
 
-        return self._begin(cut_deals(chunks, self.target), submit, "train", stale=weights is None)
+        return self._begin(cut_deals(chunks, self.target), submit, "train")
 
     def _begin_ahead(self, ahead: Ahead) -> None:
         self._newest = ahead.weights
@@ -203,11 +203,9 @@ class RayFleet:
                 weights = None if ahead.stale else ahead.weights
                 self._under_way[chunks[0][:2]] = self._begin_step(weights, chunks)
 
-    def _begin(
-        self, deals: Sequence[Deal], submit: Callable[[int, int, Deal], Result], kind: str, stale: bool = False
-    ) -> int:
+    def _begin(self, deals: Sequence[Deal], submit: Callable[[int, int, Deal], Result], kind: str) -> int:
         number = self._controller.batch + 1
-        self._batches[number] = Batch(deals, submit, stale)
+        self._batches[number] = Batch(deals, submit)
         for old in [old for old in self._batches if old <= number - KEPT and self._controller.finished(old)]:
             del self._batches[old]
         self._perform(self._controller.begin(deals, time.monotonic(), kind))
@@ -239,7 +237,7 @@ class RayFleet:
         """What an attempt brought; the first results of a deal are the ones that count."""
         batch, attempt = self._batches.get(call.attempt.batch), call.attempt
         if batch is not None:
-            if batch.stale and attempt.chunk not in batch.results:
+            if attempt.chunk not in batch.results and attempt.chunk[0].split == "train":
                 self.staleness[batch.lags[attempt]] += attempt.chunk[-1].stop - attempt.chunk[0].start
             batch.results.setdefault(attempt.chunk, call.refs)
             batch.told[attempt] = value

@@ -43,7 +43,7 @@ class RayWorkers:
         """Ask for an actor, elsewhere than on the nodes to avoid, if there are others."""
         wanted, avoid = self._resources, avoid & alive_nodes()
         elsewhere = {NODE_LABEL: f"!in({','.join(sorted(avoid))})"} if avoid and avoid < alive_nodes() else None
-        make: Any = ray.remote(concurrency_groups={"control": 1})
+        make: Any = ray.remote(concurrency_groups={"control": 1})  # pyright: ignore[reportCallIssue]
         remote = make(WorkerActor).options(
             num_cpus=wanted.cpus,
             num_gpus=wanted.gpus,

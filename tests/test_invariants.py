@@ -13,12 +13,14 @@ from metadist.checkpoint_format import theta_sha256
 from metadist.config import Config, dump_config, load_config
 from metadist.config.build import make_optimization, make_worker
 from metadist.config.method import chunk_size
+from metadist.errors import InputError
 from metadist.journal import read_journal
 from metadist.local_fleet import Fault, LocalFleet
 from metadist.messages import plan
 from metadist.replay import replay
 from metadist.run import prepare, train
 from metadist.run_dir import scale
+from metadist.server import Server
 
 JOB = [
     "data.family=digits",
@@ -166,6 +168,50 @@ def test_a_journalled_target_is_replayed_on_resume(tmp_path):
     train(job(run_dir, *grows, "meta_steps=4"), resume="auto")
     batches = {entry["step"]: entry["tasks"] for entry in read_journal(run_dir / "journal.jsonl") if "step" in entry}
     assert batches == {0: 4, 1: 4, 2: 12, 3: 4}
+
+
+DELAY = "optimizer.delay=1"
+
+
+def test_with_a_delay_each_gradient_is_of_the_weights_one_step_before(tmp_path):
+    """By hand: theta_{k+1} = server(theta_k, gradient at theta_{k-1})."""
+    config = job(tmp_path / "run", "fleet.backend=local", DELAY)
+    prepared = prepare(config, [])
+    worker = make_worker(config)
+    server = Server(prepared.theta, make_optimization(config, prepared.engine))
+    behind = weights = server.weights()
+    for step in range(config.meta_steps):
+        results = [worker.meta_gradients(behind, chunk) for chunk in plan("train", step, 10, 3)]
+        behind, (weights, _) = weights, server.apply(step, *results, num_tasks=10)
+    assert train(config)["theta_sha256"] == theta_sha256(weights.theta)
+
+
+def test_a_delayed_run_has_one_theta_too_and_can_be_resumed_and_replayed(tmp_path, undisturbed):
+    def theta(name: str, *overrides: str, resume: str | None = None) -> str:
+        return train(job(tmp_path / name, "fleet.backend=local", DELAY, *overrides), resume=resume)["theta_sha256"]
+
+    whole = theta("whole")
+    assert whole != undisturbed
+    assert theta("three", "num_workers=3") == whole
+    theta("parts", "meta_steps=3")
+    assert theta("parts", "num_workers=2", resume="auto") == whole
+    assert replay(tmp_path / "whole", print)["theta_sha256"] == whole
+
+
+@pytest.mark.ray
+def test_a_delayed_run_on_ray_has_the_theta_of_the_local_one(ray_cluster, tmp_path):
+    local = train(job(tmp_path / "local", "fleet.backend=local", DELAY))["theta_sha256"]
+    assert train(job(tmp_path / "ray", "num_workers=2", DELAY))["theta_sha256"] == local
+
+
+@pytest.mark.ray
+def test_an_asynchronous_run_says_how_stale_its_gradients_were(ray_cluster, tmp_path):
+    told = train(job(tmp_path / "run", "num_workers=2", "optimizer.max_staleness=2", "meta_steps=12"))
+    ages = {int(age): tasks for age, tasks in told["tasks_by_staleness"].items()}
+    assert sum(ages.values()) == 12 * 10 and set(ages) <= {0, 1, 2} and ages.keys() - {0}
+    assert told["bit_identical"] is False
+    with pytest.raises(InputError, match="asynchronous"):
+        replay(tmp_path / "run", print)
 
 
 def wait_for(condition, process: subprocess.Popen, timeout_s: float = 90) -> None:
