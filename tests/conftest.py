@@ -37,6 +37,6 @@ def ray_cluster():
     """One local Ray for all tests that need actors; it claims more CPUs than there are, so that workers can join."""
     import ray
 
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.init("local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     yield
     ray.shutdown()

@@ -191,3 +191,32 @@ def test_theta_on_two_servers_is_the_one_of_a_local_run(ray_cluster, tmp_path):
         for name, option in (("local", "fleet.backend=local"), ("ray", "fleet.servers=2"))
     ]
     assert thetas[0] == thetas[1]
+
+
+def test_an_exception_that_does_not_come_again_costs_a_worker_where_the_job_allows_it(
+    ray_cluster, tmp_path, monkeypatch
+):
+    (tmp_path / "flaky.py").write_text(
+        "import os\nimport numpy as np\nfrom metadist import Draws, Task\n"
+        "class Lines:\n    outputs = 1\n"
+        "    def __init__(self, seed, flag):\n        self.seed, self.flag = seed, flag\n"
+        "    def __call__(self, task_id):\n"
+        "        if task_id[1:] == (2, 5) and not os.path.exists(self.flag):\n"
+        "            open(self.flag, 'w').close()\n            raise OSError('the file server is away')\n"
+        "        draws = Draws(self.seed, task_id)\n"
+        "        x = draws.uniform(12).astype(np.float32)[:, None]\n"
+        "        return Task.of(x[:6], 2 * x[:6], x[6:], 2 * x[6:])\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    job = ["data.source=flaky:Lines", "model.name=mlp", "meta_steps=4", "meta_batch_size=8", "engine.chunk_size=2"]
+
+    def theta(name: str, *overrides: str) -> str:
+        own = [f"data.options={{flag: '{tmp_path / name}.flag'}}", f"run_dir={tmp_path / name}"]
+        return train(load_config([], [*SMALL[:-1], *job, *own, *overrides]), quiet=True)["theta_sha256"]
+
+    with pytest.raises(OSError, match="file server"):
+        theta("strict")
+    again = theta("again", "fleet.max_errors=1")
+    (tmp_path / "calm.flag").touch()
+    assert again == theta("calm")
+    sys.modules.pop("flaky", None)

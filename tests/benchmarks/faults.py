@@ -24,6 +24,7 @@ from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 
 JOB = [
     "data.family=digits", "task.ways=3", "task.shots=1", "task.queries=5", "model.name=conv4", "model.channels=24",

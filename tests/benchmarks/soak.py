@@ -22,6 +22,7 @@ from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 
 JOB = [
     "task.ways=5", "task.shots=1", "task.queries=5", "model.name=conv4", "learner.inner_lr=0.4", "meta_batch_size=16",
