@@ -11,27 +11,8 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import Any, Literal
 
-from metadist.events import (
-    Abandon,
-    Action,
-    Assign,
-    Attempt,
-    Cancel,
-    Compare,
-    Done,
-    Draining,
-    Event,
-    Joined,
-    Kind,
-    Lost,
-    Retire,
-    Say,
-    Spawn,
-    Target,
-    Tick,
-    Waiting,
-    Worker,
-)
+from metadist import events
+from metadist.events import Action, Attempt, Event, Kind, Worker
 from metadist.patience import PATIENT, Budgets, Nodes, Pace, Patience, Silence
 
 Key = tuple[int, Hashable]  # batch and chunk
@@ -116,7 +97,7 @@ class Controller:
 
     def drop(self, now: float) -> list[Action]:
         """Forget every chunk without a result: what is in flight is not wanted any more."""
-        unwanted = [Cancel(attempt) for attempts in self._at.values() for attempt in attempts]
+        unwanted = [events.Cancel(attempt) for attempts in self._at.values() for attempt in attempts]
         for kept in (self.queue, self._at, self._left):
             kept.clear()
         return [*unwanted, *self._settle(now)]
@@ -125,23 +106,25 @@ class Controller:
         """What to do about an event at time `now` (seconds on any clock that never goes back)."""
         done: list[Action] = []
         match event:
-            case Done(attempt):
+            case events.Done(attempt):
                 member = self._member(attempt.worker)
                 if member is None or attempt not in member.attempts:
                     return []
                 done = self._return(attempt, member, now)
                 if self._is_settled():
                     return [*done, *self._deal([attempt.worker], now), *self._copy([attempt.worker], now)]
-            case Joined(worker, node) if worker in self.starting:
+            case events.Joined(worker, node) if worker in self.starting:
                 del self.starting[worker]
                 (self.leaving if node in self._nodes.draining else self.working)[worker] = Member(node)
-            case Lost(worker, reason, kind) if worker in self.starting or self._member(worker):
+            case events.Lost(worker, reason, kind) if worker in self.starting or self._member(worker):
                 done = self._lose(worker, reason, kind, now)
-            case Draining(nodes) if nodes != self._nodes.draining:
+            case events.Unreachable(worker, reason) if self._member(worker):
+                done = self._probe(worker, reason)
+            case events.Draining(nodes) if nodes != self._nodes.draining:
                 done = self._drain(nodes)
-            case Target(count):
+            case events.Target(count):
                 self.target = count
-            case Tick():
+            case events.Tick():
                 done = self._give_up(now)
             case _:
                 pass
@@ -180,14 +163,15 @@ class Controller:
         at = self._at.pop((batch, chunk), None)
         if at is None:
             first = self._winners.get(batch, {}).get(chunk)
-            return [Compare(first, attempt)] if first else []
+            return [events.Compare(first, attempt)] if first else []
         self._left[batch] -= 1
         if not self._left[batch]:
             del self._left[batch]
         self._winners.get(batch, {})[chunk] = attempt
-        return [Cancel(other) for other in at if other != attempt]
+        return [events.Cancel(other) for other in at if other != attempt]
 
-    def _lose(self, worker: Worker, reason: str, kind: Kind, now: float) -> list[Action]:
+    def _let_go(self, worker: Worker) -> Member:
+        """Forget a worker, and put what it had in flight at the front of the queue."""
         self.starting.pop(worker, None)
         member = self.working.pop(worker, None) or self.leaving.pop(worker, None) or Member("")
         for attempt in reversed(member.attempts):
@@ -196,14 +180,27 @@ class Controller:
                 at.remove(attempt)
                 if not at:
                     self.queue.appendleft(attempt[:2])
+        return member
+
+    def _probe(self, worker: Worker, reason: str) -> list[Action]:
+        self._let_go(worker)
+        self.starting[self._next_worker] = frozenset()
+        self._next_worker += 1
+        return [
+            events.Say(f"worker {worker} cannot be reached ({reason}); its chunks are computed again"),
+            events.Probe(worker, self._next_worker - 1),
+        ]
+
+    def _lose(self, worker: Worker, reason: str, kind: Kind, now: float) -> list[Action]:
+        member = self._let_go(worker)
         if member.node in self._nodes.draining:
-            return [Say(f"worker {worker} left with its node; its chunks are computed again")]
-        said: list[Action] = [Say(f"worker {worker} was lost ({reason}); its chunks are computed again")]
+            return [events.Say(f"worker {worker} left with its node; its chunks are computed again")]
+        said: list[Action] = [events.Say(f"worker {worker} was lost ({reason}); its chunks are computed again")]
         if not member.proven:
             self._fruitless += 1
             self._spawn_at = now + self.patience.pause_s(self._fruitless)
         if self._nodes.lost(member.node, now):
-            said.append(Say(f"workers keep dying on node {member.node[:8]}: replacements go elsewhere for a while"))
+            said.append(events.Say(f"workers keep dying on node {member.node[:8]}: for a while others go elsewhere"))
         self._budgets.charge(kind, reason, self.target, now)
         return said
 
@@ -211,14 +208,14 @@ class Controller:
         self._nodes.draining = nodes
         leaving = [worker for worker, member in self.working.items() if member.node in nodes]
         self.leaving |= {worker: self.working.pop(worker) for worker in leaving}
-        return [Say(f"worker {worker} gets no new chunks: its node is being taken away") for worker in leaving]
+        return [events.Say(f"worker {worker} gets no new chunks: its node is being taken away") for worker in leaving]
 
     def _give_up(self, now: float) -> list[Action]:
         """Lose the workers whose chunk takes so long that they must be hung."""
         done: list[Action] = []
         for worker, member in self._members().items():
             if member.attempts and now >= member.since + (limit := self._limits(member)[1]):
-                done += [Abandon(worker), *self._lose(worker, f"no result in {limit:.0f} s", "unavailable", now)]
+                done += [events.Abandon(worker), *self._lose(worker, f"no result in {limit:.0f} s", "unavailable", now)]
         return done
 
     def _limits(self, member: Member) -> tuple[float, float]:
@@ -246,18 +243,18 @@ class Controller:
         for worker in gone:
             for group in (self.starting, self.working, self.leaving):
                 group.pop(worker, None)
-        return [Retire(worker) for worker in gone]
+        return [events.Retire(worker) for worker in gone]
 
     def _respawn(self, now: float) -> list[Action]:
         """Start what is missing, and anew what waits to be started while a quarantine that it heeds has ended."""
         avoid = self._nodes.avoided(now)
         stale = [worker for worker, avoided in self.starting.items() if avoided - avoid]
-        actions: list[Action] = [Retire(worker) for worker in stale]
+        actions: list[Action] = [events.Retire(worker) for worker in stale]
         for worker in stale:
             del self.starting[worker]
         while len(self.working) + len(self.starting) < self.target and now >= self._spawn_at:
             self.starting[self._next_worker] = avoid
-            actions.append(Spawn(self._next_worker, avoid))
+            actions.append(events.Spawn(self._next_worker, avoid))
             self._next_worker += 1
         return actions
 
@@ -271,13 +268,13 @@ class Controller:
             if self.queue and len(self.working[worker].attempts) == filled
         ]
 
-    def _assign(self, key: Key, worker: Worker, now: float) -> Assign:
+    def _assign(self, key: Key, worker: Worker, now: float) -> events.Assign:
         member, attempt = self.working[worker], Attempt(*key, worker)
         if not member.attempts:
             member.since = now
         member.attempts.append(attempt)
         self._at[key].append(attempt)
-        return Assign(attempt)
+        return events.Assign(attempt)
 
     def _copy(self, workers: Sequence[Worker], now: float) -> list[Action]:
         """Give idle workers copies of the chunks of those that take too long, the longest first."""
@@ -293,7 +290,7 @@ class Controller:
         """While workers are missing, say so now and then."""
         working = len(self.working)
         due = self._silence.is_over(working < self.target, self._is_paused(), bool(self._at), now)
-        return [Waiting(working, self.target, self._is_paused())] if due else []
+        return [events.Waiting(working, self.target, self._is_paused())] if due else []
 
     def _is_paused(self) -> bool:
         return len(self.working) < min(self.min_workers, self.target)

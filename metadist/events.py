@@ -29,6 +29,13 @@ class Lost(NamedTuple):
     kind: Kind = "died"
 
 
+class Unreachable(NamedTuple):
+    """A call to a worker failed on the way; nobody knows what the worker has in flight, or whether it lives."""
+
+    worker: Worker
+    reason: str
+
+
 class Done(NamedTuple):
     """A worker returned a chunk."""
 
@@ -56,6 +63,13 @@ class Spawn(NamedTuple):
 
     worker: Worker
     avoid: frozenset[str] = frozenset()
+
+
+class Probe(NamedTuple):
+    """If this worker answers, let it join under a new number, so that nothing of before is taken for its result."""
+
+    worker: Worker
+    successor: Worker
 
 
 class Retire(NamedTuple):
@@ -103,5 +117,5 @@ class Waiting(NamedTuple):
     paused: bool
 
 
-Event = Joined | Lost | Done | Draining | Target | Tick
-Action = Spawn | Retire | Abandon | Assign | Cancel | Compare | Say | Waiting
+Event = Joined | Lost | Unreachable | Done | Draining | Target | Tick
+Action = Spawn | Probe | Retire | Abandon | Assign | Cancel | Compare | Say | Waiting

@@ -11,25 +11,10 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from metadist import events
 from metadist.controller import KEPT, Controller
 from metadist.deals import Ahead, Batch
-from metadist.events import (
-    Abandon,
-    Action,
-    Assign,
-    Attempt,
-    Compare,
-    Done,
-    Draining,
-    Event,
-    Joined,
-    Lost,
-    Retire,
-    Say,
-    Spawn,
-    Target,
-    Tick,
-)
+from metadist.events import Action, Attempt, Event
 from metadist.messages import Chunk, ChunkReport, Weights, plan
 from metadist.patience import PATIENT, Patience
 from metadist.recovery import Kept, RecoveringServer, ResultsLost, ServerLost
@@ -43,15 +28,16 @@ NODES = ("a", "b", "c")
 class Fault(NamedTuple):
     """Something scripted, at a virtual time.
 
-    To a worker: kill; hang (it answers no more); slow; lose, repeat (its next result never comes, or twice). To the
-    node of that number: drain (its workers are killed some seconds later). To the fleet: target (that many workers from
-    then on). To the server, at the next step it applies: server before, server after (it dies, and the step counts or
-    not), results (they are lost before they are added up).
+    To a worker: kill; hang (it answers no more); unreachable (a call fails, the worker is well); slow; lose, repeat
+    (its next result never comes, or twice). To the node of that number: drain (its workers are killed some seconds
+    later). To the fleet: target (that many workers from then on). To the server, at the next step it applies: server
+    before, server after (it dies, and the step counts or not), results (they are lost before they are added up).
     """
 
     at_s: float
     kind: Literal[
-        "kill", "hang", "slow", "lose", "repeat", "drain", "target", "server before", "server after", "results"
+        "kill", "hang", "unreachable", "slow", "lose", "repeat", "drain", "target",
+        "server before", "server after", "results",
     ]  # fmt: skip
     number: int = 0
 
@@ -163,7 +149,7 @@ class LocalFleet:
 
     def resize(self, target: int) -> None:
         """Have `target` workers from now on."""
-        self._perform(self._controller.on(Target(target), self.now))
+        self._perform(self._controller.on(events.Target(target), self.now))
 
     def close(self) -> None:
         """Nothing to end."""
@@ -178,7 +164,7 @@ class LocalFleet:
         self._perform(self._controller.begin(batch.deals, self.now, kind))
         while not self._controller.finished(number):
             event = self._next()
-            if isinstance(event, Done) and self._controller.awaits(event.attempt):
+            if isinstance(event, events.Done) and self._controller.awaits(event.attempt):
                 self._take(event.attempt)
             if isinstance(event, Fault):
                 self._happen(event)
@@ -203,7 +189,7 @@ class LocalFleet:
         wakes_s = self._controller.wakes_in(self.now)
         if wakes_s is not None and (not self._events or self._events[0][0] > self.now + wakes_s):
             self.now += wakes_s
-            return Tick()
+            return events.Tick()
         assert self._events, "the fleet waits for something that cannot happen"
         at_s, _, event = heapq.heappop(self._events)
         self.now = max(self.now, at_s)
@@ -212,17 +198,20 @@ class LocalFleet:
     def _perform(self, actions: Sequence[Action]) -> None:
         for action in actions:
             match action:
-                case Spawn(worker, avoid):
+                case events.Spawn(worker, avoid):
                     self._place(worker, avoid)
-                case Assign(attempt):
+                case events.Assign(attempt):
                     attempts = self._batches[attempt.batch].attempts
                     attempts[attempt.chunk] = attempts.get(attempt.chunk, 0) + 1
                     self._compute(attempt)
-                case Retire(worker) | Abandon(worker):
+                case events.Probe(worker, successor):
+                    self._places[successor] = self._places.pop(worker, "")
+                    self._at(self.now + SPAWN_S, events.Joined(successor, self._places[successor]))
+                case events.Retire(worker) | events.Abandon(worker):
                     self._places.pop(worker, None)
-                case Compare(first, second) if self._batches[first.batch].differ(first, second):
+                case events.Compare(first, second) if self._batches[first.batch].differ(first, second):
                     self._say(f"workers {first.worker} and {second.worker} computed {second.chunk} differently")
-                case Say(text):
+                case events.Say(text):
                     self._say(text)
                 case _:
                     pass
@@ -232,7 +221,7 @@ class LocalFleet:
         nodes = [node for node in NODES if node not in avoid | self._draining]
         if nodes:
             self._places[worker] = nodes[worker % len(nodes)]
-            self._at(self.now + SPAWN_S, Joined(worker, self._places[worker]))
+            self._at(self.now + SPAWN_S, events.Joined(worker, self._places[worker]))
 
     def _compute(self, attempt: Attempt) -> None:
         trouble = self._troubles.get(attempt.worker)
@@ -242,12 +231,14 @@ class LocalFleet:
             del self._troubles[attempt.worker]
         if trouble not in ("lose", "hang"):
             for _ in range(2 if trouble == "repeat" else 1):
-                self._at(self._free_at[attempt.worker], Done(attempt))
+                self._at(self._free_at[attempt.worker], events.Done(attempt))
 
     def _happen(self, fault: Fault) -> None:
         match fault.kind:
             case "kill":
                 self._kill(fault.number)
+            case "unreachable":
+                self._perform(self._controller.on(events.Unreachable(fault.number, "scripted"), self.now))
             case "target":
                 self.resize(fault.number)
             case "drain":
@@ -256,7 +247,7 @@ class LocalFleet:
                     self._draining |= {node}
                     for worker in [worker for worker, place in self._places.items() if place == node]:
                         self._at(self.now + LEAVE_S, Fault(self.now, "kill", worker))
-                    self._perform(self._controller.on(Draining(self._draining), self.now))
+                    self._perform(self._controller.on(events.Draining(self._draining), self.now))
             case "server before" | "server after" | "results":
                 self._of_server.append(fault.kind)
             case trouble:
@@ -264,7 +255,7 @@ class LocalFleet:
 
     def _kill(self, worker: int) -> None:
         if self._places.pop(worker, None):
-            self._perform(self._controller.on(Lost(worker, "scripted"), self.now))
+            self._perform(self._controller.on(events.Lost(worker, "scripted"), self.now))
 
     def _at(self, time_s: float, event: Event | Fault) -> None:
         heapq.heappush(self._events, (time_s, next(self._order), event))

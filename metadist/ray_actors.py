@@ -45,7 +45,12 @@ class WorkerActor:
 
             set_up_process(self._threads)
         self._worker = self._make_worker()
-        return os.getpid(), ray.get_runtime_context().get_node_id(), self._worker.proof()
+        self._told = os.getpid(), ray.get_runtime_context().get_node_id(), self._worker.proof()
+        return self._told
+
+    def still_there(self) -> tuple[int, str, str]:
+        """What `ready` said."""
+        return self._told
 
     def cancel(self, call: int) -> None:
         """Nobody wants the result of that call any more."""

@@ -5,10 +5,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import ray
-from ray.exceptions import ObjectLostError, RayError, RayTaskError
+from ray.exceptions import ActorUnavailableError, ObjectLostError, RayError, RayTaskError
 
 from metadist.deals import Call
-from metadist.events import Attempt, Done, Draining, Event, Tick
+from metadist.events import Attempt, Done, Draining, Event, Tick, Unreachable
 from metadist.ray_workers import RayWorkers, draining_nodes
 from metadist.recovery import WeightsLost
 
@@ -39,9 +39,13 @@ class RayCalls:
             if call.attempt == attempt:
                 self._workers.cancel(attempt.worker, call.number)
 
+    def forget(self, worker: int) -> None:
+        """Wait no more for what a worker is at."""
+        self._calls = {ref: call for ref, call in self._calls.items() if call.attempt.worker != worker}
+
     def end(self, worker: int) -> None:
         """End a worker, with its calls."""
-        self._calls = {ref: call for ref, call in self._calls.items() if call.attempt.worker != worker}
+        self.forget(worker)
         self._workers.end(worker)
 
     def check_weights(self) -> None:
@@ -82,6 +86,9 @@ class RayCalls:
             return None
         if isinstance(value, ObjectLostError):  # one that the call was to use: the worker is well
             self._lost_weights = value
+        elif isinstance(value, ActorUnavailableError):
+            self.forget(call.attempt.worker)
+            return Unreachable(call.attempt.worker, type(value).__name__)
         elif isinstance(value, RayError):
             self.end(call.attempt.worker)
             return self._workers.lost(call.attempt.worker, value)

@@ -9,23 +9,11 @@ import numpy as np
 import ray
 from ray.exceptions import RayError
 
+from metadist import events
 from metadist.controller import KEPT, Controller
 from metadist.deals import Ahead, Batch, Call, Deal, cut_deals
 from metadist.errors import Interrupted
-from metadist.events import (
-    Abandon,
-    Action,
-    Assign,
-    Attempt,
-    Cancel,
-    Compare,
-    Retire,
-    Say,
-    Spawn,
-    Target,
-    Tick,
-    Waiting,
-)
+from metadist.events import Action, Attempt
 from metadist.messages import Chunk, ChunkReport, Weights, plan
 from metadist.patience import PATIENT, Patience
 from metadist.ray_actors import join_weights
@@ -74,7 +62,7 @@ class RayFleet:
         self._chunk_size = 1
         self._numbers: dict[tuple[Ref, ...], int] = {}
         self._told: set[tuple[int, int]] = set()
-        self._perform(self._controller.on(Tick(), time.monotonic()))
+        self._perform(self._controller.on(events.Tick(), time.monotonic()))
 
     @property
     def num_workers(self) -> int:
@@ -165,7 +153,7 @@ class RayFleet:
 
     def resize(self, target: int) -> None:
         """Have `target` workers from now on."""
-        self._perform(self._controller.on(Target(target), time.monotonic()))
+        self._perform(self._controller.on(events.Target(target), time.monotonic()))
 
     def close(self) -> None:
         """End every actor of this fleet."""
@@ -271,22 +259,24 @@ class RayFleet:
     def _perform(self, actions: Sequence[Action]) -> None:
         for action in actions:
             match action:
-                case Spawn(worker, avoid):
+                case events.Spawn(worker, avoid):
                     self._workers.spawn(worker, avoid)
-                case Assign(attempt):
+                case events.Probe(worker, successor):
+                    self._workers.probe(worker, successor)
+                case events.Assign(attempt):
                     batch = self._batches[attempt.batch]
                     batch.lags[attempt] = attempt.chunk[0].step - self._version
                     batch.attempts[attempt.chunk] = batch.attempts.get(attempt.chunk, 0) + 1
                     self._calls.make(attempt, batch.submit)
-                case Cancel(attempt):
+                case events.Cancel(attempt):
                     self._calls.cancel(attempt)
-                case Retire(worker) | Abandon(worker):
+                case events.Retire(worker) | events.Abandon(worker):
                     self._calls.end(worker)
-                case Compare(first, second):
+                case events.Compare(first, second):
                     self._compare(first, second)
-                case Say(text):
+                case events.Say(text):
                     self._say(text)
-                case Waiting(joined, target, paused):
+                case events.Waiting(joined, target, paused):
                     doing = "waiting for workers" if paused else "computing with fewer workers"
                     self._say(f"{doing}: {joined} of {target} have joined; {self._workers.shortage()}")
 

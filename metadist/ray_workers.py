@@ -56,6 +56,13 @@ class RayWorkers:
         self.actors[worker] = remote.remote(self._make_worker, wanted.threads)
         self.joining[self.actors[worker].ready.remote()] = worker
 
+    def probe(self, worker: int, successor: int) -> None:
+        """Ask the actor of a worker again; if it answers it joins as its successor."""
+        self.actors[successor] = self.actors.pop(worker)
+        self.pids.pop(worker, None)
+        still_there = self.actors[successor].still_there.options(concurrency_group="control")
+        self.joining[still_there.remote()] = successor
+
     def end(self, worker: int) -> None:
         """Kill it, if it is there."""
         self.pids.pop(worker, None)

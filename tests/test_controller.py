@@ -14,11 +14,13 @@ from metadist.events import (
     Draining,
     Joined,
     Lost,
+    Probe,
     Retire,
     Say,
     Spawn,
     Target,
     Tick,
+    Unreachable,
     Waiting,
 )
 from metadist.messages import Chunk, plan
@@ -368,3 +370,14 @@ def test_an_event_costs_no_more_with_many_workers():
     assert len(dealt) == 2000
     for worker, start in dealt[:2]:
         assert starts(done(controller, worker, start, 1.0)) == [(worker, 2000 + start)]
+
+
+def test_a_worker_that_cannot_be_reached_joins_again_under_a_new_number_if_it_answers():
+    controller, _ = running(2, 8, most_losses={"died": 0, "unavailable": 0})
+    actions = controller.on(Unreachable(0, "a call was lost"), 1.0)
+    assert of_kind(actions, Probe) == [Probe(0, 2)] and not of_kind(actions, Spawn)
+    assert waiting(controller)[:2] == [0, 2]
+    assert starts(controller.on(Joined(2), 2.0)) == [(2, 0), (2, 2)]
+    assert done(controller, 0, 0, 3.0) == []
+    assert of_kind(controller.on(Unreachable(2, "again"), 4.0), Probe) == [Probe(2, 3)]
+    assert of_kind(controller.on(Lost(3, "it was dead"), 5.0), Spawn) == [Spawn(4)]
