@@ -47,6 +47,11 @@ class Batch:
         both = first in self.told and second in self.told
         return both and bits(self.told[first]) != bits(self.told[second])
 
+    def values(self) -> list[Any]:
+        """What was told first of each deal, in order."""
+        first = {attempt.chunk: told for attempt, told in reversed(self.told.items())}
+        return [first[deal] for deal in self.deals]
+
     def account(self) -> list[list[Any]]:
         """Of each deal of a meta-step: its first task, the task after its last, worker, attempts, seconds."""
         took = {attempt.chunk: (attempt.worker, reports) for attempt, reports in reversed(self.told.items())}

@@ -48,11 +48,10 @@ class RayCalls:
         self.forget(worker)
         self._workers.end(worker)
 
-    def check_weights(self) -> None:
-        """Raise WeightsLost if a call could not get what it was to compute with."""
-        if self._lost_weights is not None:
-            error, self._lost_weights = self._lost_weights, None
-            raise WeightsLost(type(error).__name__) from error
+    def lost_weights(self) -> WeightsLost | None:
+        """Whether since the last time a call could not get what it was to compute with."""
+        error, self._lost_weights = self._lost_weights, None
+        return None if error is None else WeightsLost(type(error).__name__)
 
     def wait(self, longest_s: float) -> list[Event]:
         """What happened, after so many seconds at most."""
@@ -77,14 +76,15 @@ class RayCalls:
     def _event(self, ref: ray.ObjectRef, value: Any) -> Event | None:
         """What a finished call means. An exception of our own or the user's code is raised here, as it was there."""
         joining, call = self._workers.joining.pop(ref, None), self._calls.pop(ref, None)
-        if isinstance(value, RayTaskError) and not (call and self._again):
+        of_argument = isinstance(value, RayTaskError) and isinstance(value.cause, RayError)
+        if isinstance(value, RayTaskError) and not of_argument and not (call and self._again):
             raise value.cause from value
         if joining is not None:
             failed = isinstance(value, RayError)
             return self._workers.lost(joining, value) if failed else self._workers.admit(joining, *value)
         if call is None:
             return None
-        if isinstance(value, ObjectLostError):  # one that the call was to use: the worker is well
+        if of_argument or isinstance(value, ObjectLostError):  # what the call was to use is gone: the worker is well
             self._lost_weights = value
         elif isinstance(value, ActorUnavailableError):
             self.forget(call.attempt.worker)

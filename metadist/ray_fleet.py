@@ -130,7 +130,8 @@ class RayFleet:
 
             try:
                 number = self._begin([(chunk,) for chunk in chunks], submit, "evaluate")
-                return ray.get([ref for (ref,) in self._finish(number)])
+                self._finish(number)
+                return self._batches[number].values()
             except WeightsLost as error:
                 given = tuple(self._renew(error, newest=True))
 
@@ -169,8 +170,6 @@ class RayFleet:
         """Weights of equal bits in the place of lost ones."""
         if self._server is None:
             raise error
-        self._perform(self._controller.drop(time.monotonic()))
-        self._under_way.clear()
         self._server.renew(error)
         return self._server.weights() if newest else self._server.used()
 
@@ -205,7 +204,10 @@ class RayFleet:
         while not self._controller.finished(number):
             for event in self._calls.wait(self._patience_s()):
                 self._perform(self._controller.on(event, time.monotonic()))
-            self._calls.check_weights()
+            if (lost := self._calls.lost_weights()) is not None:
+                self._perform(self._controller.drop(time.monotonic()))
+                self._under_way.clear()
+                raise lost
             if self._controller.state == "waiting" and (signal := self._asked_to_stop()) is not None:
                 raise Interrupted(signal)
             sent = self._send(sent, batch)

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import ray
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from metadist.ray_actors import ServerActor, join_weights
@@ -52,17 +52,23 @@ class RayServer:
             (step, not sent, num_tasks, *reports, *gradients)
             for reports, gradients in self._per_shard(results[len(sent) :])
         ]
-        if len(self._shards) == 1:
-            moved = [self._shards[0].apply.options(num_returns=2).remote(*parts[0])]
-        else:
-            folded = [shard.fold.remote(*own) for shard, own in zip(self._shards, parts, strict=True)]
-            moved = [shard.move.options(num_returns=2).remote(step, *folded) for shard in self._shards]
-        stats = self._get([told for _, told in moved])
-        return tuple(weights for weights, _ in moved), stats[0]
+        weights: list[Ref] = []
+
+        def call() -> list[Ref]:
+            if len(self._shards) == 1:
+                moved = [self._shards[0].apply.options(num_returns=2).remote(*parts[0])]
+            else:
+                folded = [shard.fold.remote(*own) for shard, own in zip(self._shards, parts, strict=True)]
+                moved = [shard.move.options(num_returns=2).remote(step, *folded) for shard in self._shards]
+            weights[:] = [slices for slices, _ in moved]
+            return [told for _, told in moved]
+
+        stats = self._get(call)
+        return tuple(weights), stats[0]
 
     def pids(self) -> list[int]:
         """The actors' processes."""
-        return self._get([shard.pid.remote() for shard in self._shards])
+        return self._get(lambda: [shard.pid.remote() for shard in self._shards])
 
     def weights(self) -> tuple[Ref, ...]:
         """References to the slices of theta."""
@@ -70,7 +76,7 @@ class RayServer:
 
     def snapshot(self) -> dict[str, Any]:
         """As `Server.snapshot`, whatever the number of shards."""
-        return join_states(self._get([shard.snapshot.remote() for shard in self._shards]))
+        return join_states(self._get(lambda: [shard.snapshot.remote() for shard in self._shards]))
 
     def copy(self, step: int, behind: Sequence[Ref] | None) -> Callable[[], Kept | None]:
         """What there is after `step` meta-steps: a function that returns it once it has come."""
@@ -81,7 +87,7 @@ class RayServer:
         def come() -> Kept | None:
             if len(ray.wait(refs, num_returns=len(refs), timeout=0)[0]) < len(refs):
                 return None
-            told = self._get(refs)
+            told = self._get(lambda: refs)
             before = join_weights(told[2 * count :])[0].theta.copy() if behind else None
             theta = join_weights(told[:count])[0].theta.copy()
             return Kept(step, theta, join_states(told[count : 2 * count]), before)
@@ -98,10 +104,17 @@ class RayServer:
         reports = [result[0] for result in results]
         return [(reports, [result[1 + number] for result in results]) for number in range(len(self._shards))]
 
-    def _get(self, refs: list[Ref]) -> list[Any]:
+    def _get(self, call: Callable[[], list[Ref]], tries: int = 3) -> list[Any]:
+        """What the calls return. Where an answer is lost on the way they are made again, which changes nothing."""
         try:
-            return ray.get(refs)
+            return ray.get(call())
+        except ActorUnavailableError as error:
+            if tries > 1:
+                return self._get(call, tries - 1)
+            raise ServerLost(type(error).__name__) from error
         except RayTaskError as error:
+            if isinstance(error.cause, RayError):  # of an argument
+                raise ResultsLost(type(error.cause).__name__) from error
             if isinstance(error.cause, ValueError):  # it lacks what an earlier call should have brought?
                 self._check(self._takes)
             raise error.cause from error
@@ -115,7 +128,5 @@ class RayServer:
         for ref in refs:
             try:
                 ray.get(ref)
-            except RayTaskError:
-                pass
             except RayError as error:
                 raise ResultsLost(type(error).__name__) from error

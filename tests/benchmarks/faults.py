@@ -39,7 +39,7 @@ SOON = {  # so that a node that was killed counts as dead within a second or two
 }  # fmt: skip
 RPC_FAILURES = {
     "CoreWorkerService.grpc_client.PushTask": {
-        "num_failures": 30, "req_failure_prob": 10, "resp_failure_prob": 10, "in_flight_failure_prob": 10,
+        "num_failures": 30, "req_failure_prob": 3, "resp_failure_prob": 3, "in_flight_failure_prob": 3,
     }
 }  # fmt: skip
 
@@ -238,7 +238,7 @@ def wait_for_step(run_dir: Path, step: int, driver: subprocess.Popen[Any]) -> in
 
 
 def rpc_failures() -> dict[str, Any]:
-    """The run in a process of its own, where every tenth call of an actor or its answer is lost."""
+    """The run in a process of its own, where one in eleven calls of an actor, or its answer, is lost."""
     environment = os.environ | {"RAY_testing_rpc_failure": json.dumps(RPC_FAILURES)}
     command = [sys.executable, __file__, "--json", "worker process killed"]
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True, text=True)
