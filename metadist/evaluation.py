@@ -14,7 +14,7 @@ from metadist.config.method import chunk_size
 from metadist.engine import Engine
 from metadist.errors import InputError
 from metadist.figures import CurvePoint, adaptation_curve
-from metadist.joint import check_joint, joint_weights
+from metadist.joint import check_joint, fine_tuning, joint_results
 from metadist.messages import Chunk, plan
 from metadist.task import Split
 
@@ -92,9 +92,12 @@ def evaluate_run(
         results |= {name: values for name, values in few.items() if name.startswith("from_scratch/")}
     if "joint" in baselines:
         say(f"training the joint baseline for {own.joint_steps} steps")
-        joint = measure(fleet, joint_weights(config, shapes), own.split, own.test_tasks, size)
+        joint = joint_results(config, shapes, engine.learner)
         results |= {f"joint/{name}": values for name, values in joint.items()}
-    return {"protocol": protocol(config, shapes, engine), **summary(results)}, results
+    told = {"protocol": protocol(config, shapes, engine), **summary(results)}
+    if "joint" in baselines:
+        told["baselines"]["joint"]["inner_lr"] = fine_tuning(config, shapes, engine.learner)[0]
+    return told, results
 
 
 def protocol(config: Config, shapes: Shapes, engine: Engine) -> dict[str, Any]:

@@ -1,15 +1,11 @@
 import numpy as np
 import pyarrow as pa
 import pytest
-import torch
 
 from metadist.config import load_config
-from metadist.config.build import make_engine, make_source, task_shapes
+from metadist.config.build import make_source, task_shapes
 from metadist.errors import InputError
 from metadist.evaluation import default_baselines, interval, summary, write_results
-from metadist.joint import joint_weights
-from metadist.losses import mean_squared_error
-from metadist.task import TaskId
 
 
 def test_interval_of_a_known_sample():
@@ -61,16 +57,3 @@ def test_default_baselines_suit_the_task():
     assert default_baselines(*sinusoid("evaluation.baselines=[ridge]")) == ["ridge"]
     with pytest.raises(InputError, match="nearest_class_mean does not suit regression"):
         default_baselines(*sinusoid("evaluation.baselines=[nearest_class_mean]"))
-
-
-@pytest.mark.parametrize("learner", ["maml", "reptile"])
-def test_joint_training_lowers_the_loss_of_all_curves_together_whatever_the_runs_learner(learner):
-    config, shapes = sinusoid(f"learner.name={learner}", "evaluation.joint_steps=300", "meta_steps=10", "meta_lr=0.01",
-                              "optimizer.schedule=linear")  # fmt: skip
-    engine = make_engine(config, shapes, inner_steps=0)
-    tasks = [make_source(config)(TaskId("train", 0, index)) for index in range(100)]
-    before, after = (
-        engine.evaluate(theta, tasks, {"loss": mean_squared_error})["loss"].mean()
-        for theta in (engine.initial_theta(), torch.from_numpy(joint_weights(config, shapes).theta))
-    )
-    assert after < 0.85 * before

@@ -130,6 +130,13 @@ class EvaluationConfig(Section):
     scratch_steps: Count = Field(50, description="Adam steps of the from-scratch baseline")
     joint_lr: Rate = Field(1e-3, description="Adam's rate in the joint baseline")
     joint_steps: Count = Field(2000, description="training steps of the joint baseline")
+    joint_inner_lr: Rate | None = Field(
+        None, description="rate of its fine-tuning of all weights by plain gradient descent; default: inner_lr of a "
+        "learner that does the same, else 0.4 for classes and 0.01 for values"
+    )  # fmt: skip
+    joint_inner_steps: Natural | None = Field(
+        None, description="steps of its fine-tuning; default: those of the learner, 10 where it has none"
+    )
     patience: Count | None = Field(None, description="stop after this many validations without improvement")
 
 

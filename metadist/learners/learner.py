@@ -93,10 +93,6 @@ class Learner(ABC):
         a tenth of the mean of that, and leaves it out of norms, clipping and the optimizer."""
         return []
 
-    def with_model(self, weights: Tensors) -> Tensors:
-        """The initial theta, but with these weights of the model."""
-        return self.layout() | weights
-
     def adapted_names(self) -> list[str]:
         """Names of the model's parameters that the inner loop changes: by default all of them. Where all are of the
         module's `head`, an engine computes what comes before it once, and hands the learner rows of that."""
