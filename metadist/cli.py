@@ -152,10 +152,16 @@ def learners() -> None:
     from metadist.learners import LEARNERS
 
     for name, (kind, preset, line) in LEARNERS.items():
-        own = [field for field in fields(kind) if field.name not in ("model", "loss", "inner_optimizer", *preset)]
+        own = [
+            field
+            for field in fields(kind)
+            if field.name not in ("model", "loss", "inner_optimizer", *preset, *kind.refused)
+        ]
         options = [f"{field.name}={field.default}" for field in own]
         options += ["inner_optimizer=sgd"] if "inner_optimizer" in kind.__dataclass_fields__ else []
-        click.echo(f"{name:15} {line}\n{'':15} engines: {', '.join(kind.engines)}; {', '.join(options)}")
+        click.echo(
+            f"{name:15} {line}\n{'':15} engines: {', '.join(kind.engines)}; {', '.join(options) or 'no options'}"
+        )
 
 
 @commands.group()

@@ -4,6 +4,8 @@ A baseline of the model and the tasks alone: whatever the run's learner and meta
 on batches of one size, then fine-tuned in every task by plain gradient descent.
 """
 
+from typing import Any
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -27,8 +29,7 @@ from metadist.worker import LEARNER_STREAM, Protocol, Worker
 EXAMPLES, TASKS = 64, 25
 """A batch: so many examples of all training classes; without classes, the query sets of so many tasks."""
 CLASS_RATE, VALUE_RATE, STEPS = 0.4, 0.01, 10
-"""Of the fine-tuning, where neither the job nor the learner says. The rates are those of Finn et al. 2017 for Omniglot and
-the sinusoid."""
+"""Of the fine-tuning, where neither the job nor the learner says. Rates of Finn et al. 2017 (Omniglot, sinusoid)."""
 
 
 def check_joint(config: Config, shapes: Shapes) -> None:
@@ -40,9 +41,7 @@ def check_joint(config: Config, shapes: Shapes) -> None:
     if config.model.name not in (*MODELS, "auto"):
         raise InputError("evaluation.baselines: joint, for classes, needs a built-in model, to choose its outputs")
     if config.model.weights:
-        raise InputError(
-            "evaluation.baselines: joint, for classes, has other outputs than model.weights: leave one out"
-        )
+        raise InputError("evaluation.baselines: joint, for classes, trains its own weights: leave model.weights out")
 
 
 def fine_tuning(config: Config, shapes: Shapes, learner: Learner) -> tuple[float, int]:
@@ -79,7 +78,7 @@ def joint_weights(config: Config, shapes: Shapes) -> dict[str, torch.Tensor]:
     return _classifier(config, shapes) if shapes.classification else _regressor(config, shapes)
 
 
-def _engine(config: Config, shapes: Shapes, **options: float) -> Engine:
+def _engine(config: Config, shapes: Shapes, **options: Any) -> Engine:
     """Of plain MAML, on the driver's CPU."""
     learner = MAML(model=make_model(config, shapes), loss=make_loss(config, shapes), **options)
     return Engine(learner, make_method(config, learner, shapes.inputs).kind)

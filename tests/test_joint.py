@@ -1,6 +1,5 @@
 import numpy as np
 import pytest
-import torch
 
 from metadist.config import load_config
 from metadist.config.build import make_engine, make_source, task_shapes
@@ -93,5 +92,5 @@ def test_fine_tuning_takes_the_learners_rate_where_that_is_one_for_all_weights(o
 def test_what_the_joint_baseline_cannot_take_is_refused():
     with pytest.raises(InputError, match="joint, for classes, needs a built-in model"):
         check_joint(*digits("model.name=my_model:Net"))
-    with pytest.raises(InputError, match="joint, for classes, has other outputs than model.weights"):
+    with pytest.raises(InputError, match="joint, for classes, trains its own weights"):
         check_joint(*digits("model.weights=w.safetensors"))

@@ -1,23 +1,20 @@
 """From a `Config` to the objects of a run. Nothing below this floor knows `Config`."""
 
-import importlib
-import inspect
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, cast, get_type_hints
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
-from pydantic import ConfigDict, TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from metadist.baselines import is_text
-from metadist.config.load import did_you_mean
 from metadist.config.method import aggregation, chunk_size, make_method, worker_device
+from metadist.config.named import call, resolve
 from metadist.config.schema import Config
 from metadist.data import Dataset, cached, open_dataset
 from metadist.engine import Engine
@@ -58,7 +55,7 @@ def _make_source(config: Config, evaluation: bool) -> Source:
     dataset = open_data(config)
     if dataset is None:
         assert config.data.source
-        return _call(config.data.source, resolve(config.data.source), {"seed": config.seed, **config.data.options})
+        return call(config.data.source, resolve(config.data.source), {"seed": config.seed, **config.data.options})
     task, own = config.task, config.evaluation
     ways = own.ways if evaluation and own.ways else task.ways
     shots = own.shots if evaluation and own.shots else task.shots
@@ -121,9 +118,9 @@ def make_model(config: Config, shapes: Shapes) -> Model:
         known = {"input_shapes": shapes.inputs, "outputs": shapes.outputs}
         if name == "bag" and shapes.vocabulary_size:
             known["vocabulary_size"] = shapes.vocabulary_size
-        module = _call(f"model {name}", MODELS[name], {**known, **options}, hidden=tuple(known))
+        module = call(f"model {name}", MODELS[name], {**known, **options}, hidden=tuple(known))
     else:
-        module = _call(name, resolve(name, MODELS), options)
+        module = call(name, resolve(name, MODELS), options)
     if not isinstance(module, torch.nn.Module):
         raise InputError(f"model.name={name} gave a {type(module).__name__}; it must give a torch.nn.Module")
     if config.model.weights:
@@ -133,11 +130,13 @@ def make_model(config: Config, shapes: Shapes) -> Model:
 
 def make_loss(config: Config, shapes: Shapes) -> Loss:
     """The loss of the job; `auto` is cross-entropy for whole-number targets, else the mean squared error."""
-    if config.loss in LOSSES:
-        return LOSSES[config.loss]
-    if config.loss != "auto":
+    suited = "cross_entropy" if shapes.classification else "mse"
+    if config.loss not in ("auto", *LOSSES):
         return cast(Loss, resolve(config.loss, LOSSES))
-    return LOSSES["cross_entropy" if shapes.classification else "mse"]
+    if config.loss not in ("auto", suited):
+        kind = "classes" if shapes.classification else "values"
+        raise InputError(f"loss={config.loss} does not suit tasks whose targets are {kind}: take {suited}, or auto")
+    return LOSSES[suited]
 
 
 def make_engine(config: Config, shapes: Shapes, device: str | None = None, **changes: Any) -> Engine:
@@ -149,10 +148,18 @@ def make_engine(config: Config, shapes: Shapes, device: str | None = None, **cha
             raise InputError(f"learner {name} is the one with {option}={preset[option]}: leave it out, or name another")
     if not (isinstance(kind, type) and issubclass(kind, Learner)):
         raise InputError(f"learner.name={name} is not a metadist.Learner class")
+    for option, reason in kind.refused.items():
+        if option in changes:
+            raise InputError(f"evaluation.{option}: learner {name} takes none, {reason}: leave it out")
+        if option in config.learner.options:
+            remedy = f"leave it out (learner.{option}=null takes it out of a job)"
+            raise InputError(f"learner.{option}: learner {name} takes none, {reason}: {remedy}")
     options = {"model": model, "loss": make_loss(config, shapes), **preset, **config.learner.options}
     if "inner_optimizer" in options:
         options["inner_optimizer"] = make_inner_optimizer(options["inner_optimizer"])
-    learner = cast(Learner, _call(f"learner {name}", kind, options, hidden=("model", "loss", "inner_optimizer")))
+    learner = cast(
+        Learner, call(f"learner {name}", kind, options, hidden=("model", "loss", "inner_optimizer", *kind.refused))
+    )
     try:
         learner, planned = replace(learner, **changes), worker_device(config)
     except ValueError as error:
@@ -169,12 +176,15 @@ def make_inner_optimizer(given: Any) -> InnerOptimizer:
     name = options.pop("name", None)
     if not isinstance(name, str):
         raise InputError(f"learner.inner_optimizer={given!r} must be a name, or a mapping with one")
-    kind = INNER_OPTIMIZERS[name] if name in INNER_OPTIMIZERS else resolve(name, INNER_OPTIMIZERS)
-    made = _call(f"inner optimizer {name}", kind, options)
+    if name in INNER_OPTIMIZERS:
+        return call(f"inner optimizer {name}", INNER_OPTIMIZERS[name], options)
+    rule = "it must be a class with methods begin(weight) and step(weight, gradient, slots, rate, k), see the README"
+    try:
+        made = call(f"inner optimizer {name}", resolve(name, INNER_OPTIMIZERS), options)
+    except InputError as error:
+        raise InputError(f"{error}; {rule}" if ":" in name else str(error)) from None
     if not (callable(getattr(made, "begin", None)) and callable(getattr(made, "step", None))):
-        raise InputError(
-            f"inner optimizer {name} has no methods `begin` and `step`, see metadist.learners.InnerOptimizer"
-        )
+        raise InputError(f"inner optimizer {name} gave a {type(made).__name__}: {rule}")
     return cast(InnerOptimizer, made)
 
 
@@ -187,7 +197,9 @@ def make_worker(
         sys.path.insert(0, search_path)
     source, own = make_source(config), make_source(config, evaluation=True)
     shapes = task_shapes(config, source)
-    engine, later = make_engine(config, shapes), make_evaluation_engine(config, shapes)
+    engine = make_engine(config, shapes)
+    judged = shapes._replace(outputs=own.outputs) if engine.learner.any_ways else shapes  # for training from scratch
+    later = make_evaluation_engine(config, judged)
     for each in (engine, later):
         if constants is not None:
             each.learner.model.load_constants(constants)
@@ -204,7 +216,7 @@ def make_evaluation_engine(config: Config, shapes: Shapes, device: str | None = 
         config, shapes, device, **{name: value for name, value in changes.items() if value is not None}
     )
     if config.evaluation.inner_lr is not None and engine.learner.learned_rates:
-        raise InputError(f"evaluation.inner_lr: learner {config.learner.name} learns its rates, leave it out")
+        raise InputError(f"evaluation.inner_lr: learner {config.learner.name} learns its rates: leave it out")
     return engine
 
 
@@ -234,56 +246,6 @@ def make_optimization(config: Config, engine: Engine) -> Optimization:
     return Optimization(
         optimizer, **given, reference_batch=config.batch_size(1), statistics=engine.num_statistics, **own
     )
-
-
-def resolve(name: str, known: Iterable[str] = ()) -> Any:
-    """The object that `module:attribute` names, modules of the current directory included. Raises InputError, which
-    lists the built-in names where the name is of no such form."""
-    module_name, colon, attribute = name.partition(":")
-    if not colon:
-        hint = did_you_mean(name, list(known))
-        raise InputError(f"{name!r} is neither built in nor of the form module:attribute{hint}")
-    if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
-    try:
-        return getattr(importlib.import_module(module_name), attribute)
-    except ModuleNotFoundError as error:
-        raise InputError(f"{name}: {error}; modules are looked for in {Path.cwd()} and the environment") from None
-    except AttributeError:
-        raise InputError(f"{name}: module {module_name} has no {attribute!r}") from None
-
-
-def _call(what: str, function: Callable[..., Any], options: Mapping[str, Any], hidden: tuple[str, ...] = ()) -> Any:
-    """function(**options), each option checked against its annotation; mistakes are InputErrors in one sentence."""
-    parameters = inspect.signature(function).parameters
-    known = [name for name in parameters if name not in hidden]
-    open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    hints = get_type_hints(function.__init__ if isinstance(function, type) else function)
-    checked = {}
-    for name, value in options.items():
-        if name not in parameters and not open_ended:
-            raise InputError(f"{what} has no option {name!r}{did_you_mean(name, known)}")
-        checked[name] = value if name in hidden else _convert(what, name, value, hints.get(name))
-    named = [(n, p) for n, p in parameters.items() if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    missing = [n for n, p in named if p.default is p.empty and n not in checked]
-    if missing:
-        raise InputError(f"{what} needs the option {missing[0]!r}")
-    try:
-        return function(**checked)
-    except InputError:
-        raise
-    except ValueError as error:
-        raise InputError(f"{what}: {error}") from error
-
-
-def _convert(what: str, name: str, value: Any, hint: Any) -> Any:
-    if hint is None:
-        return value
-    try:
-        return TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value)
-    except ValidationError as error:
-        message = error.errors()[0]["msg"]
-        raise InputError(f"{what}: {name}={value!r}: {message[0].lower()}{message[1:]}") from None
 
 
 def _load_weights(module: torch.nn.Module, path: str) -> None:

@@ -2,7 +2,8 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidatorFunctionWrapHandler, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from metadist.models import MODELS
 
@@ -15,6 +16,14 @@ class Section(BaseModel):
     """A frozen group of settings; an unknown key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @field_validator("*", mode="wrap")
+    @classmethod
+    def _numbers_are_no_booleans(cls, value: Any, read: ValidatorFunctionWrapHandler) -> Any:
+        made = read(value)
+        if isinstance(value, bool) and not isinstance(made, bool):
+            raise PydanticCustomError("number", "Input should be a number, not true or false")
+        return made
 
 
 class Open(BaseModel):
@@ -190,6 +199,8 @@ class Config(Section):
             raise ValueError(f"fleet.min_workers={self.fleet.min_workers} is more than num_workers={self.num_workers}")
         if self.engine.device == "cuda" and self.fleet.backend == "ray" and not self.fleet.gpus_per_worker:
             raise ValueError("engine.device=cuda needs fleet.gpus_per_worker above 0 (such as 1 or 0.5)")
+        if self.engine.keep == "sqrt" and self.engine.differentiation == "unroll":
+            raise ValueError("engine.keep=sqrt needs engine.differentiation=remat or adjoint: unroll keeps every step")
         return self
 
     def batch_size(self, target: int) -> int:
