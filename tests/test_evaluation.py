@@ -3,9 +3,9 @@ import pyarrow as pa
 import pytest
 
 from metadist.config import load_config
-from metadist.config.build import make_source, task_shapes
+from metadist.config.build import make_engine, make_source, task_shapes
 from metadist.errors import InputError
-from metadist.evaluation import default_baselines, interval, summary, write_results
+from metadist.evaluation import default_baselines, interval, protocol, summary, write_results
 
 
 def test_interval_of_a_known_sample():
@@ -50,6 +50,14 @@ def sinusoid(*overrides: str):
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("METADIST_CACHE", str(tmp_path / "cache"))
+
+
+def test_the_protocol_tells_the_learner_and_its_options_and_no_rate_that_is_not_used():
+    config, shapes = sinusoid("learner.name=platipus", "learner.predicts=values", "learner.samples=3")
+    told = protocol(config, shapes, make_engine(config, shapes))
+    assert (told["learner"], told["samples"], told["predicts"], told["inner_lr"]) == ("platipus", 3, "values", 0.1)
+    config, shapes = sinusoid("learner.name=r2d2")
+    assert "inner_lr" not in protocol(config, shapes, make_engine(config, shapes))
 
 
 def test_default_baselines_suit_the_task():

@@ -198,8 +198,7 @@ def make_worker(
     source, own = make_source(config), make_source(config, evaluation=True)
     shapes = task_shapes(config, source)
     engine = make_engine(config, shapes)
-    judged = shapes._replace(outputs=own.outputs) if engine.learner.any_ways else shapes  # for training from scratch
-    later = make_evaluation_engine(config, judged)
+    later = make_evaluation_engine(config, judged_shapes(config, shapes, engine.learner, own))
     for each in (engine, later):
         if constants is not None:
             each.learner.model.load_constants(constants)
@@ -207,6 +206,12 @@ def make_worker(
     protocol = Protocol(later, own, measures, config.evaluation.transductive, config.evaluation.scratch_steps)
     size = chunk_size(config, engine)
     return Worker(engine, source, protocol, config.seed, config.meta_steps, aggregation(config, engine), size)
+
+
+def judged_shapes(config: Config, shapes: Shapes, learner: Learner, source: Source) -> Shapes:
+    """With outputs for the classes of evaluation, to train from scratch, where the learner does without the model's."""
+    free = learner.any_ways and not config.model.weights
+    return shapes._replace(outputs=source.outputs) if free else shapes
 
 
 def make_evaluation_engine(config: Config, shapes: Shapes, device: str | None = None) -> Engine:

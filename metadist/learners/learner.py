@@ -81,7 +81,7 @@ class Learner(ABC):
     refused: ClassVar[Mapping[str, str]] = {}
     """Options above that would say nothing here, and the reason."""
     before: ClassVar[str] = "before adaptation"
-    """What results after no inner step are called: not this, where `begin` already looks at the support set."""
+    """What results before the first inner step are called: not so, where `begin` already uses the support set."""
 
     def __post_init__(self) -> None:
         if self.inner_steps < 0 or self.inner_lr <= 0:
