@@ -182,7 +182,10 @@ def show(arguments: tuple[str, ...]) -> None:
 @config.command(context_settings=ANY_ARGUMENTS)
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def validate(arguments: tuple[str, ...]) -> None:
-    """Say what is wrong with JOB.yaml [key=value ...], or that nothing is."""
+    """Say what is wrong with the settings of JOB.yaml [key=value ...], or that nothing is.
+
+    Whether data, model, loss and learner fit together is what `metadist train --dry-run` finds out.
+    """
     from metadist import config as configuration
 
     configuration.load_config(*split_arguments(arguments))

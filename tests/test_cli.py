@@ -202,11 +202,10 @@ def test_learners_are_listed_with_paper_engines_and_options(tmp_path):
         assert f"{name:15} {line}" in out
     assert "engines: loop, vmap; inner_lr=0.1, inner_steps=1, first_order=False, adapted=*, inner_optimizer=sgd" in out
     assert "initial_lambda=50.0" in out
-    meta_sgd, reptile, protonet = (
-        out.split(f"\n{name} ")[1].split("\n")[1] for name in ("meta_sgd", "reptile", "protonet")
-    )
-    assert "inner_lr=" not in meta_sgd and "adapted" not in reptile and "first_order" not in reptile
-    assert protonet.endswith("no options")
+    lines = out.splitlines()
+    own = {line.split()[0]: after for line, after in zip(lines[::2], lines[1::2], strict=True)}
+    assert "inner_lr=" not in own["meta_sgd"] and "adapted" not in own["reptile"]
+    assert own["protonet"].endswith("no options")
 
 
 def test_help_needs_no_torch_and_no_ray():

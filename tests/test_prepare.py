@@ -30,7 +30,8 @@ def own_model(tmp_path, monkeypatch):
     """A module of one's own that gives as many outputs as it is told."""
     (tmp_path / "tests_own_net.py").write_text(
         "from torch import nn\n\nclass Net(nn.Module):\n    def __init__(self, outputs: int):\n"
-        "        super().__init__()\n        self.body = nn.Sequential(nn.Flatten(), nn.Linear(64, 4))\n        self.head = nn.Linear(4, outputs)\n\n"
+        "        super().__init__()\n        self.body = nn.Sequential(nn.Flatten(), nn.Linear(64, 4))\n"
+        "        self.head = nn.Linear(4, outputs)\n\n"
         "    def features(self, x):\n        return self.body(x)\n\n"
         "    def forward(self, x):\n        return self.head(self.features(x))\n"
     )
