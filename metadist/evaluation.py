@@ -94,10 +94,10 @@ def evaluate_run(
         say(f"training the joint baseline for {own.joint_steps} steps")
         joint = joint_results(config, shapes, engine.learner)
         results |= {f"joint/{name}": values for name, values in joint.items()}
-    told = {"protocol": protocol(config, shapes, engine), "begun": engine.learner.before, **summary(results)}
+    told = protocol(config, shapes, engine)
     if "joint" in baselines:
-        told["baselines"]["joint"]["inner_lr"] = fine_tuning(config, shapes, engine.learner)[0]
-    return told, results
+        told["joint_inner_lr"] = fine_tuning(config, shapes, engine.learner)[0]
+    return {"protocol": told, "begun": engine.learner.before, **summary(results)}, results
 
 
 def protocol(config: Config, shapes: Shapes, engine: Engine) -> dict[str, Any]:

@@ -3,9 +3,11 @@ import pyarrow as pa
 import pytest
 
 from metadist.config import load_config
-from metadist.config.build import make_engine, make_source, task_shapes
+from metadist.config.build import make_engine, make_source, make_worker, task_shapes
 from metadist.errors import InputError
-from metadist.evaluation import default_baselines, interval, protocol, summary, write_results
+from metadist.evaluation import default_baselines, evaluate_run, interval, protocol, summary, write_results
+from metadist.local_fleet import LocalFleet
+from metadist.messages import Weights
 
 
 def test_interval_of_a_known_sample():
@@ -58,6 +60,16 @@ def test_the_protocol_tells_the_learner_and_its_options_and_no_rate_that_is_not_
     assert (told["learner"], told["samples"], told["predicts"], told["inner_lr"]) == ("platipus", 3, "values", 0.1)
     config, shapes = sinusoid("learner.name=r2d2")
     assert "inner_lr" not in protocol(config, shapes, make_engine(config, shapes))
+
+
+def test_the_joint_baseline_is_measured_by_the_protocol_and_its_rate_told():
+    few = ["evaluation.baselines=[joint]", "evaluation.joint_steps=5", "evaluation.test_tasks=4"]
+    config, shapes = sinusoid("learner.name=anil", "evaluation.inner_steps=2", *few)
+    engine, fleet = make_engine(config, shapes), LocalFleet(lambda: make_worker(config))
+    weights = Weights(0, engine.initial_theta().numpy())
+    told, results = evaluate_run(config, shapes, engine, fleet, weights, lambda text: None)
+    assert told["protocol"]["joint_inner_lr"] == 0.01
+    assert results["joint/loss"].shape == results["loss"].shape == (4, 3)
 
 
 def test_default_baselines_suit_the_task():

@@ -148,12 +148,14 @@ def make_engine(config: Config, shapes: Shapes, device: str | None = None, **cha
             raise InputError(f"learner {name} is the one with {option}={preset[option]}: leave it out, or name another")
     if not (isinstance(kind, type) and issubclass(kind, Learner)):
         raise InputError(f"learner.name={name} is not a metadist.Learner class")
-    for option, reason in kind.refused.items():
-        if option in changes:
-            raise InputError(f"evaluation.{option}: learner {name} takes none, {reason}: leave it out")
-        if option in config.learner.options:
-            remedy = f"leave it out (learner.{option}=null takes it out of a job)"
-            raise InputError(f"learner.{option}: learner {name} takes none, {reason}: {remedy}")
+    given = [f"learner.{option}" for option in kind.refused if option in config.learner.options]
+    given += [f"evaluation.{option}" for option in kind.refused if option in changes]
+    if given:
+        reason = kind.refused[given[0].partition(".")[2]]
+        remedy = " ".join(f"{key}=null" for key in given)
+        raise InputError(
+            f"learner {name} takes no {', '.join(given)}, {reason}: leave out, or, where a job has it, {remedy}"
+        )
     options = {"model": model, "loss": make_loss(config, shapes), **preset, **config.learner.options}
     if "inner_optimizer" in options:
         options["inner_optimizer"] = make_inner_optimizer(options["inner_optimizer"])

@@ -38,7 +38,7 @@ class PLATIPUS(MAML):
 
     needs_ways: ClassVar[bool] = True
     refused: ClassVar[Mapping[str, str]] = {"adapted": "it adapts all parameters"}
-    before: ClassVar[str] = "drawn for the support set"
+    before: ClassVar[str] = "drawn from the prior"
 
     def __post_init__(self) -> None:
         super().__post_init__()

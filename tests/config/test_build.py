@@ -97,11 +97,11 @@ def test_options_are_checked_against_what_they_are_options_of(override, sentence
 ])  # fmt: skip
 def test_an_option_that_would_say_nothing_is_refused(learner, option, reason):
     key, _, value = option.partition("=")
-    with pytest.raises(InputError, match=rf"learner\.{key}: learner {learner} takes none, .*{reason}.*{key}=null"):
+    with pytest.raises(InputError, match=rf"learner {learner} takes no learner\.{key}, .*{reason}.*{key}=null"):
         make_engine(config_of(f"learner.name={learner}", f"learner.{option}"), VECTORS)
     if key in ("inner_lr", "inner_steps"):
         config = config_of(f"learner.name={learner}", f"evaluation.{option}", f"learner.{key}=null")
-        with pytest.raises(InputError, match=f"evaluation.{key}: learner {learner} takes none, .*{reason}"):
+        with pytest.raises(InputError, match=f"learner {learner} takes no evaluation.{key}, .*{reason}"):
             make_evaluation_engine(config, VECTORS)
 
 
@@ -116,7 +116,7 @@ def test_cross_entropy_is_not_for_values():
 
 
 def test_a_second_order_reptile_is_an_input_error():
-    with pytest.raises(InputError, match="learner reptile takes none, it has no second-order form"):
+    with pytest.raises(InputError, match="learner reptile takes no learner.first_order, it has no second-order form"):
         make_engine(config_of("learner.name=reptile", "learner.first_order=false"), VECTORS)
 
 
