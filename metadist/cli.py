@@ -72,7 +72,8 @@ def train(
     click.echo(json.dumps(told, indent=2) if as_json else report(told))
     if not as_json:
         click.echo(f"\nresults    {config.run_dir}/results.json")
-        click.echo(f"evaluate   metadist evaluate {_short(config.run_dir)} evaluation.inner_steps=10")
+        other = "evaluation.inner_steps=10" if told["protocol"]["inner_steps"] else "evaluation.test_tasks=1000"
+        click.echo(f"evaluate   metadist evaluate {_short(config.run_dir)} {other}")
         if config.tracking.mlflow and not (config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")):
             assert config.run_dir
             database = Path(config.run_dir).absolute().parent / "mlflow.db"
@@ -152,10 +153,16 @@ def learners() -> None:
     from metadist.learners import LEARNERS
 
     for name, (kind, preset, line) in LEARNERS.items():
-        own = [field for field in fields(kind) if field.name not in ("model", "loss", "inner_optimizer", *preset)]
+        own = [
+            field
+            for field in fields(kind)
+            if field.name not in ("model", "loss", "inner_optimizer", *preset, *kind.refused)
+        ]
         options = [f"{field.name}={field.default}" for field in own]
         options += ["inner_optimizer=sgd"] if "inner_optimizer" in kind.__dataclass_fields__ else []
-        click.echo(f"{name:15} {line}\n{'':15} engines: {', '.join(kind.engines)}; {', '.join(options)}")
+        click.echo(
+            f"{name:15} {line}\n{'':15} engines: {', '.join(kind.engines)}; {', '.join(options) or 'no options'}"
+        )
 
 
 @commands.group()
@@ -175,7 +182,10 @@ def show(arguments: tuple[str, ...]) -> None:
 @config.command(context_settings=ANY_ARGUMENTS)
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def validate(arguments: tuple[str, ...]) -> None:
-    """Say what is wrong with JOB.yaml [key=value ...], or that nothing is."""
+    """Say what is wrong with the settings of JOB.yaml [key=value ...], or that nothing is.
+
+    Whether data, model, loss and learner fit together is what `metadist train --dry-run` finds out.
+    """
     from metadist import config as configuration
 
     configuration.load_config(*split_arguments(arguments))
@@ -226,13 +236,16 @@ def report(told: dict[str, Any]) -> str:
     lines.append(f"evaluated  {told['evaluated_theta_sha256']} (step {told['evaluated_step']})")
     lines += [f"protocol   {protocol}", "", f"{metric} (mean, 95 % interval)"]
     for k, point in enumerate(told[metric]["by_inner_step"]):
-        lines.append(f"  {f'after {k} inner steps' if k else 'before adaptation':24} {_figure(metric, point)}")
+        lines.append(f"  {f'after {k} inner steps' if k else told['begun']:24} {_figure(metric, point)}")
     for name, measured in told["baselines"].items():
         points = measured[metric] if isinstance(measured[metric], list) else [measured[metric]]
         for k, point in enumerate(points):
             label = name.replace("_", " ") + (f", {k} steps" if len(points) > 1 else "")
             some = f" ({measured['tasks']} tasks)" if measured["tasks"] < told["protocol"]["tasks"] else ""
             lines.append(f"  {label:24} {_figure(metric, point)}{some}")
+    if lost := told.get("online", {}).get("losses"):
+        rounds = f"{len(lost)} rounds, loss {lost[0]:.4f} in the first, {lost[-1]:.4f} in the last"
+        lines += ["", f"online     {rounds}, regret {told['online']['regret']:.4f}"]
     return "\n".join(lines)
 
 

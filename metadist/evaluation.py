@@ -14,7 +14,7 @@ from metadist.config.method import chunk_size
 from metadist.engine import Engine
 from metadist.errors import InputError
 from metadist.figures import CurvePoint, adaptation_curve
-from metadist.joint import check_joint, joint_weights
+from metadist.joint import check_joint, fine_tuning, joint_results
 from metadist.messages import Chunk, plan
 from metadist.task import Split
 
@@ -92,9 +92,12 @@ def evaluate_run(
         results |= {name: values for name, values in few.items() if name.startswith("from_scratch/")}
     if "joint" in baselines:
         say(f"training the joint baseline for {own.joint_steps} steps")
-        joint = measure(fleet, joint_weights(config, shapes), own.split, own.test_tasks, size)
+        joint = joint_results(config, shapes, engine.learner)
         results |= {f"joint/{name}": values for name, values in joint.items()}
-    return {"protocol": protocol(config, shapes, engine), **summary(results)}, results
+    told = protocol(config, shapes, engine)
+    if "joint" in baselines:
+        told["joint_inner_lr"] = fine_tuning(config, shapes, engine.learner)[0]
+    return {"protocol": told, "begun": engine.learner.before, **summary(results)}, results
 
 
 def protocol(config: Config, shapes: Shapes, engine: Engine) -> dict[str, Any]:
@@ -104,13 +107,18 @@ def protocol(config: Config, shapes: Shapes, engine: Engine) -> dict[str, Any]:
     if not config.data.source:
         sizes = {"ways": own.ways or task.ways} if shapes.classification else {}
         sizes |= {"shots": own.shots or task.shots, "queries": own.queries or task.queries}
+    learner = engine.learner
+    rate = "learned" if learner.learned_rates else own.inner_lr or learner.inner_lr
+    options = {key: value for key, value in config.learner.options.items() if key not in ("inner_steps", "inner_lr")}
     return {
+        "learner": config.learner.name,
+        **options,
         "split": own.split,
         "tasks": own.test_tasks,
         **sizes,
         **({"target_unit": "as standardized"} if any(_scaled(unit) for unit in shapes.target_units) else {}),
-        "inner_steps": engine.learner.inner_steps if own.inner_steps is None else own.inner_steps,
-        "inner_lr": "learned" if engine.learner.learned_rates else own.inner_lr or engine.learner.inner_lr,
+        "inner_steps": learner.inner_steps if own.inner_steps is None else own.inner_steps,
+        **({} if "inner_steps" in learner.refused else {"inner_lr": rate}),
         "transductive": own.transductive,
         "seed": config.seed,
     }
@@ -121,7 +129,7 @@ def _scaled(unit: Mapping[str, Any]) -> bool:
 
 
 def summary(results: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Per metric: before adaptation, after each inner step, after the last; per baseline: its metrics."""
+    """Per metric: before the first inner step, after each, after the last; per baseline: its metrics."""
     told: dict[str, Any] = {"baselines": {}}
     for name, values in results.items():
         baseline, slash, metric = name.rpartition("/")

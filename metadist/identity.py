@@ -16,6 +16,8 @@ from metadist.errors import InputError
 
 FREE = {"run_dir", "num_workers", "max_time_s", "fleet", "evaluation", "checkpoint", "tracking", "meta_steps"}
 """Settings that may change when a run is continued; under a schedule, meta_steps then counts as drift."""
+JUDGED = {*FREE, "seed", "data", "engine"}
+"""Settings that may be others when a finished run is evaluated again."""
 
 
 def run_identity(config: Config, engine: Engine) -> dict[str, Any]:
@@ -54,6 +56,19 @@ def check_settings(before: dict[str, Any], config: Config) -> None:
         raise InputError(
             f"this is not the run in the checkpoint; changed: {'; '.join(changed)}: "
             "change it back, or start another run with its own run_dir"
+        )
+
+
+def check_evaluation(before: dict[str, Any], config: Config) -> None:
+    """Raise InputError where a run would be evaluated under settings of training that were not its own."""
+    trained, now = (
+        {key: value for key, value in settings.items() if key not in JUDGED}
+        for settings in (before["settings"], bound_settings(config))
+    )
+    if changed := _differences(trained, now):
+        raise InputError(
+            f"a run is evaluated as it was trained; changed: {'; '.join(changed)}: leave it out "
+            "(evaluation, data, engine, fleet and seed may be others)"
         )
 
 

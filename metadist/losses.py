@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from metadist.errors import InputError
+
 Loss = Callable[..., Tensor]
 
 
@@ -23,7 +25,10 @@ def cross_entropy(outputs: Tensor, target: Tensor) -> Tensor:
 def mean_squared_error(outputs: Tensor, *targets: Tensor) -> Tensor:
     """Mean over examples and target values. outputs [n, d]; targets of shape [n] or [n, ...], d values in all."""
     expected = torch.cat([target.reshape(len(target), -1) for target in targets], dim=1).to(outputs.dtype)
-    return F.mse_loss(outputs.reshape(len(outputs), -1), expected)
+    found = outputs.reshape(len(outputs), -1)
+    if found.shape != expected.shape:  # which would be broadcast
+        raise InputError(f"the model gives {found.shape[1]} values for an example, its targets are {expected.shape[1]}")
+    return F.mse_loss(found, expected)
 
 
 def accuracy(outputs: Tensor, target: Tensor) -> Tensor:

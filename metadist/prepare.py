@@ -8,11 +8,20 @@ import torch
 
 from metadist.checkpoint_format import Checkpoint
 from metadist.config import Config
-from metadist.config.build import Shapes, make_engine, make_evaluation_engine, make_source, task_shapes
+from metadist.config.build import (
+    Shapes,
+    judged_shapes,
+    make_engine,
+    make_evaluation_engine,
+    make_model,
+    make_source,
+    task_shapes,
+)
 from metadist.config.method import chunk_size
 from metadist.engine import Engine, estimate
 from metadist.errors import InputError
 from metadist.evaluation import default_baselines
+from metadist.models import Model
 from metadist.task import Split, Task, TaskId
 
 
@@ -43,14 +52,18 @@ def prepare(config: Config, splits: Sequence[Split], checkpoint: Checkpoint | No
     """
     source, own = make_source(config), make_source(config, evaluation=True)
     shapes = task_shapes(config, source)
-    default_baselines(config, shapes)
     for split in splits:
         own(TaskId(split, 0, 0))
     engine = make_evaluation_engine(config, shapes, device="cpu")
     if shapes.classification and own.outputs > shapes.outputs and not engine.learner.any_ways:
-        raise InputError(f"evaluation.ways={own.outputs} is more than the {shapes.outputs} outputs of the model")
+        raise InputError(
+            f"evaluation.ways={own.outputs} is more than the {shapes.outputs} outputs of the model: train with that "
+            "task.ways, or with a learner that makes its head from the support set (protonet, r2d2, protomaml)"
+        )
     engine = make_engine(config, shapes, device="cpu")
+    baselines = default_baselines(config, shapes)
     theta = engine.initial_theta().numpy()
+    _check_finite(engine, theta)
     if checkpoint is not None:
         engine.learner.model.load_constants(checkpoint.weights)
         begun, theta = theta, engine.layout.vector(checkpoint.weights)
@@ -61,13 +74,34 @@ def prepare(config: Config, splits: Sequence[Split], checkpoint: Checkpoint | No
     chunk = [
         source(TaskId("train", 0, index)) for index in range(min(chunk_size(config, engine), config.batch_size(1)))
     ]
-    _try_one_task(engine, theta, chunk[0])
+    ways = 0
+    if shapes.classification and ("from_scratch" in baselines or not engine.learner.any_ways):
+        ways = own.outputs if engine.learner.any_ways else shapes.outputs
+    _try_one_task(engine, theta, chunk[0], make_model(config, judged_shapes(config, shapes, engine.learner, own)), ways)
     return Prepared(shapes, engine, theta, chunk)
 
 
-def _try_one_task(engine: Engine, theta: np.ndarray, task: Task) -> None:
-    """Compute one task, so that what does not fit together is told before any worker is started."""
+def _check_finite(engine: Engine, theta: np.ndarray) -> None:
+    for name, value in engine.layout.unflatten(torch.from_numpy(theta)).items():
+        if not value.isfinite().all():
+            raise InputError(f"{name} is not finite before training: check the model's initial weights, model.weights")
+
+
+def _check_outputs(model: Model, task: Task, ways: int) -> None:
+    with torch.no_grad():
+        outputs = model(model.parameters, *task.support.inputs)
+    if isinstance(outputs, torch.Tensor) and outputs.ndim == 2 and outputs.shape[1] < ways:
+        raise InputError(
+            f"the model gives {outputs.shape[1]} outputs, {ways} ways need {ways}: set its number of outputs, which is "
+            "one of the keys of `model`, or lower the ways"
+        )
+
+
+def _try_one_task(engine: Engine, theta: np.ndarray, task: Task, judged: Model, ways: int) -> None:
+    """Compute one task, so that what does not fit together is told before any worker is started. `judged` is the model
+    of evaluation, which must have an output for each of `ways`."""
     try:
+        _check_outputs(judged.to(engine.device, engine.dtype), engine.tensors(task), ways)
         losses, _ = engine.meta_gradients(torch.from_numpy(theta), [task])
         assert losses.shape == (1,)
     except InputError:

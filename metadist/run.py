@@ -18,7 +18,7 @@ from metadist.evaluation import draw_curve, evaluate_run, write_results
 from metadist.events import Kind
 from metadist.fewshot import read_checkpoint
 from metadist.figures import training_curve
-from metadist.identity import check_settings, digest, drift, run_identity
+from metadist.identity import check_evaluation, check_settings, digest, drift, run_identity
 from metadist.journal import Journal, planned_batches, read_journal
 from metadist.local_fleet import LocalFleet
 from metadist.lock import DriverLock, here
@@ -221,7 +221,8 @@ def conclude(
     metric = "accuracy" if "accuracy" in told else "loss"
     final = {f"{config.evaluation.split}/{metric}": told[metric]["after"]["mean"]}
     final[f"{config.evaluation.split}/{metric}_ci95"] = told[metric]["after"]["ci95"]
-    final[f"{config.evaluation.split}/{metric}_before"] = told[metric]["before"]["mean"]
+    if told["begun"] == "before adaptation":
+        final[f"{config.evaluation.split}/{metric}_before"] = told[metric]["before"]["mean"]
     record.tracker.metrics(final, weights.version)
     return {"evaluated_step": weights.version, "evaluated_theta_sha256": theta_sha256(weights.theta), **told}
 
@@ -241,6 +242,7 @@ def evaluate(config: Config, run: str | Path, *, checkpoint: str = "best", say: 
     RUN/evaluations/NAME, one NAME per configuration."""
     config = located(config)
     saved = read_checkpoint(run, checkpoint)
+    check_evaluation(saved.run["identity"], config)
     set_up_process(config.fleet.threads_per_worker)
     prepared = prepare(config, [config.evaluation.split], saved)
     weights = Weights(saved.step, prepared.theta)

@@ -45,6 +45,7 @@ def test_train_prints_results_to_stdout_and_leaves_the_run(trained):
     assert "before adaptation" in out
     assert "nearest class mean" in out
     assert "from scratch" in out
+    assert "evaluation.inner_steps=10" in out
     left = {path.name for path in (trained / "runs" / "small").iterdir()}
     assert left >= {"config.yaml", "metrics.jsonl", "journal.jsonl", "results.json", "checkpoints", "tasks.arrow"}
     told = json.loads((trained / "runs" / "small" / "results.json").read_text())
@@ -85,6 +86,21 @@ def test_evaluate_takes_other_inner_steps(trained):
     assert {path.name for path in Path(trained, told["folder"]).iterdir()} == {
         "results.json", "tasks.arrow", "adaptation_curve.png",
     }  # fmt: skip
+
+
+def test_evaluate_refuses_other_settings_of_training(trained):
+    for change in ("meta_lr=3", "learner.inner_optimizer=adam"):
+        done = run("evaluate", "runs/small", change, cwd=trained)
+        assert done.returncode == 2
+        assert f"a run is evaluated as it was trained; changed: {change.partition('=')[0]}" in done.stderr
+
+
+def test_a_closed_form_is_reported_as_what_it_is(tmp_path):
+    job = ["data.family=digits", "task.ways=3", "task.queries=3", *SMALL, "tracking.mlflow=false", "run_dir=run"]
+    done = run("train", *job, "learner.name=protonet", "evaluation.every=0", "evaluation.baselines=[]", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "with class means" in done.stdout and "before adaptation" not in done.stdout
+    assert "metadist evaluate run evaluation.test_tasks=1000" in done.stdout
 
 
 def test_replay_verifies_and_notices_a_wrong_hash(trained):
@@ -186,6 +202,10 @@ def test_learners_are_listed_with_paper_engines_and_options(tmp_path):
         assert f"{name:15} {line}" in out
     assert "engines: loop, vmap; inner_lr=0.1, inner_steps=1, first_order=False, adapted=*, inner_optimizer=sgd" in out
     assert "initial_lambda=50.0" in out
+    lines = out.splitlines()
+    own = {line.split()[0]: after for line, after in zip(lines[::2], lines[1::2], strict=True)}
+    assert "inner_lr=" not in own["meta_sgd"] and "adapted" not in own["reptile"]
+    assert own["protonet"].endswith("no options")
 
 
 def test_help_needs_no_torch_and_no_ray():
@@ -204,6 +224,8 @@ def test_every_way_of_writing_an_override():
 
 def test_report_shows_a_regression_without_per_cents():
     point = {"mean": 0.5, "ci95": 0.1}
-    told = {"evaluated_theta_sha256": "ab", "evaluated_step": 3, "protocol": {}, "loss": {"by_inner_step": [point]},
-            "baselines": {}}  # fmt: skip
+    told = {"evaluated_theta_sha256": "ab", "evaluated_step": 3, "protocol": {}, "begun": "before adaptation",
+            "loss": {"by_inner_step": [point]}, "baselines": {}}  # fmt: skip
     assert "0.5000 ± 0.1000" in report(told)
+    told["online"] = {"losses": [2.0, 1.5, 1.0], "regret": 0.25}
+    assert "3 rounds, loss 2.0000 in the first, 1.0000 in the last, regret 0.2500" in report(told)

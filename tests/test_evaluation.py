@@ -1,15 +1,13 @@
 import numpy as np
 import pyarrow as pa
 import pytest
-import torch
 
 from metadist.config import load_config
-from metadist.config.build import make_engine, make_source, task_shapes
+from metadist.config.build import make_engine, make_source, make_worker, task_shapes
 from metadist.errors import InputError
-from metadist.evaluation import default_baselines, interval, summary, write_results
-from metadist.joint import joint_weights
-from metadist.losses import mean_squared_error
-from metadist.task import TaskId
+from metadist.evaluation import default_baselines, evaluate_run, interval, protocol, summary, write_results
+from metadist.local_fleet import LocalFleet
+from metadist.messages import Weights
 
 
 def test_interval_of_a_known_sample():
@@ -56,21 +54,26 @@ def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("METADIST_CACHE", str(tmp_path / "cache"))
 
 
+def test_the_protocol_tells_the_learner_and_its_options_and_no_rate_that_is_not_used():
+    config, shapes = sinusoid("learner.name=platipus", "learner.predicts=values", "learner.samples=3")
+    told = protocol(config, shapes, make_engine(config, shapes))
+    assert (told["learner"], told["samples"], told["predicts"], told["inner_lr"]) == ("platipus", 3, "values", 0.1)
+    config, shapes = sinusoid("learner.name=r2d2")
+    assert "inner_lr" not in protocol(config, shapes, make_engine(config, shapes))
+
+
+def test_the_joint_baseline_is_measured_by_the_protocol_and_its_rate_told():
+    few = ["evaluation.baselines=[joint]", "evaluation.joint_steps=5", "evaluation.test_tasks=4"]
+    config, shapes = sinusoid("learner.name=anil", "evaluation.inner_steps=2", *few)
+    engine, fleet = make_engine(config, shapes), LocalFleet(lambda: make_worker(config))
+    weights = Weights(0, engine.initial_theta().numpy())
+    told, results = evaluate_run(config, shapes, engine, fleet, weights, lambda text: None)
+    assert told["protocol"]["joint_inner_lr"] == 0.01
+    assert results["joint/loss"].shape == results["loss"].shape == (4, 3)
+
+
 def test_default_baselines_suit_the_task():
     assert default_baselines(*sinusoid()) == ["support_mean", "ridge", "joint", "from_scratch"]
     assert default_baselines(*sinusoid("evaluation.baselines=[ridge]")) == ["ridge"]
     with pytest.raises(InputError, match="nearest_class_mean does not suit regression"):
         default_baselines(*sinusoid("evaluation.baselines=[nearest_class_mean]"))
-
-
-@pytest.mark.parametrize("learner", ["maml", "reptile"])
-def test_joint_training_lowers_the_loss_of_all_curves_together_whatever_the_runs_learner(learner):
-    config, shapes = sinusoid(f"learner.name={learner}", "evaluation.joint_steps=300", "meta_steps=10", "meta_lr=0.01",
-                              "optimizer.schedule=linear")  # fmt: skip
-    engine = make_engine(config, shapes, inner_steps=0)
-    tasks = [make_source(config)(TaskId("train", 0, index)) for index in range(100)]
-    before, after = (
-        engine.evaluate(theta, tasks, {"loss": mean_squared_error})["loss"].mean()
-        for theta in (engine.initial_theta(), torch.from_numpy(joint_weights(config, shapes).theta))
-    )
-    assert after < 0.85 * before

@@ -1,7 +1,9 @@
 import math
 
+import pytest
 import torch
 
+from metadist.errors import InputError
 from metadist.losses import accuracy, cross_entropy, mean_squared_error
 
 
@@ -39,3 +41,8 @@ def test_integer_targets_are_regressed_in_the_outputs_type():
 def test_accuracy_is_the_fraction_of_largest_logits():
     outputs = torch.tensor([[0.0, 1.0], [2.0, 1.0], [0.0, 3.0], [5.0, 4.0]])
     assert float(accuracy(outputs, torch.tensor([1, 1, 1, 0]))) == 0.75
+
+
+def test_a_model_with_other_than_the_targets_values_is_refused():
+    with pytest.raises(InputError, match="the model gives 1 values for an example, its targets are 2"):
+        mean_squared_error(torch.zeros(3, 1), torch.zeros(3, 2))

@@ -55,11 +55,7 @@ def _make_source(config: Config, evaluation: bool) -> Source:
     dataset = open_data(config)
     if dataset is None:
         assert config.data.source
-        return call(
-            config.data.source,
-            resolve_own(config.data.source),
-            {"seed": config.seed, **config.data.options},
-        )
+        return call(config.data.source, resolve_own(config.data.source), {"seed": config.seed, **config.data.options})
     task, own = config.task, config.evaluation
     ways = own.ways if evaluation and own.ways else task.ways
     shots = own.shots if evaluation and own.shots else task.shots
@@ -134,11 +130,13 @@ def make_model(config: Config, shapes: Shapes) -> Model:
 
 def make_loss(config: Config, shapes: Shapes) -> Loss:
     """The loss of the job; `auto` is cross-entropy for whole-number targets, else the mean squared error."""
-    if config.loss in LOSSES:
-        return LOSSES[config.loss]
-    if config.loss != "auto":
+    suited = "cross_entropy" if shapes.classification else "mse"
+    if config.loss not in ("auto", *LOSSES):
         return cast(Loss, resolve(config.loss, LOSSES))
-    return LOSSES["cross_entropy" if shapes.classification else "mse"]
+    if config.loss not in ("auto", suited):
+        kind = "classes" if shapes.classification else "values"
+        raise InputError(f"loss={config.loss} does not suit tasks whose targets are {kind}: take {suited}, or auto")
+    return LOSSES[suited]
 
 
 def make_engine(config: Config, shapes: Shapes, device: str | None = None, **changes: Any) -> Engine:
@@ -150,10 +148,20 @@ def make_engine(config: Config, shapes: Shapes, device: str | None = None, **cha
             raise InputError(f"learner {name} is the one with {option}={preset[option]}: leave it out, or name another")
     if not (isinstance(kind, type) and issubclass(kind, Learner)):
         raise InputError(f"learner.name={name} is not a metadist.Learner class")
+    given = [f"learner.{option}" for option in kind.refused if option in config.learner.options]
+    given += [f"evaluation.{option}" for option in kind.refused if option in changes]
+    if given:
+        reason = kind.refused[given[0].partition(".")[2]]
+        remedy = " ".join(f"{key}=null" for key in given)
+        raise InputError(
+            f"learner {name} takes no {', '.join(given)}, {reason}: leave out, or, where a job has it, {remedy}"
+        )
     options = {"model": model, "loss": make_loss(config, shapes), **preset, **config.learner.options}
     if "inner_optimizer" in options:
         options["inner_optimizer"] = make_inner_optimizer(options["inner_optimizer"])
-    learner = cast(Learner, call(f"learner {name}", kind, options, hidden=("model", "loss", "inner_optimizer")))
+    learner = cast(
+        Learner, call(f"learner {name}", kind, options, hidden=("model", "loss", "inner_optimizer", *kind.refused))
+    )
     try:
         learner, planned = replace(learner, **changes), worker_device(config)
     except ValueError as error:
@@ -170,12 +178,15 @@ def make_inner_optimizer(given: Any) -> InnerOptimizer:
     name = options.pop("name", None)
     if not isinstance(name, str):
         raise InputError(f"learner.inner_optimizer={given!r} must be a name, or a mapping with one")
-    kind = INNER_OPTIMIZERS[name] if name in INNER_OPTIMIZERS else resolve_own(name, INNER_OPTIMIZERS)
-    made = call(f"inner optimizer {name}", kind, options)
+    if name in INNER_OPTIMIZERS:
+        return call(f"inner optimizer {name}", INNER_OPTIMIZERS[name], options)
+    rule = "it must be a class with methods begin(weight) and step(weight, gradient, slots, rate, k), see the README"
+    try:
+        made = call(f"inner optimizer {name}", resolve_own(name, INNER_OPTIMIZERS), options)
+    except InputError as error:
+        raise InputError(f"{error}; {rule}" if ":" in name else str(error)) from None
     if not (callable(getattr(made, "begin", None)) and callable(getattr(made, "step", None))):
-        raise InputError(
-            f"inner optimizer {name} has no methods `begin` and `step`, see metadist.learners.InnerOptimizer"
-        )
+        raise InputError(f"inner optimizer {name} gave a {type(made).__name__}: {rule}")
     return cast(InnerOptimizer, made)
 
 
@@ -188,7 +199,8 @@ def make_worker(
         sys.path.insert(0, search_path)
     source, own = make_source(config), make_source(config, evaluation=True)
     shapes = task_shapes(config, source)
-    engine, later = make_engine(config, shapes), make_evaluation_engine(config, shapes)
+    engine = make_engine(config, shapes)
+    later = make_evaluation_engine(config, judged_shapes(config, shapes, engine.learner, own))
     for each in (engine, later):
         if constants is not None:
             each.learner.model.load_constants(constants)
@@ -198,6 +210,12 @@ def make_worker(
     return Worker(engine, source, protocol, config.seed, config.meta_steps, aggregation(config, engine), size)
 
 
+def judged_shapes(config: Config, shapes: Shapes, learner: Learner, source: Source) -> Shapes:
+    """With outputs for the classes of evaluation, to train from scratch, where the learner does without the model's."""
+    free = learner.any_ways and not config.model.weights
+    return shapes._replace(outputs=source.outputs) if free else shapes
+
+
 def make_evaluation_engine(config: Config, shapes: Shapes, device: str | None = None) -> Engine:
     """The engine with the inner steps and rate of evaluation."""
     changes = {"inner_steps": config.evaluation.inner_steps, "inner_lr": config.evaluation.inner_lr}
@@ -205,7 +223,7 @@ def make_evaluation_engine(config: Config, shapes: Shapes, device: str | None = 
         config, shapes, device, **{name: value for name, value in changes.items() if value is not None}
     )
     if config.evaluation.inner_lr is not None and engine.learner.learned_rates:
-        raise InputError(f"evaluation.inner_lr: learner {config.learner.name} learns its rates, leave it out")
+        raise InputError(f"evaluation.inner_lr: learner {config.learner.name} learns its rates: leave it out")
     return engine
 
 

@@ -15,31 +15,10 @@ from metadist.config.load import did_you_mean
 from metadist.disk import reason
 from metadist.errors import InputError
 
-LIBRARIES = frozenset(
-    [
-        "metadist",
-        "torch",
-        "numpy",
-        "scipy",
-        "pyarrow",
-        "pandas",
-        "ray",
-        "mlflow",
-        "yaml",
-        "pydantic",
-        "click",
-        "safetensors",
-        "matplotlib",
-        "cloudpickle",
-        "joblib",
-        "dill",
-        "sklearn",
-        "PIL",
-        "pip",
-        "setuptools",
-        "pkg_resources",
-    ]
-)
+LIBRARIES = frozenset({
+    "metadist", "torch", "numpy", "scipy", "pyarrow", "pandas", "ray", "mlflow", "yaml", "pydantic", "click",
+    "safetensors", "matplotlib", "cloudpickle", "joblib", "dill", "sklearn", "PIL", "pip", "setuptools", "pkg_resources",
+})  # fmt: skip
 
 
 def resolve(name: str, known: Iterable[str] = ()) -> Any:
@@ -47,7 +26,7 @@ def resolve(name: str, known: Iterable[str] = ()) -> Any:
     lists the built-in names where the name is of no such form."""
     module_name, colon, attribute = name.partition(":")
     if not colon or not module_name or module_name.startswith("."):
-        hint = did_you_mean(name, list(known))
+        hint = did_you_mean(name.lower(), list(known))
         raise InputError(f"{name!r} is neither built in nor of the form module:attribute{hint}")
     _refuse_library(name, module_name, sys.stdlib_module_names)
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
@@ -55,7 +34,8 @@ def resolve(name: str, known: Iterable[str] = ()) -> Any:
     try:
         return getattr(importlib.import_module(module_name), attribute)
     except ModuleNotFoundError as error:
-        raise InputError(f"{name}: {error}; modules are looked for in {Path.cwd()} and the environment") from None
+        where = f"modules are looked for in {Path.cwd()} and the environment"
+        raise InputError(f"{name}: {error}; {where}: run from the module's folder, or set PYTHONPATH to it") from None
     except AttributeError:
         raise InputError(f"{name}: module {module_name} has no {attribute!r}") from None
     except Exception as error:  # whatever a user's module does at import
@@ -83,6 +63,8 @@ def _refuse_library(name: str, module_name: str, libraries: frozenset[str]) -> N
 
 def call(what: str, function: Callable[..., Any], options: Mapping[str, Any], hidden: tuple[str, ...] = ()) -> Any:
     """function(**options), each option checked against its annotation; mistakes are InputErrors in one sentence."""
+    if not callable(function):
+        raise InputError(f"{what} is a {type(function).__name__}, which cannot be called")
     try:
         parameters = inspect.signature(function).parameters
     except ValueError:
@@ -93,7 +75,7 @@ def call(what: str, function: Callable[..., Any], options: Mapping[str, Any], hi
     checked = {}
     for name, value in options.items():
         if name not in parameters and not open_ended:
-            raise InputError(f"{what} has no option {name!r}{did_you_mean(name, known)}")
+            raise InputError(f"{what} has no option {name!r}{did_you_mean(name, known) if known else '; it has none'}")
         checked[name] = value if name in hidden else _convert(what, name, value, hints.get(name))
     named = [(n, p) for n, p in parameters.items() if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
     missing = [n for n, p in named if p.default is p.empty and n not in checked]
@@ -113,10 +95,13 @@ def _convert(what: str, name: str, value: Any, hint: Any) -> Any:
     if hint is None:
         return value
     try:
-        return TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value)
+        converted = TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value)
     except ValidationError as error:
         message = error.errors()[0]["msg"]
         raise InputError(f"{what}: {name}={value!r}: {message[0].lower()}{message[1:]}") from None
+    if isinstance(value, bool) and not isinstance(converted, bool):
+        raise InputError(f"{what}: {name}={value!r}: input should be a number, not true or false")
+    return converted
 
 
 def _finite(value: Any) -> bool:

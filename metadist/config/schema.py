@@ -2,7 +2,8 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidatorFunctionWrapHandler, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from metadist.models import MODELS
 
@@ -18,6 +19,14 @@ class Section(BaseModel):
     """A frozen group of settings; an unknown key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @field_validator("*", mode="wrap")
+    @classmethod
+    def _numbers_are_no_booleans(cls, value: Any, read: ValidatorFunctionWrapHandler) -> Any:
+        made = read(value)
+        if isinstance(value, bool) and not isinstance(made, bool):
+            raise PydanticCustomError("number", "Input should be a number, not true or false")
+        return made
 
 
 class Open(BaseModel):
@@ -150,6 +159,13 @@ class EvaluationConfig(Section):
     scratch_steps: Count = Field(50, description="Adam steps of the from-scratch baseline")
     joint_lr: Rate = Field(1e-3, description="Adam's rate in the joint baseline")
     joint_steps: Count = Field(2000, description="training steps of the joint baseline")
+    joint_inner_lr: Rate | None = Field(
+        None, description="rate of its fine-tuning of all weights by plain gradient descent; default: inner_lr of a "
+        "learner that does the same, else 0.4 for classes and 0.01 for values"
+    )  # fmt: skip
+    joint_inner_steps: Natural | None = Field(
+        None, description="steps of its fine-tuning; default: those of the learner, 10 where it has none"
+    )
     patience: Count | None = Field(None, description="stop after this many validations without improvement")
 
 
@@ -211,6 +227,8 @@ class Config(Section):
             raise ValueError(f"fleet.gpus_per_worker={self.fleet.gpus_per_worker} must be whole, or a part of one GPU")
         if self.engine.device == "cuda" and self.fleet.backend == "ray" and not self.fleet.gpus_per_worker:
             raise ValueError("engine.device=cuda needs fleet.gpus_per_worker above 0 (such as 1 or 0.5)")
+        if self.engine.keep == "sqrt" and self.engine.differentiation == "unroll":
+            raise ValueError("engine.keep=sqrt needs engine.differentiation=remat or adjoint: unroll keeps every step")
         return self
 
     def batch_size(self, target: int) -> int:

@@ -21,10 +21,12 @@ class CAVIA(MAML):
     adapted: str = "context"
 
     def __post_init__(self) -> None:
-        try:
-            super().__post_init__()
-        except InputError as error:
-            raise InputError(f"{error}; of mlp and conv4, set model.context to its size, such as 5 or 100") from None
+        if not self.adapted_names():
+            raise InputError(
+                "CAVIA adapts only context parameters: set model.context (mlp, conv4) to how many, such as 5 or 100; "
+                f"learner.adapted={self.adapted!r} matches none of {', '.join(self.model.parameters)}"
+            )
+        super().__post_init__()
         if set(self.adapted_names()) == set(self.model.parameters):
             raise InputError("learner.adapted must leave parameters that are not the context: those are meta-learned")
 

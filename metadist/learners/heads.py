@@ -1,5 +1,6 @@
 """What learners need that make their own head from the support set: features, class means, one-hot labels."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -12,14 +13,16 @@ from metadist.models import Model
 from metadist.models.model import HEAD
 from metadist.task import Examples
 
+READERS = "protonet, r2d2, protomaml and task_adaptive"
+
 
 def head_of(model: Model) -> nn.Linear:
     """The model's linear `head`. Raises InputError where it has none, or no `features` that come before it."""
     head = getattr(model.module, "head", None)
     if not model.splits or not isinstance(head, nn.Linear):
-        raise InputError("this learner needs a model with a method `features(*inputs)` and a linear layer `head`")
+        raise InputError(f"{READERS} need a model with a method `features(*inputs)` and a linear layer `head`")
     if model.has_dropout:
-        raise InputError("this learner takes the model's features by themselves, without dropout: set its p to 0")
+        raise InputError(f"{READERS} take the model's features by themselves, without dropout: set its p to 0")
     return head
 
 
@@ -64,6 +67,10 @@ class ClosedForm(Learner):
 
     needs_ways: ClassVar[bool] = True
     any_ways: ClassVar[bool] = True
+    refused: ClassVar[Mapping[str, str]] = dict.fromkeys(
+        ("inner_lr", "inner_steps", "first_order"), "it adapts in closed form"
+    )
+    before: ClassVar[str] = "adapted in closed form"
 
     def __post_init__(self) -> None:
         if self.inner_steps or self.first_order:

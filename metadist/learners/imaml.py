@@ -1,8 +1,8 @@
 """Implicit MAML: the meta-gradient from the solution of the inner problem, not from the path to it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -27,6 +27,10 @@ class IMAML(MAML):
     proximal: float = 2.0
     solver: Literal["cg", "neumann"] = "cg"
     solver_steps: int = 5
+
+    refused: ClassVar[Mapping[str, str]] = {
+        "first_order": "it has no first-order form", "adapted": "it adapts all parameters"
+    }  # fmt: skip
 
     def __post_init__(self) -> None:
         super().__post_init__()

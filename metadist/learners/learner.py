@@ -1,7 +1,7 @@
 """The seam for algorithms: a learner declares mathematics, an engine computes and differentiates it."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar, NamedTuple, Protocol
@@ -78,6 +78,10 @@ class Learner(ABC):
     """Whether it has `context.ways`, and whether it can take more classes than the model has outputs."""
     learned_rates: ClassVar[bool] = False
     """Whether theta has its inner rates, so that another `inner_lr` at evaluation would say nothing."""
+    refused: ClassVar[Mapping[str, str]] = {}
+    """Options above that would say nothing here, and the reason."""
+    before: ClassVar[str] = "before adaptation"
+    """What results before the first inner step are called: not so, where `begin` already uses the support set."""
 
     def __post_init__(self) -> None:
         if self.inner_steps < 0 or self.inner_lr <= 0:
@@ -92,10 +96,6 @@ class Learner(ABC):
         The engine finds (statistic - observed) as its gradient where an outer loss has `follow` in it; the server goes
         a tenth of the mean of that, and leaves it out of norms, clipping and the optimizer."""
         return []
-
-    def with_model(self, weights: Tensors) -> Tensors:
-        """The initial theta, but with these weights of the model."""
-        return self.layout() | weights
 
     def adapted_names(self) -> list[str]:
         """Names of the model's parameters that the inner loop changes: by default all of them. Where all are of the

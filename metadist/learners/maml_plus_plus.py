@@ -92,10 +92,6 @@ class MAMLPlusPlus(MAML):
     def statistics(self) -> list[str]:
         return [f"per_step/{name}" for name in self._running()] if self.per_step_statistics else []
 
-    def with_model(self, weights: Tensors) -> Tensors:
-        own = {f"per_step/{name}": weights[name].expand(self._sets, *weights[name].shape) for name in self._norms()}
-        return super().with_model(weights) | own
-
     def adapted_names(self) -> list[str]:
         norms = set(self._norms())
         return [name for name in super().adapted_names() if name not in norms]

@@ -1,5 +1,6 @@
 """Meta-SGD: a learned inner rate for every parameter."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -15,8 +16,8 @@ class MetaSGD(MAML):
     """phi = theta - alpha * grad L_support(theta), elementwise; theta and alpha are learned together.
 
     Li et al. 2017, equation 3 and Algorithm 1 (https://arxiv.org/abs/1707.09835). alpha starts uniformly in
-    [`lowest_rate`, `highest_rate`], the paper's range, from `rate_seed`; `inner_lr` is not used. Each rate is shared by
-    all inner steps. `positive=True` learns log alpha, so that no rate changes sign.
+    [`lowest_rate`, `highest_rate`], the paper's range, from `rate_seed`. Each rate is shared by all inner steps.
+    `positive=True` learns log alpha, so that no rate changes sign.
     """
 
     lowest_rate: float = 0.005
@@ -25,6 +26,7 @@ class MetaSGD(MAML):
     positive: bool = False
 
     learned_rates: ClassVar[bool] = True
+    refused: ClassVar[Mapping[str, str]] = {"inner_lr": "it learns rates, from lowest_rate to highest_rate at first"}
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,5 +1,6 @@
 """PLATIPUS, probabilistic MAML: a distribution of initialisations, from which adaptation is sampled."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -36,6 +37,8 @@ class PLATIPUS(MAML):
     predicts: Literal["classes", "values"] = "classes"
 
     needs_ways: ClassVar[bool] = True
+    refused: ClassVar[Mapping[str, str]] = {"adapted": "it adapts all parameters"}
+    before: ClassVar[str] = "drawn from the prior"
 
     def __post_init__(self) -> None:
         super().__post_init__()

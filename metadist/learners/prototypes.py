@@ -21,6 +21,8 @@ class ProtoNet(ClosedForm):
     training.
     """
 
+    before: ClassVar[str] = "with class means"
+
     def begin(self, theta: Tensors, support: Examples, context: Context) -> Fast:
         return Fast({}, {"means": class_means(self.model, theta, support, context.ways)})
 
@@ -40,6 +42,7 @@ class ProtoMAML(MAML):
 
     needs_ways: ClassVar[bool] = True
     any_ways: ClassVar[bool] = True
+    before: ClassVar[str] = "with class means"
 
     def layout(self) -> Tensors:
         if head_of(self.model).bias is None:

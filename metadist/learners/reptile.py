@@ -1,6 +1,8 @@
 """Reptile: towards the adapted weights, without differentiating the inner loop."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from torch import Tensor
@@ -25,6 +27,10 @@ class Reptile(MAML):
 
     inner_batch: int = 0
     first_order: bool = True
+
+    refused: ClassVar[Mapping[str, str]] = {
+        "first_order": "it has no second-order form", "adapted": "it adapts all parameters"
+    }  # fmt: skip
 
     def __post_init__(self) -> None:
         super().__post_init__()

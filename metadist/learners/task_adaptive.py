@@ -27,6 +27,11 @@ class TaskAdaptiveMAML(MAML):
 
     needs_ways: ClassVar[bool] = True
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.encoder_width < 1:
+            raise ValueError(f"encoder_width={self.encoder_width} must be 1 or more")
+
     def layout(self) -> Tensors:
         head, generator = head_of(self.model), torch.Generator().manual_seed(self.encoder_seed)
         width, inputs = self.encoder_width, head.in_features + head.out_features

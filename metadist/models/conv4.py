@@ -41,6 +41,8 @@ class Conv4(nn.Module):
         context: int = 0,
     ):
         super().__init__()
+        if channels < 1:
+            raise ValueError(f"channels={channels} must be 1 or more")
         (shape,) = input_shapes
         depths = [shape[0], *[channels] * 4]
         self.body = nn.Sequential(

@@ -16,7 +16,6 @@ from metadist.config.build import (
     make_source,
     make_worker,
     metrics,
-    resolve,
     task_shapes,
 )
 from metadist.config.method import aggregation, chunk_size
@@ -24,7 +23,7 @@ from metadist.errors import InputError
 from metadist.learners import LEARNERS, MAML
 from metadist.losses import cross_entropy, mean_squared_error
 from metadist.messages import Chunk, Weights
-from metadist.models import MLP, MODELS, Bag, Conv4
+from metadist.models import MLP, Bag, Conv4
 from metadist.sources import ClassSource, ValueSource
 from metadist.task import TaskId
 
@@ -81,6 +80,9 @@ def test_a_text_model_has_the_datas_vocabulary_unless_the_job_says_otherwise():
     ("model.name=fractions:Fraction", "fractions:Fraction is part of fractions and is not called"),
     ("learner.name=torch.nn:Linear", "learner.name=torch.nn:Linear is not a metadist.Learner class"),
     ("loss=hinge", "'hinge' is neither built in"),
+    ("loss=mse", "loss=mse does not suit tasks whose targets are classes: take cross_entropy, or auto"),
+    ("learner.name=MAML", "did you mean maml?"),
+    ("learner.inner_lr=true", "learner maml: inner_lr=True: input should be a number, not true or false"),
 ])  # fmt: skip
 def test_options_are_checked_against_what_they_are_options_of(override, sentence):
     with pytest.raises(InputError) as raised:
@@ -88,20 +90,34 @@ def test_options_are_checked_against_what_they_are_options_of(override, sentence
     assert sentence in str(raised.value)
 
 
-def test_a_second_order_reptile_is_an_input_error():
-    with pytest.raises(InputError, match="learner reptile: Reptile has no second-order form"):
-        make_engine(config_of("learner.name=reptile", "learner.first_order=false"), VECTORS)
-
-
-@pytest.mark.parametrize(("name", "sentence"), [
-    ("nothing_here:Thing", "nothing_here:Thing: No module named 'nothing_here'; modules are looked for in"),
-    ("torch.nn:Lineear", "module torch.nn has no 'Lineear'"),
-    ("conv", "'conv' is neither built in nor of the form module:attribute; did you mean conv4?"),
+@pytest.mark.parametrize(("learner", "option", "reason"), [
+    ("meta_sgd", "inner_lr=0.1", "it learns rates"), ("protonet", "inner_lr=0.1", "it adapts in closed form"),
+    ("r2d2", "inner_steps=1", "it adapts in closed form"), ("reptile", "adapted=head.*", "it adapts all parameters"),
+    ("imaml", "first_order=true", "it has no first-order form"), ("platipus", "adapted=head.*", "adapts all"),
 ])  # fmt: skip
-def test_what_a_name_does_not_resolve_to_is_said(name, sentence):
-    with pytest.raises(InputError) as raised:
-        resolve(name, MODELS)
-    assert sentence in str(raised.value)
+def test_an_option_that_would_say_nothing_is_refused(learner, option, reason):
+    key, _, value = option.partition("=")
+    with pytest.raises(InputError, match=rf"learner {learner} takes no learner\.{key}, .*{reason}.*{key}=null"):
+        make_engine(config_of(f"learner.name={learner}", f"learner.{option}"), VECTORS)
+    if key in ("inner_lr", "inner_steps"):
+        config = config_of(f"learner.name={learner}", f"evaluation.{option}", f"learner.{key}=null")
+        with pytest.raises(InputError, match=f"learner {learner} takes no evaluation.{key}, .*{reason}"):
+            make_evaluation_engine(config, VECTORS)
+
+
+def test_a_learner_without_options_suggests_none():
+    with pytest.raises(InputError, match="learner protonet has no option 'inner_optimizer'; it has none"):
+        make_engine(config_of("learner.name=protonet", "learner.inner_optimizer=adam"), VECTORS)
+
+
+def test_cross_entropy_is_not_for_values():
+    with pytest.raises(InputError, match="loss=cross_entropy does not suit tasks whose targets are values: take mse"):
+        make_loss(config_of("loss=cross_entropy"), CURVES)
+
+
+def test_a_second_order_reptile_is_an_input_error():
+    with pytest.raises(InputError, match="learner reptile takes no learner.first_order, it has no second-order form"):
+        make_engine(config_of("learner.name=reptile", "learner.first_order=false"), VECTORS)
 
 
 def test_modules_of_the_current_directory_are_found(tmp_path, monkeypatch):
@@ -206,6 +222,15 @@ def test_initial_weights_are_read_from_a_file(tmp_path):
 @pytest.fixture
 def cache(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("METADIST_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+def test_training_from_scratch_is_for_the_classes_of_evaluation(cache):
+    """A learner that takes any number of ways may be judged on more than its model has outputs."""
+    own = ["task.ways=2", "task.queries=3", "evaluation.ways=3", "learner.name=protonet", "model.name=mlp"]
+    worker = make_worker(config_of(*own, "evaluation.scratch_steps=2"))
+    weights = Weights(0, worker.engine.initial_theta().numpy())
+    found = worker.evaluate(weights, Chunk("test", 0, 0, 2), ("from_scratch",))
+    assert found["from_scratch/accuracy"].shape == (2,)
 
 
 def test_sources_of_training_and_evaluation_differ_as_the_job_says(cache):

@@ -112,6 +112,9 @@ def test_every_mistake_is_reported_with_its_source(tmp_path):
 @pytest.mark.parametrize(("overrides", "sentence"), [
     ([DATA, "task.ways=1"], "task.ways=1 (in the command line): input should be greater than or equal to 2"),
     ([DATA, "meta_lr=0"], "greater than 0"),
+    ([DATA, "meta_lr=true"], "meta_lr=True (in the command line): input should be a number, not true or false"),
+    ([DATA, "task.shots=true"], "task.shots=True (in the command line): input should be a number"),
+    ([DATA, "engine.keep=sqrt", "engine.differentiation=unroll"], "engine.keep=sqrt needs engine.differentiation"),
     ([DATA, "optimizer.momentum=1"], "less than 1"),
     ([DATA, "task.scheme=class"], "'auto', 'classes', 'labelled' or 'values'"),
     ([DATA, "meta_steps=2.5"], "valid integer"),

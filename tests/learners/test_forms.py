@@ -349,7 +349,7 @@ def test_the_context_is_no_part_of_theta_and_begins_at_zero_in_every_task():
 
 
 def test_a_model_without_context_is_refused_with_the_remedy():
-    with pytest.raises(InputError, match="matches no parameter.*set model.context"):
+    with pytest.raises(InputError, match="^CAVIA adapts only context parameters: set model.context"):
         classifier(CAVIA)
 
 
@@ -418,6 +418,11 @@ def test_protomaml_begins_with_protonets_decision():
 
 
 # --- task-adaptive MAML
+
+
+def test_an_encoder_of_no_width_is_refused():
+    with pytest.raises(ValueError, match="encoder_width=0 must be 1 or more"):
+        classifier(TaskAdaptiveMAML, encoder_width=0)
 
 
 def test_gates_begin_at_one_and_then_depend_on_the_task():

@@ -56,3 +56,8 @@ def test_the_strided_head_sees_the_mean_of_the_last_map():
     x = torch.randn(2, 1, 40, 40)
     assert module.body(x).shape == (2, 8, 3, 3)
     assert torch.equal(module(x), module.head(module.body(x).mean(dim=(2, 3))))
+
+
+def test_no_channels_are_refused_as_what_they_are():
+    with pytest.raises(ValueError, match="channels=0 must be 1 or more"):
+        Conv4([[1, 28, 28]], 5, channels=0)
