@@ -12,7 +12,7 @@ from math import inf
 from typing import Any, Literal
 
 from metadist import events
-from metadist.events import Action, Attempt, Event, Kind, Worker
+from metadist.events import Action, Attempt, Event, Worker
 from metadist.patience import PATIENT, Budgets, Nodes, Pace, Patience, Silence
 
 Key = tuple[int, Hashable]  # batch and chunk
@@ -65,6 +65,7 @@ class Controller:
         self._fruitless = 0  # losses in a row of workers that never returned anything
         self._spawn_at = 0.0
         self._silence = Silence(patience)
+        self._copy_at = 0.0  # nothing is late before
 
     @property
     def state(self) -> Literal["idle", "computing", "waiting"]:
@@ -90,7 +91,7 @@ class Controller:
             past.pop(self.batch - KEPT, None)
         if chunks:
             self._left[self.batch] = len(chunks)
-        keys = [(self.batch, chunk) for chunk in chunks]
+        self._copy_at, keys = 0.0, [(self.batch, chunk) for chunk in chunks]
         self.queue.extend(keys)
         self._at |= {key: [] for key in keys}
         return self._settle(now)
@@ -111,13 +112,14 @@ class Controller:
                 if member is None or attempt not in member.attempts:
                     return []
                 done = self._return(attempt, member, now)
-                if self._is_settled():
-                    return [*done, *self._deal([attempt.worker], now), *self._copy([attempt.worker], now)]
+                if attempt.worker in self.working and len(self.working) <= self.target:
+                    one = [attempt.worker]  # the others have what they had: with more of them it takes no longer
+                    return [*done, *self._deal(one, now), *(self._copy(one, now) if now >= self._copy_at else [])]
             case events.Joined(worker, node) if worker in self.starting:
                 del self.starting[worker]
                 (self.leaving if node in self._nodes.draining else self.working)[worker] = Member(node)
-            case events.Lost(worker, reason, kind) if worker in self.starting or self._member(worker):
-                done = self._lose(worker, reason, kind, now)
+            case events.Lost(worker) if worker in self.starting or self._member(worker):
+                done = self._lose(event, now)
             case events.Unreachable(worker, reason) if self._member(worker):
                 done = self._probe(worker, reason)
             case events.Draining(nodes) if nodes != self._nodes.draining:
@@ -191,16 +193,18 @@ class Controller:
             events.Probe(worker, self._next_worker - 1),
         ]
 
-    def _lose(self, worker: Worker, reason: str, kind: Kind, now: float) -> list[Action]:
-        member = self._let_go(worker)
-        if member.node in self._nodes.draining:
+    def _lose(self, lost: events.Lost, now: float) -> list[Action]:
+        worker, reason, kind, node = lost
+        foretold, member = worker in self.leaving, self._let_go(worker)
+        node = member.node or node
+        if foretold or node in self._nodes.draining:
             return [events.Say(f"worker {worker} left with its node; its chunks are computed again")]
         said: list[Action] = [events.Say(f"worker {worker} was lost ({reason}); its chunks are computed again")]
         if not member.proven:
             self._fruitless += 1
             self._spawn_at = now + self.patience.pause_s(self._fruitless)
-        if self._nodes.lost(member.node, now):
-            said.append(events.Say(f"workers keep dying on node {member.node[:8]}: for a while others go elsewhere"))
+        if self._nodes.lost(node, now):
+            said.append(events.Say(f"workers keep dying on node {node[:8]}: for a while others go elsewhere"))
         self._budgets.charge(kind, reason, self.target, now)
         return said
 
@@ -215,7 +219,8 @@ class Controller:
         done: list[Action] = []
         for worker, member in self._members().items():
             if member.attempts and now >= member.since + (limit := self._limits(member)[1]):
-                done += [events.Abandon(worker), *self._lose(worker, f"no result in {limit:.0f} s", "unavailable", now)]
+                lost = events.Lost(worker, f"no result in {limit:.0f} s", "unavailable")
+                done += [events.Abandon(worker), *self._lose(lost, now)]
         return done
 
     def _limits(self, member: Member) -> tuple[float, float]:
@@ -228,11 +233,6 @@ class Controller:
         actions = [*self._retire(), *self._respawn(now)]
         able = sorted(self.working)[: self.target]
         return [*actions, *self._deal(able, now), *self._copy(able, now), *self._notice(now)]
-
-    def _is_settled(self) -> bool:
-        """Every worker there should be is working: then only one that has just returned a chunk can be dealt another.
-        Without this, an event would cost more the more workers there are."""
-        return len(self.working) == self.target and not self.starting and not self.leaving
 
     def _retire(self) -> list[Action]:
         """Let workers go that are not wanted: those not yet there, then the newest, each when it holds no chunk."""
@@ -283,6 +283,7 @@ class Controller:
             return []
         busy = [member for member in self._members().values() if member.attempts]
         late = [member for member in busy if now >= member.since + self._limits(member)[0]]
+        self._copy_at = min((m.since + self._limits(m)[0] for m in busy if m not in late), default=0.0)
         alone = (a for m in sorted(late, key=lambda m: m.since) for a in m.attempts if self._at.get(a[:2]) == [a])
         return [self._assign(attempt[:2], worker, now) for worker, attempt in zip(idle, list(alone), strict=False)]
 

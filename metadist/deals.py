@@ -37,6 +37,7 @@ class Batch:
 
     deals: Sequence[Deal]
     submit: Callable[[int, int, Deal], Sequence[Any]]
+    kind: str = "train"
     results: dict[Deal, Sequence[Any]] = field(default_factory=dict)
     told: dict[Attempt, Any] = field(default_factory=dict)
     attempts: dict[Deal, int] = field(default_factory=dict)
@@ -44,7 +45,7 @@ class Batch:
 
     def differ(self, first: Attempt, second: Attempt) -> bool:
         """Whether two attempts at one deal gave different bits."""
-        both = first in self.told and second in self.told
+        both = first in self.told and second in self.told and self.lags.get(first) == self.lags.get(second)
         return both and bits(self.told[first]) != bits(self.told[second])
 
     def values(self) -> list[Any]:

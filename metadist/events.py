@@ -27,6 +27,7 @@ class Lost(NamedTuple):
     worker: Worker
     reason: str
     kind: Kind = "died"
+    node: str = ""
 
 
 class Unreachable(NamedTuple):

@@ -48,18 +48,29 @@ class WorkerActor:
         self._told = os.getpid(), ray.get_runtime_context().get_node_id(), self._worker.proof()
         return self._told
 
+    def node(self) -> str:
+        """Where it is."""
+        import ray
+
+        return ray.get_runtime_context().get_node_id()
+
     def still_there(self) -> tuple[int, str, str]:
         """What `ready` said."""
         return self._told
 
     def cancel(self, call: int) -> None:
         """Nobody wants the result of that call any more."""
-        self._unwanted.add(call)
+        with self._here:
+            self._unwanted.add(call)
+            self._here.notify_all()
 
     def meta_gradients(self, call: int, deal: Sequence[Chunk], number: int, *parts: Weights) -> list[Any]:
         """Reports of the deal's chunks, and for each slice of theta as it came that slice of their gradients. None in
         the place of all of these where the call was cancelled before it was done."""
-        weights, pieces = self._hold(number, parts)
+        held = self._hold(call, number, parts)
+        if held is None:
+            return [None] * (1 + (len(parts) or 1))
+        weights, pieces = held
         compute = partial(self._compute, call, weights)
         computed = [compute(deal[0])] if len(deal) == 1 else list(self._two.map(compute, deal))
         if any(each is None for each in computed):
@@ -70,24 +81,24 @@ class WorkerActor:
     def evaluate(
         self, call: int, chunk: Chunk, baselines: tuple[str, ...], number: int, *parts: Weights
     ) -> dict[str, np.ndarray] | None:
-        weights = self._hold(number, parts)[0]
-        return None if call in self._unwanted else self._worker.evaluate(weights, chunk, baselines)
+        held = self._hold(call, number, parts)
+        return None if held is None or call in self._unwanted else self._worker.evaluate(held[0], chunk, baselines)
 
     def _compute(self, call: int, weights: Weights, chunk: Chunk) -> Any:
         return None if call in self._unwanted else self._worker.meta_gradients(weights, chunk)
 
-    def _hold(self, number: int, parts: Sequence[Weights]) -> tuple[Weights, list[slice]]:
-        """Weights `number` and where each of their parts lies, from `parts` or from a call made before this one. A few
-        are held: calls with the next ones may come while these are still needed."""
+    def _hold(self, call: int, number: int, parts: Sequence[Weights]) -> tuple[Weights, list[slice]] | None:
+        """Weights `number` and where each of their parts lies, from `parts` or from a call made before this one; None
+        where the call is cancelled before they come. A few are held, as calls with the next ones may come meanwhile."""
         with self._here:
             if parts:
                 self._weights[number] = join_weights(parts)
                 for old in sorted(self._weights)[:-HELD]:
                     del self._weights[old]
                 self._here.notify_all()
-            if not self._here.wait_for(lambda: number in self._weights, timeout=WAIT_S):
+            if not self._here.wait_for(lambda: number in self._weights or call in self._unwanted, timeout=WAIT_S):
                 raise RuntimeError(f"weights {number} have not come within {WAIT_S:g} s")
-            return self._weights[number]
+            return self._weights.get(number)
 
 
 def join_weights(parts: Sequence[Weights]) -> tuple[Weights, list[slice]]:

@@ -8,22 +8,25 @@ import ray
 from ray.exceptions import ActorUnavailableError, ObjectLostError, RayError, RayTaskError
 
 from metadist.deals import Call
-from metadist.events import Attempt, Done, Draining, Event, Tick, Unreachable
+from metadist.events import Attempt, Done, Draining, Event, Lost, Tick, Unreachable
+from metadist.patience import Patience
 from metadist.ray_workers import RayWorkers, draining_nodes
 from metadist.recovery import WeightsLost
 
-TICK_S = 1.0
+TICK_S = 0.5
 DRAIN_EVERY_S = 5.0
 
 
 class RayCalls:
-    """Calls under way. `returned(call, value)` is told of each that brought something; `again`: whether an exception of
-    the user's code costs the worker, not the run."""
+    """Calls under way. `returned(call, value)` is told of each that brought something. Where patience allows for
+    errors, an exception of the user's code costs the worker, not the run."""
 
-    def __init__(self, workers: RayWorkers, returned: Callable[[Call, Any], None], again: bool):
-        self._workers, self._returned, self._again = workers, returned, again
+    def __init__(self, workers: RayWorkers, returned: Callable[[Call, Any], None], patience: Patience):
+        self._workers, self._returned = workers, returned
+        self._again, self._first_s = patience.most_losses["error"] > 0, patience.first_s
         self._calls: dict[ray.ObjectRef, Call] = {}
         self._number = 0
+        self._cancelled: set[int] = set()
         self._lost_weights: RayError | None = None
         self._ticked = self._looked = 0.0
 
@@ -37,6 +40,7 @@ class RayCalls:
         """Its result is not wanted any more."""
         for call in self._calls.values():
             if call.attempt == attempt:
+                self._cancelled.add(call.number)
                 self._workers.cancel(attempt.worker, call.number)
 
     def forget(self, worker: int) -> None:
@@ -55,7 +59,7 @@ class RayCalls:
 
     def wait(self, longest_s: float) -> list[Event]:
         """What happened, after so many seconds at most."""
-        refs, now = [*self._calls, *self._workers.joining], time.monotonic()
+        refs = [*self._calls, *self._workers.joining, *self._workers.placing]
         done: list[ray.ObjectRef] = []
         if refs:
             done, rest = ray.wait(refs, num_returns=1, timeout=longest_s, fetch_local=False)
@@ -65,19 +69,31 @@ class RayCalls:
             time.sleep(longest_s)
         found = [self._event(ref, value) for ref, value in zip(done, _values(done), strict=True)]
         events: list[Event] = [event for event in found if event is not None]
-        if not events or now - self._ticked >= TICK_S:
+        now = time.monotonic()
+        if now - self._ticked >= TICK_S:
             self._ticked = now
-            events.append(Tick())
+            events += [self._hung(worker) for worker in self._workers.hung(now, self._first_s)] + [Tick()]
         if now - self._looked >= DRAIN_EVERY_S:
             self._looked = now
             events.append(Draining(draining_nodes()))
         return events
 
+    def _hung(self, worker: int) -> Event:
+        self.end(worker)
+        return Lost(worker, f"not ready {self._first_s:.0f} s after it was started", "unavailable")
+
     def _event(self, ref: ray.ObjectRef, value: Any) -> Event | None:
         """What a finished call means. An exception of our own or the user's code is raised here, as it was there."""
+        if ref in self._workers.placing:
+            self._workers.placed(ref, time.monotonic())  # what failed fails `ready` too
+            return None
         joining, call = self._workers.joining.pop(ref, None), self._calls.pop(ref, None)
+        unwanted = call is not None and call.number in self._cancelled
+        if call is not None:
+            self._cancelled.discard(call.number)
         of_argument = isinstance(value, RayTaskError) and isinstance(value.cause, RayError)
-        if isinstance(value, RayTaskError) and not of_argument and not (call and self._again):
+        forgiven = unwanted or of_argument or (self._again and (call or self._workers.proved))
+        if isinstance(value, RayTaskError) and not forgiven:
             raise value.cause from value
         if joining is not None:
             failed = isinstance(value, RayError)
@@ -85,7 +101,9 @@ class RayCalls:
         if call is None:
             return None
         if of_argument or isinstance(value, ObjectLostError):  # what the call was to use is gone: the worker is well
-            self._lost_weights = value
+            self._lost_weights = self._lost_weights if unwanted else value
+        elif unwanted and isinstance(value, RayTaskError):
+            pass
         elif isinstance(value, ActorUnavailableError):
             self.forget(call.attempt.worker)
             return Unreachable(call.attempt.worker, type(value).__name__)

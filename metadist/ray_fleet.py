@@ -21,7 +21,7 @@ from metadist.ray_calls import TICK_S, RayCalls
 from metadist.ray_server import RayServer, Ref, Result
 from metadist.ray_workers import RayWorkers, Resources
 from metadist.recovery import Kept, RecoveringServer, WeightsLost
-from metadist.server import Optimization
+from metadist.server import Optimization, slices
 
 SEND_AHEAD = 16
 
@@ -48,12 +48,12 @@ class RayFleet:
         self._say = say
         self._workers = RayWorkers(make_worker, resources, mixed_devices)
         self._controller = Controller(target, min_workers, patience=patience, cost=len)
-        self._calls = RayCalls(self._workers, self._take, again=patience.most_losses["error"] > 0)
+        self._calls = RayCalls(self._workers, self._take, patience)
         self.servers = servers
         self._server: RecoveringServer | None = None
         self._batches: dict[int, Batch] = {}
         self._under_way: dict[tuple[str, int], int] = {}
-        """Split and step -> batch, of steps begun ahead of their time."""
+        """Split and step -> batch, of steps that are to be computed or have been begun ahead of their time."""
         self._newest: Sequence[Ref] = ()
         self._computed: Batch | None = None
         self._version = 0
@@ -94,8 +94,12 @@ class RayFleet:
         def start(theta: np.ndarray, state: dict[str, Any] | None) -> RayServer:
             return RayServer(theta, optimization, state, self.servers)
 
+        def put(weights: Weights) -> tuple[Ref, ...]:
+            pieces = slices(len(weights.theta), self.servers)
+            return tuple(ray.put(Weights(weights.version, weights.theta[piece])) for piece in pieces)
+
         kept = Kept(state["step"] if state else 0, theta, state, behind)
-        self._server = RecoveringServer(start, kept, self._recompute, lambda w: (ray.put(w),), lag, self._say)
+        self._server = RecoveringServer(start, kept, self._recompute, put, lag, self._say)
         return self._server
 
     def meta_gradients(
@@ -107,33 +111,39 @@ class RayFleet:
         """
         self._chunk_size, self._version = chunks[0].stop - chunks[0].start, chunks[0].step
         while True:
+            self._newest = weights
             try:
-                number = self._under_way.pop(chunks[0][:2], None) or self._begin_step(weights, chunks)
+                step = chunks[0][:2]
+                number = self._under_way[step] = self._under_way.get(step) or self._begin_step(weights, chunks)
                 if ahead:
                     self._begin_ahead(ahead)
-                return self._finish(number)
+                results = self._finish(number)
+                del self._under_way[step]
+                return results
             except WeightsLost as error:
-                weights = self._renew(error)
+                weights = self._renew(error, weights)
                 ahead = ahead and ahead._replace(weights=self._server.weights())  # pyright: ignore
 
     def evaluate(
         self, weights: Sequence[Ref] | Weights, chunks: Sequence[Chunk], baselines: tuple[str, ...] = ()
     ) -> list[dict[str, np.ndarray]]:
         """What `Worker.evaluate` returns for each chunk, in order."""
-        given = (ray.put(weights),) if isinstance(weights, Weights) else tuple(weights)
+        given: Sequence[Ref] = (ray.put(weights),) if isinstance(weights, Weights) else weights
         while True:
 
-            def submit(call: int, worker: int, deal: Deal, given: tuple[Ref, ...] = given) -> Result:
+            def submit(call: int, worker: int, deal: Deal, given: Sequence[Ref] = given) -> Result:
                 return (
-                    self._workers.actors[worker].evaluate.remote(call, deal[0], baselines, *self._news(worker, given)),
+                    self._workers.actors[worker].evaluate.remote(
+                        call, deal[0], baselines, *self._news(worker, tuple(given))
+                    ),
                 )
 
             try:
-                number = self._begin([(chunk,) for chunk in chunks], submit, "evaluate")
+                number = self._begin([(chunk,) for chunk in chunks], submit, f"evaluate {baselines}")
                 self._finish(number)
                 return self._batches[number].values()
             except WeightsLost as error:
-                given = tuple(self._renew(error, newest=True))
+                given = (ray.put(weights),) if isinstance(weights, Weights) else self._renew(error, given)
 
     def reports(self, results: Sequence[Result]) -> list[ChunkReport]:
         """The reports among what `meta_gradients` returned."""
@@ -150,7 +160,7 @@ class RayFleet:
         try:
             return join_weights(ray.get(list(weights)))[0]
         except RayError as error:
-            return join_weights(ray.get(list(self._renew(WeightsLost(type(error).__name__), newest=True))))[0]
+            return self.fetch(self._renew(WeightsLost(type(error).__name__), weights))
 
     def resize(self, target: int) -> None:
         """Have `target` workers from now on."""
@@ -166,12 +176,11 @@ class RayFleet:
         """A step's results once more, for a server that was lost. Raises WeightsLost."""
         return self._finish(self._begin_step(weights, plan("train", step, num_tasks, self._chunk_size)))
 
-    def _renew(self, error: WeightsLost, newest: bool = False) -> Sequence[Ref]:
+    def _renew(self, error: WeightsLost, weights: Sequence[Ref]) -> Sequence[Ref]:
         """Weights of equal bits in the place of lost ones."""
         if self._server is None:
             raise error
-        self._server.renew(error)
-        return self._server.weights() if newest else self._server.used()
+        return self._server.renew(error, weights)
 
     def _begin_step(self, weights: Sequence[Ref] | None, chunks: Sequence[Chunk]) -> int:
         """Start a meta-step's batch, at `weights` (None: at the newest there are when a deal is made); its number."""
@@ -192,9 +201,10 @@ class RayFleet:
 
     def _begin(self, deals: Sequence[Deal], submit: Callable[[int, int, Deal], Result], kind: str) -> int:
         number = self._controller.batch + 1
-        self._batches[number] = Batch(deals, submit)
-        for old in [old for old in self._batches if old <= number - KEPT and self._controller.finished(old)]:
+        kept = {*range(number - KEPT + 1, number), *self._under_way.values()}
+        for old in [old for old in self._batches if old not in kept and self._controller.finished(old)]:
             del self._batches[old]
+        self._batches[number] = Batch(deals, submit, kind)
         self._perform(self._controller.begin(deals, time.monotonic(), kind))
         return number
 
@@ -202,7 +212,7 @@ class RayFleet:
         """Results of a batch's deals, in order."""
         batch, sent = self._batches[number], 0
         while not self._controller.finished(number):
-            for event in self._calls.wait(self._patience_s()):
+            for event in self._calls.wait(TICK_S):
                 self._perform(self._controller.on(event, time.monotonic()))
             if (lost := self._calls.lost_weights()) is not None:
                 self._perform(self._controller.drop(time.monotonic()))
@@ -214,20 +224,15 @@ class RayFleet:
         self._workers.proved = True
         results = [batch.results[deal] for deal in batch.deals]
         batch.results = dict.fromkeys(batch.results, ())  # gradients must not stay in the object store
-        if batch.deals and batch.deals[0][0].split == "train":
+        if batch.kind == "train":
             self._computed = batch
         return results
-
-    def _patience_s(self) -> float:
-        """For how long nothing needs to be looked at."""
-        soon = None if self._controller.queue else self._controller.wakes_in(time.monotonic())
-        return TICK_S if soon is None else min(TICK_S, soon)
 
     def _take(self, call: Call, value: Any) -> None:
         """What an attempt brought; the first results of a deal are the ones that count."""
         batch, attempt = self._batches.get(call.attempt.batch), call.attempt
         if batch is not None:
-            if attempt.chunk not in batch.results and attempt.chunk[0].split == "train":
+            if attempt.chunk not in batch.results and batch.kind == "train":
                 self.staleness[batch.lags[attempt]] += attempt.chunk[-1].stop - attempt.chunk[0].start
             batch.results.setdefault(attempt.chunk, call.refs)
             batch.told[attempt] = value
@@ -235,7 +240,7 @@ class RayFleet:
     def _send(self, sent: int, batch: Batch) -> int:
         """Let the server add up, while others are being computed, the first results of the step; how many it has."""
         ready, deals = sent, batch.deals
-        if self._server is None or deals[0][0].split != "train":
+        if self._server is None or batch.kind != "train":
             return 0
         while ready < len(deals) and deals[ready] in batch.results:
             ready += 1
@@ -251,11 +256,10 @@ class RayFleet:
             self._numbers[weights] = max(self._numbers.values(), default=0) + 1
             for old in list(self._numbers)[:-KEPT]:
                 del self._numbers[old]
+            self._told = {pair for pair in self._told if pair[1] in self._numbers.values()}
         number = self._numbers[weights]
         told = (worker, number) in self._told
-        self._told = (
-            {pair for pair in self._told if pair[1] > number - KEPT} | {(worker, number)} if not told else self._told
-        )
+        self._told.add((worker, number))
         return (number,) if told else (number, *weights)
 
     def _perform(self, actions: Sequence[Action]) -> None:
@@ -283,6 +287,7 @@ class RayFleet:
                     self._say(f"{doing}: {joined} of {target} have joined; {self._workers.shortage()}")
 
     def _compare(self, first: Attempt, second: Attempt) -> None:
-        if first.batch in self._batches and self._batches[first.batch].differ(first, second):
+        equal_machines = not self._workers.mixed_devices
+        if equal_machines and first.batch in self._batches and self._batches[first.batch].differ(first, second):
             self._say(f"workers {first.worker} and {second.worker} computed {second.chunk} differently: one of them is "
                       "faulty, or something in the model, loss or source is not a function of its inputs")  # fmt: skip

@@ -5,13 +5,14 @@ from typing import Any
 
 import numpy as np
 import ray
-from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTaskError
+from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from metadist.ray_actors import ServerActor, join_weights
 from metadist.recovery import Kept, ResultsLost, ServerLost
 from metadist.server import Optimization, Stats, cut_state, join_states, shares, slices
 
+ANSWER_S = 600.0
 Ref = ray.ObjectRef
 Result = Sequence[Ref]  # the reports of a deal of chunks, and of each shard its slices of their gradients
 
@@ -107,7 +108,9 @@ class RayServer:
     def _get(self, call: Callable[[], list[Ref]], tries: int = 3) -> list[Any]:
         """What the calls return. Where an answer is lost on the way they are made again, which changes nothing."""
         try:
-            return ray.get(call())
+            return ray.get(call(), timeout=ANSWER_S)
+        except GetTimeoutError as error:
+            raise ServerLost(f"no answer within {ANSWER_S:g} s") from error
         except ActorUnavailableError as error:
             if tries > 1:
                 return self._get(call, tries - 1)

@@ -32,17 +32,20 @@ class RayWorkers:
     def __init__(self, make_worker: Callable[[], Any], resources: Resources, mixed_devices: bool):
         self._make_worker = ray.put(make_worker)
         self._resources = resources
-        self._mixed_devices = mixed_devices
+        self.mixed_devices = mixed_devices
         self._proof: str | None = None
         self.proved = False  # that workers compute what they should: the run has begun
         self.actors: dict[int, Any] = {}
+        self.placing: dict[ray.ObjectRef, int] = {}
         self.joining: dict[ray.ObjectRef, int] = {}
+        self._since: dict[int, float] = {}
         self.pids: dict[int, int] = {}
 
     def spawn(self, worker: int, avoid: frozenset[str]) -> None:
         """Ask for an actor, elsewhere than on the nodes to avoid, if there are others."""
-        wanted, avoid = self._resources, avoid & alive_nodes()
-        elsewhere = {NODE_LABEL: f"!in({','.join(sorted(avoid))})"} if avoid and avoid < alive_nodes() else None
+        wanted, elsewhere = self._resources, None
+        if avoid and (there := alive_nodes()) - avoid:
+            elsewhere = {NODE_LABEL: f"!in({','.join(sorted(avoid & there))})"} if avoid & there else None
         make: Any = ray.remote(concurrency_groups={"control": 1})  # pyright: ignore[reportCallIssue]
         remote = make(WorkerActor).options(
             num_cpus=wanted.cpus,
@@ -54,7 +57,17 @@ class RayWorkers:
             label_selector=elsewhere,
         )
         self.actors[worker] = remote.remote(self._make_worker, wanted.threads)
+        self.placing[self.actors[worker].node.remote()] = worker
         self.joining[self.actors[worker].ready.remote()] = worker
+
+    def placed(self, ref: ray.ObjectRef, now: float) -> None:
+        """Its process has begun; from now on it should get ready."""
+        self._since[self.placing.pop(ref)] = now
+
+    def hung(self, now: float, longest_s: float) -> list[int]:
+        """Those that have been getting ready for too long."""
+        late = {worker for worker, since in self._since.items() if now - since > longest_s}
+        return [worker for worker in self.joining.values() if worker in late]
 
     def probe(self, worker: int, successor: int) -> None:
         """Ask the actor of a worker again; if it answers it joins as its successor."""
@@ -66,7 +79,9 @@ class RayWorkers:
     def end(self, worker: int) -> None:
         """Kill it, if it is there."""
         self.pids.pop(worker, None)
+        self._since.pop(worker, None)
         self.joining = {ref: other for ref, other in self.joining.items() if other != worker}
+        self.placing = {ref: other for ref, other in self.placing.items() if other != worker}
         actor = self.actors.pop(worker, None)
         if actor is not None:
             ray.kill(actor)
@@ -79,7 +94,7 @@ class RayWorkers:
     def admit(self, worker: int, pid: int, node: str, proof: str) -> Joined | Lost:
         """Let a worker in that computes what the first one did; another is refused, or stops a run not yet begun."""
         self._proof = self._proof or proof
-        if proof != self._proof and not self._mixed_devices:
+        if proof != self._proof and not self.mixed_devices:
             text = (
                 f"worker {worker} ({proof}) does not compute the same bits as the first one ({self._proof}): use equal "
                 "machines, packages and data, or set fleet.mixed_devices=true"
@@ -87,7 +102,7 @@ class RayWorkers:
             if not self.proved:
                 raise InputError(text)
             self.end(worker)
-            return Lost(worker, text)
+            return Lost(worker, text, node=node)
         self.pids[worker] = pid
         return Joined(worker, node)
 

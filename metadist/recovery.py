@@ -61,6 +61,7 @@ class RecoveringServer:
         self._keeping: Callable[[], Kept | None] | None = None
         self._tasks: dict[int, int] = {}  # of each step since what is kept
         self._failures = 0
+        self.whole = True  # not in the middle of being rebuilt
         self._restart()
 
     def weights(self) -> Any:
@@ -100,12 +101,14 @@ class RecoveringServer:
         while True:
             try:
                 return self._server.snapshot()
-            except ServerLost as error:
-                self._rebuild(error, self._done())
+            except (ServerLost, ResultsLost) as error:
+                self._rebuild(error, self.done())
 
-    def renew(self, why: Exception) -> None:
-        """The weights that this server gave away are lost: compute them again."""
-        self._rebuild(why, self._done())
+    def renew(self, why: Exception, weights: Any) -> Any:
+        """Weights that this server gave away are lost: such of the same step, computed again."""
+        behind = weights is self._recent[0] and weights is not self._recent[-1]
+        self._rebuild(why, self.done())
+        return self.used() if behind else self.weights()
 
     def pids(self) -> list[int]:
         """Processes of what was started."""
@@ -115,7 +118,8 @@ class RecoveringServer:
         """End what was started."""
         self._server.close()
 
-    def _done(self) -> int:
+    def done(self) -> int:
+        """How many meta-steps it has applied."""
         return max(self._tasks, default=self._kept.step - 1) + 1
 
     def _fail(self, error: Exception) -> None:
@@ -139,6 +143,7 @@ class RecoveringServer:
             self._keeping = None
             again = until - self._kept.step
             self._say(f"the parameter server was lost ({error}); it is rebuilt, {again} meta-steps are computed again")
+            self.whole = False
             try:
                 self._server.close()
                 self._restart()
@@ -146,6 +151,7 @@ class RecoveringServer:
                     results = self._recompute(self.used(), step, self._tasks[step])
                     weights, _ = self._server.apply(step, *results, num_tasks=self._tasks[step])
                     self._recent.append(weights)
+                self.whole = True
                 return
             except (ServerLost, ResultsLost, WeightsLost) as another:
                 error = another
@@ -155,8 +161,8 @@ class RecoveringServer:
         if self._keeping is not None:
             try:
                 kept = self._keeping()
-            except ServerLost:
-                self._keeping = None  # the next call will notice
+            except (ServerLost, ResultsLost):
+                self._keeping = None  # if it was the server, the next call will notice
                 return
             if kept is not None:
                 self._kept, self._keeping = kept, None

@@ -71,12 +71,14 @@ def replay_task(run_dir: str | Path, task_id: TaskId) -> list[dict[str, Any]]:
     saved = read_checkpoint(run_dir, f"step_{task_id.step:08d}")
     prepared = prepare(config, [], saved)
     worker = make_worker(config, _constants(prepared.engine))
+    behind = saved.trainer.get("behind")  # in a delayed run gradients are of the weights one step before
+    weights = Weights(saved.step, prepared.theta if behind is None else behind.numpy())
     rows = [
         {"inner_step": k, "support_loss": loss, "fast_weight_norm": norm}
-        for k, (loss, norm) in enumerate(worker.trace(Weights(saved.step, prepared.theta), task_id))
+        for k, (loss, norm) in enumerate(worker.trace(weights, task_id))
     ]
     chunk = Chunk(task_id.split, task_id.step, task_id.index, task_id.index + 1)
-    report, gradient = worker.meta_gradients(Weights(saved.step, prepared.theta), chunk)
+    report, gradient = worker.meta_gradients(weights, chunk)
     norm = float(np.linalg.norm(gradient.astype(np.float64)))
     return [*rows, {"outer_loss": float(report.losses[0]), "meta_gradient_norm": norm}]
 

@@ -99,42 +99,48 @@ class Trainer:
     def run(self, start: int, stop: Stop) -> tuple[Weights, str]:
         """Meta-steps `start`, ..., meta_steps - 1: the last weights, and why it ended ("done", or Stop's reason).
 
-        Raises Diverged, after saving the weights at which it happened.
+        Raises Diverged or Interrupted (while waiting for workers), after saving the weights at which it happened.
         """
-        weights, reason = self.server.weights(), stop.reason(self.progress.since_best)
+        try:
+            return self._loop(start, stop)
+        except Interrupted:
+            if self.server.whole:
+                self._save(self.server.done(), best=False, now=True)
+            raise
+
+    def _loop(self, start: int, stop: Stop) -> tuple[Weights, str]:
+        reason = stop.reason(self.progress.since_best)
         for step in range(start, self.config.meta_steps):
             if reason is not None:
                 break
-            self._begin_round(step, weights)
+            self._begin_round(step)
             batch = self._plan_batch(step)
-            tasks, ahead = plan("train", step, batch, self.chunk_size), self._plan_ahead(step, weights)
+            tasks, ahead = plan("train", step, batch, self.chunk_size), self._plan_ahead(step)
             began = time.perf_counter()
-            try:
-                gradients = self.fleet.meta_gradients(self.server.used(), tasks, ahead)
-            except Interrupted:
-                self._save(step, weights, best=False, now=True)
-                raise
+            gradients = self.fleet.meta_gradients(self.server.used(), tasks, ahead)
             computed = time.perf_counter()
             try:
-                weights, stats = self.server.apply(step, *gradients, num_tasks=batch)
+                _, stats = self.server.apply(step, *gradients, num_tasks=batch)
             except Diverged as error:
-                raise self._explain(error, step, weights) from None
+                raise self._explain(error, step) from None
             self.journal.append({"applied": step, "deals": self.fleet.account()})
             self._count(stats, computed - began, time.perf_counter() - computed)
             self._log(step + 1, stats, gradients)
-            improved = self._validate(step + 1, weights)
+            improved = self._validate(step + 1)
             reason = stop.reason(self.progress.since_best)
             last = reason is not None or step + 1 == self.config.meta_steps
-            self._save(step + 1, weights, best=improved, now=last)
-        return self.fleet.fetch(weights), reason or "done"
+            self._save(step + 1, best=improved, now=last)
+        return self.fleet.fetch(self.server.weights()), reason or "done"
 
-    def _begin_round(self, step: int, weights: Any) -> None:
+    def _begin_round(self, step: int) -> None:
         """Online: judge a task that arrives with this step, before theta learns from it."""
         rounds, losses = self.config.task.steps_per_round, self.progress.round_losses
         if not rounds or step % rounds or step // rounds in losses:
             return
         began, number = time.perf_counter(), step // rounds
-        losses[number] = round_loss(self.fleet, weights, number, self.config.evaluation.tasks, self.chunk_size)
+        losses[number] = round_loss(
+            self.fleet, self.server.weights(), number, self.config.evaluation.tasks, self.chunk_size
+        )
         self.tracker.metrics({"online/loss": losses[number], "online/loss_sum": sum(losses.values())}, step)
         self._window.began += time.perf_counter() - began
 
@@ -146,12 +152,12 @@ class Trainer:
             self.journal.append({"step": step, "target": self.fleet.target, "tasks": self.planned[step]})
         return self.planned[step]
 
-    def _plan_ahead(self, step: int, weights: Any) -> Ahead | None:
-        """The steps that the fleet may begin with these weights before this one is applied."""
+    def _plan_ahead(self, step: int) -> Ahead | None:
+        """The steps that the fleet may begin, with the weights of now, before this one is applied."""
         own = self.config.optimizer
         last = min(step + (own.delay or own.max_staleness), self.config.meta_steps - 1)
         steps = [plan("train", s, self._plan_batch(s), self.chunk_size) for s in range(step + 1, last + 1)]
-        return Ahead(weights, steps, stale=own.max_staleness > 0) if steps else None
+        return Ahead(self.server.weights(), steps, stale=own.max_staleness > 0) if steps else None
 
     def _follow_target(self) -> None:
         """Take up a new number of workers that `metadist scale` has asked for."""
@@ -206,13 +212,13 @@ class Trainer:
         self.tracker.metrics(values, done)
         self._window = Window()
 
-    def _validate(self, done: int, weights: Any) -> bool:
+    def _validate(self, done: int) -> bool:
         """Measure on the fixed validation tasks when it is time; whether they say this is the best so far."""
         own = self.config.evaluation
         if not own.every or (done % own.every and done != self.config.meta_steps):
             return False
         began = time.perf_counter()
-        results = measure(self.fleet, weights, "validation", own.tasks, self.chunk_size)
+        results = measure(self.fleet, self.server.weights(), "validation", own.tasks, self.chunk_size)
         values = {}
         for name, by_step in results.items():
             values[f"validation/{name}"], values[f"validation/{name}_ci95"] = interval(by_step[:, -1])
@@ -227,20 +233,20 @@ class Trainer:
         self.progress = replace(self.progress, best=best, since_best=since)
         return improved
 
-    def _save(self, done: int, weights: Any, *, best: bool, now: bool) -> None:
+    def _save(self, done: int, *, best: bool, now: bool) -> None:
         """Checkpoint when it is time, when it is the best, or when it must be now: then all is written at return."""
         self.saver.check()
         own = self.config.checkpoint
         due = done % own.every == 0 or time.monotonic() - self._saved_at >= own.every_s
         if (due or best or now) and done != self._saved_step:
-            self.saver.save(*self._snapshot(done, weights), best=best)
+            self.saver.save(*self._snapshot(done), best=best)
             self._saved_at, self._saved_step = time.monotonic(), done
         if now:
             self.saver.flush()
 
-    def _snapshot(self, done: int, weights: Any) -> tuple[Checkpoint, np.ndarray]:
+    def _snapshot(self, done: int) -> tuple[Checkpoint, np.ndarray]:
         """The run as it is now, and its theta; nothing in them moves on with the run."""
-        theta = self.fleet.fetch(weights).theta
+        theta = self.fleet.fetch(self.server.weights()).theta
         constants = {name: value.cpu().numpy().copy() for name, value in self.engine.learner.model.constants.items()}
         named = self.engine.layout.named_arrays(theta) | constants
         progress = deepcopy(vars(self.progress))
@@ -249,9 +255,9 @@ class Trainer:
             trainer["behind"] = torch.from_numpy(self.fleet.fetch(self.server.used()).theta.copy())
         return Checkpoint(done, named, trainer, self._config_text, dict(self._validated), self.facts()), theta
 
-    def _explain(self, error: Diverged, step: int, weights: Any) -> Diverged:
+    def _explain(self, error: Diverged, step: int) -> Diverged:
         with suppress(StorageFailed):  # which was said
-            self._save(step, weights, best=False, now=True)
+            self._save(step, best=False, now=True)
         task = str(error).split()[1]
         return Diverged(
             f"{error} at meta-step {step}: lower learner.inner_lr or meta_lr, or set optimizer.clip_norm; "

@@ -11,7 +11,7 @@ SCRIPT = Path(__file__).parent / "benchmarks" / "faults.py"
 
 @pytest.mark.ray
 @pytest.mark.timeout(400)
-@pytest.mark.parametrize("fault", ["node killed", "server killed", "worker stopped for a while"])
+@pytest.mark.parametrize("fault", ["node killed, with results of a step", "worker stopped for a while"])
 def test_a_run_ends_with_the_undisturbed_theta(fault):
     """The others take as long each: `python tests/benchmarks/faults.py` runs them all."""
     done = subprocess.run([sys.executable, str(SCRIPT), fault], capture_output=True, text=True)

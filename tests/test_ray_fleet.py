@@ -1,6 +1,7 @@
 """Training through Ray actors: kinds of data, a user's own pieces, errors, resources."""
 
 import os
+import signal
 import sys
 import textwrap
 
@@ -11,10 +12,16 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
+from metadist.checkpoint_format import theta_sha256
 from metadist.config import load_config
+from metadist.config.build import make_optimization, make_worker
 from metadist.data import importers
+from metadist.deals import Ahead
 from metadist.errors import InputError, Interrupted
-from metadist.messages import Chunk
+from metadist.local_fleet import LocalFleet
+from metadist.messages import Chunk, plan
+from metadist.patience import Patience
+from metadist.prepare import prepare
 from metadist.run import train
 
 pytestmark = pytest.mark.ray
@@ -119,8 +126,8 @@ def test_workers_that_cannot_be_placed_are_waited_for_in_words_until_a_signal(ra
         resources=Resources(cpus=64, gpus=1, custom={"lab": 1}),
         asked_to_stop=lambda: 15 if said else None,
         say=said.append,
+        patience=Patience(notice_s=1),
     )
-    fleet._controller.notice_s = 1
     with pytest.raises(Interrupted):
         fleet.meta_gradients([ray.put(None)], [Chunk("train", 0, 0, 1)])
     fleet.close()
@@ -220,3 +227,41 @@ def test_an_exception_that_does_not_come_again_costs_a_worker_where_the_job_allo
     (tmp_path / "calm.flag").touch()
     assert again == theta("calm")
     sys.modules.pop("flaky", None)
+
+
+def test_an_evaluation_on_training_tasks_is_no_training(ray_cluster, tmp_path):
+    """So many chunks that, of a meta-step, the first results would go to the server before the last have come."""
+    job = ["data.family=digits", "task.ways=3", "model.name=mlp", "model.hidden=[8]", "meta_steps=1"]
+    told = go(tmp_path, *job, "evaluation.split=train", "evaluation.test_tasks=80", "engine.chunk_size=1")
+    assert told["evaluated_step"] == 1
+
+
+@pytest.mark.parametrize(("servers", "lag"), [(1, 0), (2, 1)])
+def test_a_server_that_dies_between_two_steps_is_rebuilt(ray_cluster, tmp_path, servers, lag):
+    from metadist.ray_fleet import RayFleet
+
+    job = ["data.family=digits", "task.ways=3", "task.queries=3", "model.name=mlp", "model.hidden=[256,256]"]
+    config = load_config([], [*SMALL, *job, "engine.chunk_size=2", f"run_dir={tmp_path}"])
+    prepared = prepare(config, [])
+    optimization = make_optimization(config, prepared.engine)
+    tasks = [plan("train", step, 12, 2) for step in range(6)]
+
+    def theta(fleet, disturb: bool) -> str:
+        server = fleet.start_server(prepared.theta, optimization, None, lag=lag)
+        for step in range(6):
+            ahead = Ahead(server.weights(), [tasks[step + 1]]) if lag and step < 5 else None
+            gradients = fleet.meta_gradients(server.used(), tasks[step], ahead)
+            if disturb and step in (2, 3):
+                os.kill(fleet.server_pids()[step % servers], signal.SIGKILL)
+            server.apply(step, *gradients, num_tasks=12)
+            if disturb and step == 4:
+                os.kill(fleet.server_pids()[0], signal.SIGKILL)
+                assert server.snapshot()["step"] == 5
+        return theta_sha256(fleet.fetch(server.weights()).theta)
+
+    said: list[str] = []
+    fleet = RayFleet(lambda: make_worker(config), 2, servers=servers, say=said.append)
+    found = theta(fleet, disturb=True)
+    fleet.close()
+    assert found == theta(LocalFleet(lambda: make_worker(config)), disturb=False)
+    assert sum("server was lost" in text for text in said) == 3

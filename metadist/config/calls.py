@@ -17,7 +17,8 @@ from metadist.errors import InputError
 
 LIBRARIES = frozenset({
     "metadist", "torch", "numpy", "scipy", "pyarrow", "pandas", "ray", "mlflow", "yaml", "pydantic", "click",
-    "safetensors", "matplotlib", "cloudpickle", "joblib", "dill", "sklearn", "PIL", "pip", "setuptools", "pkg_resources",
+    "safetensors", "matplotlib", "cloudpickle", "joblib", "dill", "sklearn", "PIL", "pip", "setuptools",
+    "pkg_resources",
 })  # fmt: skip
 
 

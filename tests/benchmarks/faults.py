@@ -16,6 +16,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,7 +28,7 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 
 JOB = [
-    "data.family=digits", "task.ways=3", "task.shots=1", "task.queries=5", "model.name=conv4", "model.channels=24",
+    "data.family=digits", "task.ways=3", "task.shots=1", "task.queries=5", "model.name=conv4", "model.channels=52",
     "model.pool=false", "meta_batch_size=24", "engine.chunk_size=2", "meta_steps=60", "num_workers=2",
     "evaluation.every=0", "evaluation.test_tasks=4", "evaluation.baselines=[]", "checkpoint.every=8",
     "tracking.mlflow=false", "engine.device=cpu", "fleet.gpus_per_worker=1",
@@ -53,6 +54,13 @@ class Stage:
     fleet: Any = None
     later: list[Callable[[], None]] = field(default_factory=list)
 
+    def take_node(self) -> Any:
+        """One on which a worker is."""
+        used = {member.node for member in self.fleet._controller.working.values()}
+        node = next(node for node in self.nodes if node.node_id in used)
+        self.nodes.remove(node)
+        return node
+
 
 def kill_worker(stage: Stage) -> None:
     os.kill(next(iter(stage.fleet.pids.values())), signal.SIGKILL)
@@ -70,11 +78,11 @@ def kill_server(stage: Stage) -> None:
 
 
 def kill_node(stage: Stage) -> None:
-    stage.cluster.remove_node(stage.nodes.pop(0), allow_graceful=False)
+    stage.cluster.remove_node(stage.take_node(), allow_graceful=False)
 
 
 def remove_node(stage: Stage) -> None:
-    stage.cluster.remove_node(stage.nodes.pop(0), allow_graceful=True)
+    stage.cluster.remove_node(stage.take_node(), allow_graceful=True)
 
 
 def drain_node(stage: Stage) -> None:
@@ -82,7 +90,7 @@ def drain_node(stage: Stage) -> None:
     from ray._raylet import GcsClient
     from ray.core.generated import autoscaler_pb2
 
-    node = stage.nodes.pop(0)
+    node = stage.take_node()
     reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
     deadline_ms = int((time.time() + 3) * 1000)
     accepted, why = GcsClient(stage.cluster.address).drain_node(node.node_id, reason, "spot", deadline_ms)
@@ -93,19 +101,33 @@ def drain_node(stage: Stage) -> None:
 
 
 def add_node(stage: Stage) -> None:
-    """And a worker more than there is room for otherwise."""
+    """And a worker more than there is room for otherwise. By a process of its own: Ray wants a main thread for that."""
     stage.fleet.resize(4)
-    stage.nodes.append(stage.cluster.add_node(num_cpus=1, num_gpus=1, wait=False))
+    command = [str(Path(sys.executable).parent / "ray"), "start", f"--address={stage.cluster.address}"]
+    subprocess.run([*command, "--num-cpus=1", "--num-gpus=1"], check=True, stdout=subprocess.DEVNULL)
 
 
-FAULTS: dict[str, Callable[[Stage], None]] = {
-    "worker process killed": kill_worker,
-    "worker stopped for a while": stop_worker,
-    "node killed": kill_node,
-    "node removed gracefully": remove_node,
-    "node drained, then taken away": drain_node,
-    "node added": add_node,
-    "server killed": kill_server,
+@dataclass(frozen=True)
+class Fault:
+    """What is done, what the fleet must say about it (if anything), whether it is done when a step's results have come
+    and before they are added up, and on how many servers and with which delay the run is."""
+
+    strike: Callable[[Stage], None]
+    said: str = ""
+    late: bool = False
+    servers: int = 1
+    lag: int = 0
+
+
+FAULTS = {
+    "worker process killed": Fault(kill_worker, "was lost"),
+    "worker stopped for a while": Fault(stop_worker),
+    "node killed": Fault(kill_node, "was lost"),
+    "node killed, with results of a step": Fault(kill_node, "were lost", late=True, servers=2, lag=1),
+    "node removed gracefully": Fault(remove_node),
+    "node drained, then taken away": Fault(drain_node, "being taken away"),
+    "node added": Fault(add_node),
+    "server killed": Fault(kill_server, "server was lost"),
 }
 OWN = ("driver killed, resumed", "RPC failures")
 
@@ -139,70 +161,78 @@ def prepared_job() -> tuple[Any, Any]:
 
 
 def train(
-    fleet: Any, config: Any, prepared: Any, at_step: Callable[[int], None]
+    fleet: Any, config: Any, prepared: Any, lag: int, before: Callable[[int, bool], None]
 ) -> tuple[str, list[float], list[float]]:
-    """The run's hash, and when each step began and ended."""
+    """The run's hash, and when each step began and ended. `before(step, late)` is called before its tasks are dealt,
+    and before its results are added up."""
     from metadist.checkpoint_format import theta_sha256
     from metadist.config.build import make_optimization
+    from metadist.deals import Ahead
     from metadist.messages import plan
 
-    server = fleet.start_server(prepared.theta, make_optimization(config, prepared.engine), None)
-    weights, began, ended = server.weights(), [], []
+    server = fleet.start_server(prepared.theta, make_optimization(config, prepared.engine), None, lag=lag)
+    began, ended = [], []
+    tasks = [plan("train", step, 24, 2) for step in range(config.meta_steps)]
     for step in range(config.meta_steps):
         began.append(time.monotonic())
-        at_step(step)
-        gradients = fleet.meta_gradients(server.used(), plan("train", step, 24, 2))
-        weights, _ = server.apply(step, *gradients, num_tasks=24)
+        before(step, False)
+        ahead = Ahead(server.weights(), tasks[step + 1 : step + 2]) if lag and step + 1 < len(tasks) else None
+        gradients = fleet.meta_gradients(server.used(), tasks[step], ahead)
+        before(step, True)
+        server.apply(step, *gradients, num_tasks=24)
         ended.append(time.monotonic())
-    return theta_sha256(fleet.fetch(weights).theta), began, ended
+    return theta_sha256(fleet.fetch(server.weights()).theta), began, ended
 
 
-def undisturbed() -> str:
+def undisturbed(lag: int) -> str:
     """By one worker in this process."""
     from metadist.config.build import worker_factory
     from metadist.local_fleet import LocalFleet
 
     config, prepared = prepared_job()
-    return train(LocalFleet(worker_factory(config, {})), config, prepared, lambda step: None)[0]
+    return train(LocalFleet(worker_factory(config, {})), config, prepared, lag, lambda step, late: None)[0]
 
 
-def disturbed(fault: str) -> dict[str, Any]:
-    """A run through Ray with one fault in the middle of step HIT."""
+def disturbed(name: str) -> dict[str, Any]:
+    """A run through Ray with one fault in the middle of step HIT, or at its end."""
     from metadist.config.build import worker_factory
     from metadist.ray_fleet import RayFleet
     from metadist.ray_workers import Resources
 
-    config, prepared = prepared_job()
-    said: list[str] = []
-    with stage_of(2) as stage:
-        stage.fleet = RayFleet(worker_factory(config, {}), 2, resources=Resources(1, 1, 1), say=said.append)
-        hit_at: list[float] = []
+    (config, prepared), fault, said = prepared_job(), FAULTS[name], list[str]()
+    with stage_of(2) as stage, ThreadPoolExecutor(1) as thread:
+        stage.fleet = RayFleet(
+            worker_factory(config, {}), 2, resources=Resources(1, 1, 1), say=said.append, servers=fault.servers
+        )
         full: list[float] = []
+        struck: list[Future[float]] = []
 
-        def strike() -> None:
-            hit_at.append(time.monotonic())
-            FAULTS[fault](stage)
+        def strike(after_s: float) -> float:
+            time.sleep(after_s)
+            at = time.monotonic()
+            fault.strike(stage)
+            return at
 
-        def at_step(step: int) -> None:
-            if step == HIT and fault == "node added":  # Ray starts nodes in the main thread only
-                strike()
-            elif step == HIT:
-                threading.Timer(0.05, strike).start()
+        def before(step: int, late: bool) -> None:
+            if step == HIT and late == fault.late:
+                struck.append(thread.submit(strike, 0.05))
+                if late or name == "node added":
+                    struck[0].result()
             missing = len(stage.fleet._controller.working) < stage.fleet.target
             if missing:
                 full.clear()
-            elif hit_at and not full:
+            elif struck and not full:
                 full.append(time.monotonic())
 
-        theta, began, ended = train(stage.fleet, config, prepared, at_step)
-        workers = stage.fleet.num_workers
+        theta, began, ended = train(stage.fleet, config, prepared, fault.lag, before)
         for act in stage.later:
             act()
         stage.fleet.close()
+    assert any(fault.said in line for line in ["", *said]), f"{name}: nothing was said of it, but {said}"
     usual = median(end - start for start, end in zip(began[2:HIT], ended[2:HIT], strict=True))
     slowest = max(end - start for start, end in zip(began[HIT:], ended[HIT:], strict=True))
-    full_s = full[0] - hit_at[0] if full else float("nan")
-    return {"theta": theta, "usual_s": usual, "slowest_s": slowest, "full_s": full_s, "workers": workers, "said": said}
+    full_s = full[0] - struck[0].result() if full else float("nan")
+    return {"theta": theta, "usual_s": usual, "slowest_s": slowest, "full_s": full_s, "said": said}
 
 
 def driver_killed() -> dict[str, Any]:
@@ -222,7 +252,7 @@ def driver_killed() -> dict[str, Any]:
         assert again.wait() == 0
         results = json.loads((run_dir / "results.json").read_text())
         return {"theta": results["theta_sha256"], "usual_s": float("nan"), "slowest_s": resumed_s, "full_s": resumed_s,
-                "workers": 2, "said": []}  # fmt: skip
+                "said": []}  # fmt: skip
 
 
 def wait_for_step(run_dir: Path, step: int, driver: subprocess.Popen[Any]) -> int:
@@ -253,13 +283,13 @@ def main() -> None:
     if args.json:
         print(json.dumps(disturbed(args.faults[0])))
         return
-    expected, wrong = undisturbed(), 0
+    expected, wrong = {lag: undisturbed(lag) for lag in (0, 1)}, 0
     print("| fault | a step takes | the longest step from then on | workers complete again after | theta |")
     print("|---|---|---|---|---|", flush=True)
     for fault in args.faults or [*FAULTS, *OWN]:
         own = {"driver killed, resumed": driver_killed, "RPC failures": rpc_failures}
         told = own[fault]() if fault in own else disturbed(fault)
-        equal = told["theta"] == expected
+        equal = told["theta"] == expected[FAULTS[fault].lag if fault in FAULTS else 0]
         wrong += not equal
         print(f"| {fault} | {told['usual_s']:.2f} s | {told['slowest_s']:.2f} s | {told['full_s']:.2f} s | "
               f"{'equal' if equal else 'DIFFERS'} |", flush=True)  # fmt: skip
