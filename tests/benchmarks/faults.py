@@ -123,7 +123,7 @@ FAULTS = {
     "worker process killed": Fault(kill_worker, "was lost"),
     "worker stopped for a while": Fault(stop_worker),
     "node killed": Fault(kill_node, "was lost"),
-    "node killed, with results of a step": Fault(kill_node, "were lost", late=True, servers=2, lag=1),
+    "node killed, with results of a step": Fault(kill_node, "meta-step", late=True, servers=2, lag=1),
     "node removed gracefully": Fault(remove_node),
     "node drained, then taken away": Fault(drain_node, "being taken away"),
     "node added": Fault(add_node),
