@@ -31,7 +31,10 @@ class RayCalls:
         self._ticked = self._looked = 0.0
 
     def make(self, attempt: Attempt, submit: Callable[..., Sequence[Any]]) -> None:
-        """Have the attempt's worker compute, by `submit(number of the call, worker, deal)`."""
+        """Have the attempt's worker compute, by `submit(number of the call, worker, deal)`. One that has just been
+        found lost, of which the controller is about to hear, computes nothing."""
+        if attempt.worker not in self._workers.actors:
+            return
         self._number += 1
         refs = submit(self._number, attempt.worker, attempt.chunk)
         self._calls[refs[0]] = Call(self._number, attempt, refs)

@@ -23,6 +23,11 @@ def pytest_configure(config):
     config.addinivalue_line("filterwarnings", FORWARD_MODE)
 
 
+def pytest_collection_modifyitems(items):
+    """Those with actors wait more than they compute: first, so that others fill the gaps of tests run in parallel."""
+    items.sort(key=lambda item: item.get_closest_marker("ray") is None)
+
+
 @pytest.fixture(scope="session")
 def omniglot_folder() -> Path:
     """The official zips, where this machine has them."""

@@ -54,6 +54,7 @@ def runnable(command: str) -> str:
     return f"{command} --seconds 0.3" if "bench" in command.split() else command
 
 
+@pytest.mark.ray
 @pytest.mark.timeout(900)
 def test_readme_commands_in_their_order(clone, omniglot_downloads):
     """One after another, as a reader would paste them: later ones use what earlier ones made."""

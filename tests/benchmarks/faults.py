@@ -35,8 +35,8 @@ JOB = [
 ]  # fmt: skip
 HIT = 8  # the step that is disturbed
 SOON = {  # so that a node that was killed counts as dead within a second or two, not after ten
-    "health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_timeout_ms": 1000,
-    "health_check_failure_threshold": 2,
+    "health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_timeout_ms": 1500,
+    "health_check_failure_threshold": 3,
 }  # fmt: skip
 RPC_FAILURES = {
     "CoreWorkerService.grpc_client.PushTask": {
