@@ -64,16 +64,9 @@ def open_fleet(
         stack.callback(lambda: claimed)  # which ends with its last reference
         resources = Resources(own.cpus_per_worker, own.gpus_per_worker, own.threads_per_worker, own.resources)
         fleet = RayFleet(
-            make_worker,
-            target,
-            own.min_workers,
-            resources,
-            own.mixed_devices,
-            lambda: signals.received,
-            say,
-            own.servers,
-            patience_of(config),
-        )
+            make_worker, target, own.min_workers, resources, own.mixed_devices, lambda: signals.received, say,
+            own.servers, patience_of(config),
+        )  # fmt: skip
         stack.callback(fleet.close)
         yield fleet
 
@@ -100,15 +93,7 @@ def train(config: Config, *, resume: str | Path | None = None, quiet: bool = Fal
 
 def _train(config: Config, run_dir: Path, lock: DriverLock, resume: str | Path | None, quiet: bool) -> dict[str, Any]:
     began = time.monotonic()
-    checkpoint = find_checkpoint(config, run_dir, resume)
-    if checkpoint is not None:
-        check_resumable(checkpoint)
-        check_settings(checkpoint.run["identity"], config)
-    set_up_process(config.fleet.threads_per_worker)
-    validated: list[Split] = ["validation"] if config.evaluation.every else []
-    prepared = prepare(config, [*validated, config.evaluation.split], checkpoint)
-    if checkpoint is not None:
-        check_state(checkpoint, prepared.theta, config.optimizer.name, prepared.engine.num_statistics)
+    checkpoint, prepared = _find_beginning(config, run_dir, resume)
     identity = run_identity(config, prepared.engine)
     changes = drift(checkpoint.run["identity"], identity) if checkpoint else []
     lock.take()
@@ -155,6 +140,20 @@ def _train(config: Config, run_dir: Path, lock: DriverLock, resume: str | Path |
         write_json(told, run_dir / "results.json")
         record.tracker.artifact(run_dir / "results.json")
         return told
+
+
+def _find_beginning(config: Config, run_dir: Path, resume: str | Path | None) -> tuple[Checkpoint | None, Prepared]:
+    """The checkpoint that a run goes on from, if any, and what is known before there are workers, all checked."""
+    checkpoint = find_checkpoint(config, run_dir, resume)
+    if checkpoint is not None:
+        check_resumable(checkpoint)
+        check_settings(checkpoint.run["identity"], config)
+    set_up_process(config.fleet.threads_per_worker)
+    validated: list[Split] = ["validation"] if config.evaluation.every else []
+    prepared = prepare(config, [*validated, config.evaluation.split], checkpoint)
+    if checkpoint is not None:
+        check_state(checkpoint, prepared.theta, config.optimizer.name, prepared.engine.num_statistics)
+    return checkpoint, prepared
 
 
 def make_trainer(

@@ -59,6 +59,10 @@ def children(cluster: Any, kind: str) -> list[int]:
     return found
 
 
+def parent(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().split(")")[-1].split()[1])
+
+
 def resident_mib(pid: int) -> float:
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
 
@@ -86,7 +90,12 @@ class Chaos:
         kind = self.draw.choices(list(FAULTS), list(FAULTS.values()))[0]
         workers, servers = children(self.cluster, "WorkerActor"), children(self.cluster, "ServerActor")
         if kind == "node killed":
-            self.cluster.remove_node(self.nodes.pop(self.draw.randrange(len(self.nodes))), allow_graceful=False)
+            held = {
+                parent(pid) for pid in servers
+            }  # the node that the driver is attached to: without it there is no run
+            free = [node for node in self.nodes if node.all_processes["raylet"][0].process.pid not in held]
+            self.nodes.remove(node := self.draw.choice(free))
+            self.cluster.remove_node(node, allow_graceful=False)
             self.nodes.append(self.cluster.add_node(num_cpus=1, num_gpus=1, wait=False))
         elif kind == "server killed" and servers:
             self.send(self.draw.choice(servers), signal.SIGKILL)
@@ -156,15 +165,16 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1200)
     parser.add_argument("--every-s", type=float, default=4.0)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--theta", help="hash of the undisturbed run, where it is known")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        quiet, hit = Path(folder, "quiet"), Path(folder, "hit")
-        began = time.monotonic()
-        subprocess.run(train(args.dataset, args.steps, quiet), check=True, stdout=subprocess.DEVNULL)
+        quiet, hit, began = Path(folder, "quiet"), Path(folder, "hit"), time.monotonic()
+        if not args.theta:
+            subprocess.run(train(args.dataset, args.steps, quiet), check=True, stdout=subprocess.DEVNULL)
+        expected = args.theta or results(quiet)["theta_sha256"]
         alone_s, began = time.monotonic() - began, time.monotonic()
         chaos, memory = disturbed(args.dataset, args.steps, hit, args.every_s, args.seed)
-        hit_s = time.monotonic() - began
-        equal = results(quiet)["theta_sha256"] == results(hit)["theta_sha256"]
+        hit_s, equal = time.monotonic() - began, results(hit)["theta_sha256"] == expected
     print(f"{args.steps} meta-steps: {alone_s:.0f} s undisturbed, {hit_s:.0f} s with {sum(chaos.done.values())} faults "
           f"({', '.join(f'{count} {kind}' for kind, count in chaos.done.items())})")  # fmt: skip
     flat = True
