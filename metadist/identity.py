@@ -11,6 +11,7 @@ import torch
 from metadist.config import Config
 from metadist.config.build import open_data
 from metadist.config.method import aggregation, chunk_size, worker_device
+from metadist.config.schema import DataConfig
 from metadist.engine import Engine
 from metadist.errors import InputError
 
@@ -51,7 +52,7 @@ def bound_settings(config: Config) -> dict[str, Any]:
 
 def check_settings(before: dict[str, Any], config: Config) -> None:
     """Raise InputError where a run would go on under other settings, key by key."""
-    changed = _differences(before["settings"], bound_settings(config))
+    changed = _differences(_completed(before["settings"]), bound_settings(config))
     if changed:
         raise InputError(
             f"this is not the run in the checkpoint; changed: {'; '.join(changed)}: "
@@ -63,7 +64,7 @@ def check_evaluation(before: dict[str, Any], config: Config) -> None:
     """Raise InputError where a run would be evaluated under settings of training that were not its own."""
     trained, now = (
         {key: value for key, value in settings.items() if key not in JUDGED}
-        for settings in (before["settings"], bound_settings(config))
+        for settings in (_completed(before["settings"]), bound_settings(config))
     )
     if changed := _differences(trained, now):
         raise InputError(
@@ -80,6 +81,15 @@ def drift(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
             "set data.path to that, or start another run with its own run_dir"
         )
     return [f"{key} {before[key]} -> {now[key]}" for key in now if key != "settings" and before.get(key) != now[key]]
+
+
+def _completed(settings: dict[str, Any]) -> dict[str, Any]:
+    """A run's settings, with those that did not exist when it began at their defaults: what was done without them."""
+    completed = dict(settings)
+    for key, default in bound_settings(Config.model_construct(data=DataConfig.model_construct())).items():
+        own = settings.get(key, default)
+        completed[key] = {**default, **own} if isinstance(default, dict) and isinstance(own, dict) else own
+    return completed
 
 
 def _differences(before: Any, now: Any, path: str = "") -> list[str]:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from metadist.server import Folded, Optimization, Stats
 
 WAIT_S = 60.0
-HELD = 4  # weights
+HELD = 4  # weights, and numbers of cancelled calls: more than a worker is ever at
 
 
 class WorkerActor:
@@ -61,7 +61,7 @@ class WorkerActor:
     def cancel(self, call: int) -> None:
         """Nobody wants the result of that call any more."""
         with self._here:
-            self._unwanted.add(call)
+            self._unwanted = {*sorted(self._unwanted)[1 - HELD :], call}
             self._here.notify_all()
 
     def meta_gradients(self, call: int, deal: Sequence[Chunk], number: int, *parts: Weights) -> list[Any]:

@@ -10,8 +10,8 @@ from ray.exceptions import ActorUnavailableError, ObjectLostError, RayError, Ray
 from metadist.deals import Call
 from metadist.events import Attempt, Done, Draining, Event, Lost, Tick, Unreachable
 from metadist.patience import Patience
+from metadist.ray_server import forgotten
 from metadist.ray_workers import RayWorkers, draining_nodes
-from metadist.recovery import WeightsLost
 
 TICK_S = 0.5
 DRAIN_EVERY_S = 5.0
@@ -27,7 +27,7 @@ class RayCalls:
         self._calls: dict[ray.ObjectRef, Call] = {}
         self._number = 0
         self._cancelled: set[int] = set()
-        self._lost_weights: RayError | None = None
+        self._lost_weights: str | None = None
         self._ticked = self._looked = 0.0
 
     def make(self, attempt: Attempt, submit: Callable[..., Sequence[Any]]) -> None:
@@ -55,10 +55,10 @@ class RayCalls:
         self.forget(worker)
         self._workers.end(worker)
 
-    def lost_weights(self) -> WeightsLost | None:
-        """Whether since the last time a call could not get what it was to compute with."""
-        error, self._lost_weights = self._lost_weights, None
-        return None if error is None else WeightsLost(type(error).__name__)
+    def lost_weights(self) -> str | None:
+        """Why, since the last time, a call could not get what it was to compute with."""
+        why, self._lost_weights = self._lost_weights, None
+        return why
 
     def wait(self, longest_s: float) -> list[Event]:
         """What happened, after so many seconds at most."""
@@ -104,7 +104,7 @@ class RayCalls:
         if call is None:
             return None
         if of_argument or isinstance(value, ObjectLostError):  # what the call was to use is gone: the worker is well
-            self._lost_weights = self._lost_weights if unwanted else value
+            self._lost_weights = self._lost_weights if unwanted else type(value).__name__
         elif unwanted and isinstance(value, RayTaskError):
             pass
         elif isinstance(value, ActorUnavailableError):
@@ -122,5 +122,6 @@ def _values(refs: Sequence[ray.ObjectRef]) -> list[Any]:
     """What finished calls returned, or the error of each that failed."""
     try:
         return ray.get(list(refs))
-    except RayError as error:
+    except RayError as raised:
+        error = forgotten(raised)
         return [error] if len(refs) == 1 else [value for ref in refs for value in _values([ref])]

@@ -13,6 +13,7 @@ from typing import Any
 
 import ray
 from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from metadist.errors import InputError
 
@@ -81,7 +82,8 @@ def claim(place: str, holder: str, patience_s: float = 10.0) -> Any:
     as long as what is returned is kept. Raises InputError that names the one that has it; one that was just killed
     has `patience_s` to be noticed."""
     name = f"writer-{hashlib.sha256(place.encode()).hexdigest()[:16]}"
-    options = {"name": name, "namespace": "metadist", "num_cpus": 0, "max_restarts": 0}
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)  # it dies as the driver
+    options = {"name": name, "namespace": "metadist", "num_cpus": 0, "max_restarts": 0, "scheduling_strategy": here}
     deadline = time.monotonic() + patience_s
     while True:
         try:

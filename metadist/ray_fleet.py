@@ -18,7 +18,7 @@ from metadist.messages import Chunk, ChunkReport, Weights, plan
 from metadist.patience import PATIENT, Patience
 from metadist.ray_actors import join_weights
 from metadist.ray_calls import TICK_S, RayCalls
-from metadist.ray_server import RayServer, Ref, Result
+from metadist.ray_server import RayServer, Ref, Result, forgotten
 from metadist.ray_workers import RayWorkers, Resources
 from metadist.recovery import Kept, RecoveringServer, WeightsLost
 from metadist.server import Optimization, slices
@@ -160,7 +160,8 @@ class RayFleet:
         try:
             return join_weights(ray.get(list(weights)))[0]
         except RayError as error:
-            return self.fetch(self._renew(WeightsLost(type(error).__name__), weights))
+            why = WeightsLost(type(forgotten(error)).__name__)
+        return self.fetch(self._renew(why, weights))
 
     def resize(self, target: int) -> None:
         """Have `target` workers from now on."""
@@ -214,10 +215,10 @@ class RayFleet:
         while not self._controller.finished(number):
             for event in self._calls.wait(TICK_S):
                 self._perform(self._controller.on(event, time.monotonic()))
-            if (lost := self._calls.lost_weights()) is not None:
+            if why := self._calls.lost_weights():
                 self._perform(self._controller.drop(time.monotonic()))
                 self._under_way.clear()
-                raise lost
+                raise WeightsLost(why)
             if self._controller.state == "waiting" and (signal := self._asked_to_stop()) is not None:
                 raise Interrupted(signal)
             sent = self._send(sent, batch)

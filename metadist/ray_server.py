@@ -109,22 +109,22 @@ class RayServer:
         """What the calls return. Where an answer is lost on the way they are made again, which changes nothing."""
         try:
             return ray.get(call(), timeout=ANSWER_S)
-        except GetTimeoutError as error:
+        except RayError as raised:
+            error = forgotten(raised)
+        name = type(error).__name__
+        if isinstance(error, GetTimeoutError):
             raise ServerLost(f"no answer within {ANSWER_S:g} s") from error
-        except ActorUnavailableError as error:
-            if tries > 1:
-                return self._get(call, tries - 1)
-            raise ServerLost(type(error).__name__) from error
-        except RayTaskError as error:
-            if isinstance(error.cause, RayError):  # of an argument
-                raise ResultsLost(type(error.cause).__name__) from error
-            if isinstance(error.cause, ValueError):  # it lacks what an earlier call should have brought?
-                self._check(self._takes)
-            raise error.cause from error
-        except RayActorError as error:
-            raise ServerLost(type(error).__name__) from error
-        except RayError as error:
-            raise ResultsLost(type(error).__name__) from error
+        if isinstance(error, ActorUnavailableError) and tries > 1:
+            return self._get(call, tries - 1)
+        if isinstance(error, RayActorError):
+            raise ServerLost(name) from error
+        if not isinstance(error, RayTaskError):
+            raise ResultsLost(name) from error
+        if isinstance(error.cause, RayError):  # of an argument
+            raise ResultsLost(type(error.cause).__name__) from error
+        if isinstance(error.cause, ValueError):  # it lacks what an earlier call should have brought?
+            self._check(self._takes)
+        raise error.cause from error
 
     def _check(self, refs: list[Ref]) -> None:
         """Raise what went wrong in calls whose answers nobody waited for."""
@@ -132,4 +132,10 @@ class RayServer:
             try:
                 ray.get(ref)
             except RayError as error:
-                raise ResultsLost(type(error).__name__) from error
+                raise ResultsLost(type(error).__name__) from forgotten(error)
+
+
+def forgotten(error: RayError) -> RayError:
+    """The error without its traceback: a cycle with the frames of `ray.get`, which keeps whatever their callers held,
+    such as references to the gradients of a step, until Python looks for cycles."""
+    return error.with_traceback(None)

@@ -154,7 +154,7 @@ class RecoveringServer:
                 self.whole = True
                 return
             except (ServerLost, ResultsLost, WeightsLost) as another:
-                error = another
+                error = another.with_traceback(None)  # which holds this frame, with all results, in a cycle
 
     def _keep(self, done: int) -> None:
         """Every so often ask for a copy, and take it when it has come, so that nobody waits for it."""

@@ -11,6 +11,7 @@ from safetensors.numpy import save_file
 from metadist.checkpoint import CheckpointStore
 from metadist.config import Config, load_config
 from metadist.errors import Diverged, InputError
+from metadist.identity import bound_settings, check_settings
 from metadist.run import prepare, train
 from metadist.tracking.jsonl import read_metrics
 
@@ -87,6 +88,14 @@ def test_given_weights_are_where_training_starts(tmp_path):
     assert np.all(prepared.theta == 0.5)
     with pytest.raises(InputError, match="does not fit the model"):
         prepare(job(tmp_path / "run", f"model.weights={tmp_path / 'start.safetensors'}", "model.hidden=[17]"), [])
+
+
+def test_a_run_from_before_a_setting_existed_goes_on_while_that_is_at_its_default(tmp_path):
+    settings = bound_settings(job(tmp_path / "run"))
+    del settings["optimizer"]["delay"], settings["engine"], settings["seed"]
+    check_settings({"settings": settings}, job(tmp_path / "run"))
+    with pytest.raises(InputError, match=r"changed: engine.kind 'auto' -> 'loop'; optimizer.delay 0 -> 1: change it"):
+        check_settings({"settings": settings}, job(tmp_path / "run", "optimizer.delay=1", "engine.kind=loop"))
 
 
 def test_results_hold_the_protocol_and_the_identity(tmp_path):
