@@ -87,8 +87,8 @@ class Controller:
         """Start a batch, number `self.batch` from then on; others may be under way. Those of a `kind` are alike."""
         self.batch += 1
         self._kinds[self.batch], self._winners[self.batch] = kind, {}
-        for past in (self._kinds, self._winners):
-            past.pop(self.batch - KEPT, None)
+        for old in [old for old in self._kinds if old <= self.batch - KEPT and self.finished(old)]:
+            del self._kinds[old], self._winners[old]
         if chunks:
             self._left[self.batch] = len(chunks)
         self._copy_at, keys = 0.0, [(self.batch, chunk) for chunk in chunks]
@@ -157,8 +157,9 @@ class Controller:
         batch, chunk, _ = attempt
         if member.attempts[0] == attempt and batch in self._kinds:
             self._pace.took(self._kinds[batch], self._cost(chunk), now - member.since)
+        if member.attempts[0] == attempt:
+            member.since = now
         member.attempts.remove(attempt)
-        member.since = now
         if not member.proven:
             member.proven, self._fruitless = True, 0
         self._nodes.returned(member.node)
@@ -253,7 +254,7 @@ class Controller:
         for worker in stale:
             del self.starting[worker]
         while len(self.working) + len(self.starting) < self.target and now >= self._spawn_at:
-            self.starting[self._next_worker] = avoid
+            self.starting[self._next_worker] = avoid - self._nodes.draining  # which will not come back
             actions.append(events.Spawn(self._next_worker, avoid))
             self._next_worker += 1
         return actions

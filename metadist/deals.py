@@ -1,5 +1,6 @@
 """The chunks of a step put into calls, and what has come of these."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -52,6 +53,11 @@ class Batch:
         """What was told first of each deal, in order."""
         first = {attempt.chunk: told for attempt, told in reversed(self.told.items())}
         return [first[deal] for deal in self.deals]
+
+    def staleness(self) -> Counter[int]:
+        """Tasks by how many meta-steps old the weights were that their gradients are of."""
+        first = {attempt.chunk: attempt for attempt in reversed(self.told)}
+        return sum((Counter({self.lags[a]: deal[-1].stop - deal[0].start}) for deal, a in first.items()), Counter())
 
     def account(self) -> list[list[Any]]:
         """Of each deal of a meta-step: its first task, the task after its last, worker, attempts, seconds."""

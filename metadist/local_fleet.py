@@ -80,7 +80,7 @@ class LocalFleet:
         patience: Patience = PATIENT,
     ):
         self._worker = make_worker()
-        self._worker.proof()
+        self.proof = self._worker.proof()
         self._controller = Controller(target, min_workers, patience=patience)
         self._say = say
         self._order = itertools.count()
@@ -126,7 +126,7 @@ class LocalFleet:
     ) -> list[tuple[ChunkReport, np.ndarray]]:
         """The chunks' reports and gradients, in the order of `chunks`. Nothing is begun ahead, as nothing is idle."""
         del ahead
-        self._chunk_size = chunks[0].stop - chunks[0].start
+        self._chunk_size = max(self._chunk_size, chunks[0].stop - chunks[0].start)
         return self._run(lambda chunk: self._worker.meta_gradients(weights, chunk), chunks, "train")
 
     def evaluate(

@@ -10,6 +10,7 @@ from ray.exceptions import ActorUnavailableError, ObjectLostError, RayError, Ray
 from metadist.deals import Call
 from metadist.events import Attempt, Done, Draining, Event, Lost, Tick, Unreachable
 from metadist.patience import Patience
+from metadist.ray_actors import HELD
 from metadist.ray_server import forgotten
 from metadist.ray_workers import RayWorkers, draining_nodes
 
@@ -48,6 +49,7 @@ class RayCalls:
 
     def forget(self, worker: int) -> None:
         """Wait no more for what a worker is at."""
+        self._cancelled -= {call.number for call in self._calls.values() if call.attempt.worker == worker}
         self._calls = {ref: call for ref, call in self._calls.items() if call.attempt.worker != worker}
 
     def end(self, worker: int) -> None:
@@ -116,6 +118,26 @@ class RayCalls:
         elif value is not None:
             self._returned(call, value)
         return Done(call.attempt)
+
+
+class Told:
+    """Which weights each worker has: they travel to it once, from then on their number stands for them."""
+
+    def __init__(self):
+        self._numbers: dict[tuple[ray.ObjectRef, ...], int] = {}
+        self._pairs: set[tuple[int, int]] = set()
+
+    def news(self, worker: int, weights: tuple[ray.ObjectRef, ...]) -> tuple[Any, ...]:
+        """The number of the weights and, the first time that this worker is told, the weights."""
+        if weights not in self._numbers:
+            self._numbers[weights] = max(self._numbers.values(), default=0) + 1
+            for old in list(self._numbers)[:-HELD]:
+                del self._numbers[old]
+            self._pairs = {pair for pair in self._pairs if pair[1] in self._numbers.values()}
+        number = self._numbers[weights]
+        told = (worker, number) in self._pairs
+        self._pairs.add((worker, number))
+        return (number,) if told else (number, *weights)
 
 
 def _values(refs: Sequence[ray.ObjectRef]) -> list[Any]:

@@ -34,6 +34,7 @@ def connect(address: str | None, cpus: float, say: Callable[[str], None]) -> boo
 
 def _init(address: str | None, cpus: float, say: Callable[[str], None]) -> None:
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # pages about what the fleet says in a line
     if address:
         if "RAY_AUTH_MODE" not in os.environ and (Path.home() / ".ray" / "auth_token").exists():
             os.environ["RAY_AUTH_MODE"] = "token"

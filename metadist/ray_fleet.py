@@ -17,7 +17,7 @@ from metadist.events import Action, Attempt
 from metadist.messages import Chunk, ChunkReport, Weights, plan
 from metadist.patience import PATIENT, Patience
 from metadist.ray_actors import join_weights
-from metadist.ray_calls import TICK_S, RayCalls
+from metadist.ray_calls import TICK_S, RayCalls, Told
 from metadist.ray_server import RayServer, Ref, Result, forgotten
 from metadist.ray_workers import RayWorkers, Resources
 from metadist.recovery import Kept, RecoveringServer, WeightsLost
@@ -29,7 +29,8 @@ SEND_AHEAD = 16
 class RayFleet:
     """Computes chunks on worker actors; Ray must be initialised. The driver owns every actor and every reference.
 
-    `make_worker` makes a `Worker`, or anything with its methods, in the actor's process.
+    `make_worker` makes a `Worker`, or anything with its methods, in the actor's process. `proof`: of the workers that
+    the run has had before, if any.
     """
 
     def __init__(
@@ -40,13 +41,15 @@ class RayFleet:
         resources: Resources = Resources(),  # noqa: B008
         mixed_devices: bool = False,
         asked_to_stop: Callable[[], int | None] = lambda: None,
+        asked_target: Callable[[], int | None] = lambda: None,
         say: Callable[[str], None] = lambda text: None,
         servers: int = 1,
         patience: Patience = PATIENT,
+        proof: str | None = None,
     ):
-        self._asked_to_stop = asked_to_stop
+        self._asked_to_stop, self._asked_target = asked_to_stop, asked_target
         self._say = say
-        self._workers = RayWorkers(make_worker, resources, mixed_devices)
+        self._workers = RayWorkers(make_worker, resources, mixed_devices, proof)
         self._controller = Controller(target, min_workers, patience=patience, cost=len)
         self._calls = RayCalls(self._workers, self._take, patience)
         self.servers = servers
@@ -60,8 +63,7 @@ class RayFleet:
         self.staleness: Counter[int] = Counter()
         """Tasks by how many meta-steps old the weights were that their gradients are of."""
         self._chunk_size = 1
-        self._numbers: dict[tuple[Ref, ...], int] = {}
-        self._told: set[tuple[int, int]] = set()
+        self._told = Told()
         self._perform(self._controller.on(events.Tick(), time.monotonic()))
 
     @property
@@ -73,6 +75,11 @@ class RayFleet:
     def target(self) -> int:
         """How many workers the run should have."""
         return self._controller.target
+
+    @property
+    def proof(self) -> str | None:
+        """What shows that workers compute the same bits (see `Worker.proof`), once one has joined."""
+        return self._workers.proof
 
     @property
     def pids(self) -> dict[int, int]:
@@ -92,7 +99,10 @@ class RayFleet:
             self._server.close()
 
         def start(theta: np.ndarray, state: dict[str, Any] | None) -> RayServer:
-            return RayServer(theta, optimization, state, self.servers)
+            server = RayServer(theta, optimization, state, self.servers)
+            if self._server is not None:
+                server.pids()  # nobody must wait for weights that cannot come before its processes are there
+            return server
 
         def put(weights: Weights) -> tuple[Ref, ...]:
             pieces = slices(len(weights.theta), self.servers)
@@ -109,7 +119,7 @@ class RayFleet:
 
         Meanwhile, where workers have nothing else to do, those of the steps `ahead` are begun.
         """
-        self._chunk_size, self._version = chunks[0].stop - chunks[0].start, chunks[0].step
+        self._version, self._chunk_size = chunks[0].step, max(self._chunk_size, chunks[0].stop - chunks[0].start)
         while True:
             self._newest = weights
             try:
@@ -119,6 +129,7 @@ class RayFleet:
                     self._begin_ahead(ahead)
                 results = self._finish(number)
                 del self._under_way[step]
+                self.staleness += self._batches[number].staleness()
                 return results
             except WeightsLost as error:
                 weights = self._renew(error, weights)
@@ -134,7 +145,7 @@ class RayFleet:
             def submit(call: int, worker: int, deal: Deal, given: Sequence[Ref] = given) -> Result:
                 return (
                     self._workers.actors[worker].evaluate.remote(
-                        call, deal[0], baselines, *self._news(worker, tuple(given))
+                        call, deal[0], baselines, *self._told.news(worker, tuple(given))
                     ),
                 )
 
@@ -189,7 +200,7 @@ class RayFleet:
         def submit(call: int, worker: int, deal: Deal) -> Result:
             used = tuple(weights or self._newest)
             method = self._workers.actors[worker].meta_gradients.options(num_returns=1 + len(used))
-            return method.remote(call, deal, *self._news(worker, used))
+            return method.remote(call, deal, *self._told.news(worker, used))
 
         return self._begin(cut_deals(chunks, self.target), submit, "train")
 
@@ -219,8 +230,10 @@ class RayFleet:
                 self._perform(self._controller.drop(time.monotonic()))
                 self._under_way.clear()
                 raise WeightsLost(why)
-            if self._controller.state == "waiting" and (signal := self._asked_to_stop()) is not None:
-                raise Interrupted(signal)
+            if self._controller.state == "waiting":
+                if (signal := self._asked_to_stop()) is not None:
+                    raise Interrupted(signal)
+                self.resize(self._asked_target() or self.target)
             sent = self._send(sent, batch)
         self._workers.proved = True
         results = [batch.results[deal] for deal in batch.deals]
@@ -233,8 +246,6 @@ class RayFleet:
         """What an attempt brought; the first results of a deal are the ones that count."""
         batch, attempt = self._batches.get(call.attempt.batch), call.attempt
         if batch is not None:
-            if attempt.chunk not in batch.results and batch.kind == "train":
-                self.staleness[batch.lags[attempt]] += attempt.chunk[-1].stop - attempt.chunk[0].start
             batch.results.setdefault(attempt.chunk, call.refs)
             batch.told[attempt] = value
 
@@ -250,18 +261,6 @@ class RayFleet:
         self._server.send(deals[0][0].step, sent, [batch.results[deal] for deal in deals[sent:ready]])
         batch.results |= {deal: batch.results[deal][:1] for deal in deals[sent:ready]}
         return ready
-
-    def _news(self, worker: int, weights: tuple[Ref, ...]) -> tuple[Any, ...]:
-        """The number of the weights and, the first time that this worker is told, the weights."""
-        if weights not in self._numbers:
-            self._numbers[weights] = max(self._numbers.values(), default=0) + 1
-            for old in list(self._numbers)[:-KEPT]:
-                del self._numbers[old]
-            self._told = {pair for pair in self._told if pair[1] in self._numbers.values()}
-        number = self._numbers[weights]
-        told = (worker, number) in self._told
-        self._told.add((worker, number))
-        return (number,) if told else (number, *weights)
 
     def _perform(self, actions: Sequence[Action]) -> None:
         for action in actions:

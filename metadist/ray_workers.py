@@ -1,5 +1,6 @@
 """The worker actors of a fleet: how they are started, let in, judged when a call fails, and ended."""
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,11 +30,15 @@ class RayWorkers:
     """Actors by the numbers that the controller gives them. `make_worker` makes a `Worker`, or anything with its
     methods, in the actor's process."""
 
-    def __init__(self, make_worker: Callable[[], Any], resources: Resources, mixed_devices: bool):
+    def __init__(
+        self, make_worker: Callable[[], Any], resources: Resources, mixed_devices: bool, proof: str | None = None
+    ):
+        make: Any = ray.remote(concurrency_groups={"control": 1})  # pyright: ignore[reportCallIssue]
+        self._actor = make(WorkerActor)
         self._make_worker = ray.put(make_worker)
         self._resources = resources
         self.mixed_devices = mixed_devices
-        self._proof: str | None = None
+        self.proof = proof
         self.proved = False  # that workers compute what they should: the run has begun
         self.actors: dict[int, Any] = {}
         self.placing: dict[ray.ObjectRef, int] = {}
@@ -46,8 +51,7 @@ class RayWorkers:
         wanted, elsewhere = self._resources, None
         if avoid and (there := alive_nodes()) - avoid:
             elsewhere = {NODE_LABEL: f"!in({','.join(sorted(avoid & there))})"} if avoid & there else None
-        make: Any = ray.remote(concurrency_groups={"control": 1})  # pyright: ignore[reportCallIssue]
-        remote = make(WorkerActor).options(
+        remote = self._actor.options(
             num_cpus=wanted.cpus,
             num_gpus=wanted.gpus,
             resources=wanted.custom,
@@ -73,6 +77,8 @@ class RayWorkers:
         """Ask the actor of a worker again; if it answers it joins as its successor."""
         self.actors[successor] = self.actors.pop(worker)
         self.pids.pop(worker, None)
+        self._since.pop(worker, None)
+        self._since[successor] = time.monotonic()
         still_there = self.actors[successor].still_there.options(concurrency_group="control")
         self.joining[still_there.remote()] = successor
 
@@ -93,11 +99,11 @@ class RayWorkers:
 
     def admit(self, worker: int, pid: int, node: str, proof: str) -> Joined | Lost:
         """Let a worker in that computes what the first one did; another is refused, or stops a run not yet begun."""
-        self._proof = self._proof or proof
-        if proof != self._proof and not self.mixed_devices:
+        self.proof = self.proof or proof
+        if proof != self.proof and not self.mixed_devices:
             text = (
-                f"worker {worker} ({proof}) does not compute the same bits as the first one ({self._proof}): use equal "
-                "machines, packages and data, or set fleet.mixed_devices=true"
+                f"worker {worker} ({proof}) does not compute the same bits as those before it ({self.proof}): use "
+                "equal machines, packages and data, or set fleet.mixed_devices=true"
             )
             if not self.proved:
                 raise InputError(text)

@@ -151,6 +151,7 @@ class RecoveringServer:
                     results = self._recompute(self.used(), step, self._tasks[step])
                     weights, _ = self._server.apply(step, *results, num_tasks=self._tasks[step])
                     self._recent.append(weights)
+                    self._keep(step + 1)
                 self.whole = True
                 return
             except (ServerLost, ResultsLost, WeightsLost) as another:
@@ -165,7 +166,7 @@ class RecoveringServer:
                 self._keeping = None  # if it was the server, the next call will notice
                 return
             if kept is not None:
-                self._kept, self._keeping = kept, None
+                self._kept, self._keeping, self._failures = kept, None, 0
                 self._tasks = {step: tasks for step, tasks in self._tasks.items() if step >= kept.step}
         elif done % KEEP_EVERY == 0:
             self._keeping = self._server.copy(done, self._recent[0] if self._lag else None)

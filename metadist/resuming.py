@@ -38,6 +38,7 @@ class _Progress(_Strict):
     best: float | None = None
     since_best: int = Field(0, ge=0)
     round_losses: dict[int, float] = {}
+    validated: int = Field(0, ge=0)
 
 
 class _Trainer(_Strict):

@@ -1,8 +1,8 @@
 """Runs from end to end: train one, evaluate one again, change its number of workers."""
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,21 +10,19 @@ from typing import Any
 from metadist.checkpoint import CheckpointStore
 from metadist.checkpoint_format import Checkpoint, theta_sha256
 from metadist.config import Config
-from metadist.config.build import make_optimization, open_data, worker_factory
+from metadist.config.build import make_optimization, open_data
 from metadist.config.method import chunk_size
 from metadist.disk import writing
 from metadist.errors import Interrupted
 from metadist.evaluation import draw_curve, evaluate_run, write_results
-from metadist.events import Kind
 from metadist.fewshot import read_checkpoint
 from metadist.figures import training_curve
+from metadist.fleets import open_fleet
 from metadist.identity import check_evaluation, check_settings, digest, drift, run_identity
 from metadist.journal import Journal, planned_batches, read_journal
-from metadist.local_fleet import LocalFleet
-from metadist.lock import DriverLock, here
+from metadist.lock import DriverLock
 from metadist.messages import Weights
 from metadist.online import regret
-from metadist.patience import Patience
 from metadist.prepare import Prepared, prepare
 from metadist.recording import Recording
 from metadist.resuming import check_resumable, check_state
@@ -37,46 +35,6 @@ from metadist.trainer import Progress, Trainer
 from metadist.worker import set_up_process
 
 Say = Callable[[str], None]
-
-
-@contextmanager
-def open_fleet(
-    config: Config, prepared: Prepared, target: int, say: Say, signals: Signals, writes: bool = False
-) -> Iterator[Any]:
-    """The fleet a job asks for, closed at the end (with Ray, if it was started here). `writes`: it writes checkpoints,
-    which only one driver of a cluster may do in one place."""
-    own = config.fleet
-    constants = {name: value.cpu().numpy() for name, value in prepared.engine.learner.model.constants.items()}
-    make_worker = worker_factory(config, constants)
-    if own.backend == "local":
-        yield LocalFleet(make_worker, target, own.min_workers, say=say)
-        return
-    from metadist.ray_cluster import check_gpus, claim, connect, disconnect
-    from metadist.ray_fleet import RayFleet, Resources
-
-    with ExitStack() as stack:
-        started = connect(own.address, target * own.cpus_per_worker, say)
-        if started:
-            stack.callback(disconnect)
-        check_gpus(own.gpus_per_worker, started, say)
-        place = config.checkpoint.location or ""
-        claimed = claim(place, here()) if writes and "://" in place else None
-        stack.callback(lambda: claimed)  # which ends with its last reference
-        resources = Resources(own.cpus_per_worker, own.gpus_per_worker, own.threads_per_worker, own.resources)
-        fleet = RayFleet(
-            make_worker, target, own.min_workers, resources, own.mixed_devices, lambda: signals.received, say,
-            own.servers, patience_of(config),
-        )  # fmt: skip
-        stack.callback(fleet.close)
-        yield fleet
-
-
-def patience_of(config: Config) -> Patience:
-    """How much may go wrong, and how long a first result may take."""
-    own = config.fleet
-    most: dict[Kind, int] = {"died": own.max_losses, "unavailable": own.max_losses}
-    most |= {"out of memory": own.max_out_of_memory, "error": own.max_errors}
-    return Patience(most, first_s=own.first_result_s)
 
 
 def train(config: Config, *, resume: str | Path | None = None, quiet: bool = False) -> dict[str, Any]:
@@ -107,10 +65,13 @@ def _train(config: Config, run_dir: Path, lock: DriverLock, resume: str | Path |
             record.say(f"{change}: from here on the bits may differ from an uninterrupted run")
         target = first_target(config, run_dir, checkpoint)
         signals = Signals()
-        fleet = stack.enter_context(open_fleet(config, prepared, target, record.say, signals, writes=True))
+        before = checkpoint.run if checkpoint else {}
+        proof, drifted = None if changes else before.get("proof"), bool(changes or before.get("drifted"))
+        drifted |= bool(config.fleet.mixed_devices or config.optimizer.max_staleness)
+        fleet = stack.enter_context(open_fleet(config, prepared, target, record.say, signals, proof, writes=True))
         stack.enter_context(signals)
         record.describe(identity, open_data(config))
-        trainer = make_trainer(config, run_dir, prepared, fleet, record, checkpoint, identity)
+        trainer = make_trainer(config, run_dir, prepared, fleet, record, checkpoint, identity, drifted)
         stack.callback(trainer.journal.close)
         stack.callback(trainer.saver.close)
         start = checkpoint.step if checkpoint else 0
@@ -124,7 +85,7 @@ def _train(config: Config, run_dir: Path, lock: DriverLock, resume: str | Path |
         ending = {
             "theta_sha256": theta_sha256(weights.theta),
             "meta_steps": weights.version,
-            "bit_identical": not (config.fleet.mixed_devices or config.optimizer.max_staleness or changes),
+            "bit_identical": not drifted,
             "ended_by": reason,
             "identity": digest(identity),
             "data_digest": identity["data_digest"],
@@ -164,12 +125,14 @@ def make_trainer(
     record: Recording,
     checkpoint: Checkpoint | None,
     identity: dict[str, Any],
+    drifted: bool,
 ) -> Trainer:
     """The trainer of a run, at its start or where the checkpoint left it."""
     state = checkpoint.trainer if checkpoint else None
     journal = Journal(run_dir / "journal.jsonl")
     store = CheckpointStore(location(config, run_dir), config.checkpoint.keep_last, record.say)
     own = is_own(checkpoint, run_dir)
+    noted = state["progress"] if state and own else {}
     if checkpoint and own and checkpoint.run.get("best"):  # its process may have died before it could say so
         store.point_best_to(checkpoint.step)
     return Trainer(
@@ -193,9 +156,11 @@ def make_trainer(
             "shapes": prepared.shapes._asdict(),
             "mlflow_run_id": record.mlflow_run_id(),
             "run_dir": str(run_dir),
+            "proof": fleet.proof,
+            "drifted": drifted,
         },
         planned=planned_batches(read_journal(run_dir / "journal.jsonl")),
-        progress=Progress(**state["progress"]) if state and own else Progress(),
+        progress=Progress(**{"validated": checkpoint.step if checkpoint else 0, **noted}),
     )
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +20,27 @@ MOST_WORKERS = 100_000
 
 def located(config: Config) -> Config:
     """The configuration with its paths made absolute, so that it means the same from anywhere."""
-    data, model = config.data, config.model
+    data, model, place = config.data, config.model, config.checkpoint.location
     changes: dict[str, Any] = {"run_dir": str(Path(config.run_dir or "runs/run").absolute())}
     if data.path:
         changes["data"] = data.model_copy(update={"path": str(Path(data.path).absolute())})
     if model.weights:
         changes["model"] = model.model_copy(update={"weights": str(Path(model.weights).absolute())})
+    if place and "://" not in place:
+        changes["checkpoint"] = config.checkpoint.model_copy(update={"location": str(Path(place).absolute())})
     return config.model_copy(update=changes)
 
 
 def find_checkpoint(config: Config, run_dir: Path, resume: str | Path | None) -> Checkpoint | None:
     """Where a run goes on from, or None at its start. Raises InputError when the directory is in use unasked."""
     if resume is not None and resume != "auto":
-        return read_checkpoint(resume, "latest")
+        checkpoint = read_checkpoint(resume, "latest")
+        if (run_dir / "config.yaml").exists() and not is_own(checkpoint, run_dir):
+            raise InputError(
+                f"{run_dir} already holds another run: --resume auto continues that one; set run_dir=... to go on "
+                f"from {resume} in a place of its own"
+            )
+        return checkpoint
     if run_dir.exists() and not run_dir.is_dir():
         raise InputError(f"run_dir={run_dir} is a file: choose another")
     if (run_dir / "config.yaml").exists() and resume is None:
@@ -47,17 +56,24 @@ def find_checkpoint(config: Config, run_dir: Path, resume: str | Path | None) ->
         return None
     if resume is None:
         raise InputError(f"{location(config, run_dir)} holds another run's checkpoints: set checkpoint.location anew")
-    return store.load("latest")
+    checkpoint = store.load("latest")
+    if config.checkpoint.location:
+        return checkpoint
+    return replace(checkpoint, run={**checkpoint.run, "run_dir": str(run_dir)})  # even if it was moved
 
 
 def begin_directory(config: Config, run_dir: Path, checkpoint: Checkpoint | None) -> None:
-    """The run directory with its config.yaml; a run that starts anew forgets what an earlier try noted."""
+    """The run directory with its config.yaml; a run that starts anew forgets what an earlier try noted, but for the
+    number of workers and tasks of one that died before its first checkpoint."""
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
-        forgotten = ["results.json"] if checkpoint else ["results.json", "journal.jsonl", "metrics.jsonl"]
+        text, path = dump_config(config), run_dir / "config.yaml"
+        forgotten = ["results.json"] if checkpoint else ["results.json", "metrics.jsonl"]
+        if not checkpoint and not (path.exists() and path.read_bytes() == text.encode()):
+            forgotten += ["journal.jsonl", TARGET_FILE]
         for name in forgotten:
             (run_dir / name).unlink(missing_ok=True)
-        replace_text(run_dir / "config.yaml", dump_config(config))
+        replace_text(path, text)
     except OSError as error:
         raise InputError(
             f"run_dir={run_dir} cannot be written to ({reason(error.__cause__ or error)}): choose another"
@@ -66,12 +82,11 @@ def begin_directory(config: Config, run_dir: Path, checkpoint: Checkpoint | None
 
 def first_target(config: Config, run_dir: Path, checkpoint: Checkpoint | None) -> int:
     """How many workers to begin with: what the job says; if it says what it said before, as many as there were."""
-    if (
-        checkpoint
-        and parse_config(checkpoint.config, "the checkpoint's configuration").num_workers == config.num_workers
-    ):
-        return checkpoint.trainer["target"]
-    (run_dir / TARGET_FILE).unlink(missing_ok=True)
+    if checkpoint:
+        before = parse_config(checkpoint.config, "the checkpoint's configuration")
+        if before.num_workers == config.num_workers:
+            return checkpoint.trainer["target"]
+        (run_dir / TARGET_FILE).unlink(missing_ok=True)
     return config.num_workers
 
 

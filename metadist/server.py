@@ -82,7 +82,7 @@ class Folded(NamedTuple):
 class Shard:
     """A contiguous slice of theta and its optimizer. For each meta-step: begin, take every chunk, fold, move.
 
-    A step that has been applied can be gone through again, which changes nothing. Not thread-safe.
+    What has been folded or applied can be gone through again, which changes nothing. Not thread-safe.
     """
 
     def __init__(self, theta: np.ndarray, optimization: Optimization, state: dict[str, Any] | None = None):
@@ -124,7 +124,7 @@ class Shard:
 
         Raises ValueError for a chunk that is not the next one.
         """
-        if self._is_applied(step):
+        if self._is_applied(step) or self._mean is not None:
             return
         chunk, expected = report.chunk, self._num_tasks()
         if chunk[:3] != ("train", step, expected) or len(report.losses) != chunk.stop - chunk.start:
@@ -146,7 +146,7 @@ class Shard:
     def fold(self, step: int, num_tasks: int | None = None) -> Folded:
         """Divide the sum once. Raises ValueError unless the chunks taken were tasks 0..T-1 (T is `num_tasks`, where
         given), and Diverged for a loss or gradient that is not finite."""
-        if self._is_applied(step) and self._folded is not None:
+        if self._folded is not None and (self._is_applied(step) or self._mean is not None):
             return self._folded
         taken = self._num_tasks()
         if not taken or taken != (num_tasks or taken):
@@ -181,7 +181,7 @@ class Shard:
             group["lr"] = stats.meta_lr
         self._optimizer.step()
         self._theta[self._cut :] -= torch.from_numpy(self.optimization.statistics_rate * to_observed)
-        self._step, self._mean = self._step + 1, None
+        self._step, self._mean, self._reports = self._step + 1, None, []
         self._last = self.weights(), stats
         return self._last
 

@@ -38,6 +38,7 @@ class Progress:
     best: float | None = None
     since_best: int = 0
     round_losses: dict[int, float] = field(default_factory=dict)
+    validated: int = 0  # meta-steps done at the last validation
 
 
 @dataclass
@@ -109,6 +110,8 @@ class Trainer:
             raise
 
     def _loop(self, start: int, stop: Stop) -> tuple[Weights, str]:
+        if start and self._validate(start):  # where the one that was due was cut off
+            self._save(start, best=True, now=True)
         reason = stop.reason(self.progress.since_best)
         for step in range(start, self.config.meta_steps):
             if reason is not None:
@@ -126,6 +129,7 @@ class Trainer:
             self.journal.append({"applied": step, "deals": self.fleet.account()})
             self._count(stats, computed - began, time.perf_counter() - computed)
             self._log(step + 1, stats, gradients)
+            del gradients  # which would stay in the object store while the next ones come
             improved = self._validate(step + 1)
             reason = stop.reason(self.progress.since_best)
             last = reason is not None or step + 1 == self.config.meta_steps
@@ -215,7 +219,8 @@ class Trainer:
     def _validate(self, done: int) -> bool:
         """Measure on the fixed validation tasks when it is time; whether they say this is the best so far."""
         own = self.config.evaluation
-        if not own.every or (done % own.every and done != self.config.meta_steps):
+        due = own.every and (done % own.every == 0 or done == self.config.meta_steps)
+        if not due or done == self.progress.validated:
             return False
         began = time.perf_counter()
         results = measure(self.fleet, self.server.weights(), "validation", own.tasks, self.chunk_size)
@@ -230,7 +235,7 @@ class Trainer:
         score = values[f"validation/{self.metric}"] * (1 if self.metric == "accuracy" else -1)
         improved = score == score and (self.progress.best is None or score > self.progress.best)  # NaN is never best
         best, since = (score, 0) if improved else (self.progress.best, self.progress.since_best + 1)
-        self.progress = replace(self.progress, best=best, since_best=since)
+        self.progress = replace(self.progress, best=best, since_best=since, validated=done)
         return improved
 
     def _save(self, done: int, *, best: bool, now: bool) -> None:

@@ -24,6 +24,7 @@ FLOORS = [
     {"evaluation"},
     {"online"},
     {"trainer", "prepare"},
+    {"fleets"},
     {"run"},
     {"replay", "bench", "scaling"},
     {"cli_data", "cli_bench"},

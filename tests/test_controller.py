@@ -315,6 +315,33 @@ def test_a_draining_node_gets_no_new_chunks_and_its_loss_costs_nothing():
     assert waiting(busy) == [0, 1, 2, 3] and not busy.leaving
 
 
+def test_a_replacement_that_avoids_a_draining_node_is_left_alone_when_that_is_gone():
+    controller, _ = running(2, 8, nodes="ab")
+    assert of_kind(controller.on(Draining(frozenset("a")), 1.0), Spawn) == [Spawn(2, frozenset("a"))]
+    assert not controller.on(Draining(frozenset()), 2.0)
+    assert 2 in controller.starting
+
+
+def test_a_result_does_not_hide_that_the_chunk_before_it_hangs():
+    controller, _ = running(1, 9, give_up_after=3.0, give_up_after_s=3.0)
+    done(controller, 0, 0, 1.0)  # it is at 1 and 2
+    done(controller, 0, 2, 2.0)
+    done(controller, 0, 3, 3.0)
+    assert not of_kind(controller.on(Tick(), 3.9), Abandon)
+    assert of_kind(controller.on(Tick(), 4.1), Abandon) == [Abandon(0)]
+
+
+def test_batches_begun_far_ahead_are_still_timed_and_compared():
+    controller, _ = running(2, 2)
+    for _ in range(9):
+        controller.begin(chunks(2), 0.0, "train")
+    assert controller._kinds.keys() == set(range(1, 11)), "none of them is finished"
+    controller.on(Done(Attempt(1, chunks(2)[0], 0)), 1.0)
+    controller.on(Done(Attempt(1, chunks(2)[1], 1)), 1.0)
+    controller.begin(chunks(2), 1.0, "train")
+    assert controller._kinds.keys() == set(range(2, 12))
+
+
 def test_an_idle_worker_gets_a_copy_of_what_takes_too_long_and_the_first_result_counts():
     controller, _ = running(2, 3, depth=1, copy_after=2.0, copy_after_s=0.0)
     assert starts(done(controller, 1, 1, 1.0)) == [(1, 2)]

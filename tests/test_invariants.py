@@ -1,6 +1,7 @@
 """The promise: one theta, to the bit, whatever number of workers ran, died, joined, or where the run was resumed."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -168,6 +169,24 @@ def test_a_journalled_target_is_replayed_on_resume(tmp_path):
     train(job(run_dir, *grows, "meta_steps=4"), resume="auto")
     batches = {entry["step"]: entry["tasks"] for entry in read_journal(run_dir / "journal.jsonl") if "step" in entry}
     assert batches == {0: 4, 1: 4, 2: 12, 3: 4}
+
+
+def test_a_death_before_the_first_checkpoint_forgets_neither_tasks_nor_the_number_of_workers(tmp_path):
+    run_dir = tmp_path / "run"
+    grows = job(run_dir, "meta_batch_size=null", "tasks_per_worker=4", "fleet.backend=local", "num_workers=1")
+    told = train(grows)
+    with (run_dir / "journal.jsonl").open("a") as journal:
+        journal.write('{"step": 2, "target": 3, "tasks": 12}\n{"step": 3, "target": 3, "tasks": 12}\n')
+    scale(run_dir, 2)
+    shutil.rmtree(run_dir / "checkpoints")
+    again = train(grows, resume="auto")
+    batches = {entry["step"]: entry["tasks"] for entry in read_journal(run_dir / "journal.jsonl") if "step" in entry}
+    assert list(batches.values()) == [4, 4, 12, 12, 4, 4]
+    assert again["theta_sha256"] != told["theta_sha256"]
+    shutil.rmtree(run_dir / "checkpoints")
+    train(job(run_dir, "meta_batch_size=null", "tasks_per_worker=5", "fleet.backend=local"), resume="auto")
+    batches = [entry["tasks"] for entry in read_journal(run_dir / "journal.jsonl") if "step" in entry]
+    assert batches == [10] * 6, "another job begins anew"
 
 
 DELAY = "optimizer.delay=1"

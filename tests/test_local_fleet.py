@@ -7,6 +7,7 @@ from test_worker import make_worker, weights_of
 from metadist.local_fleet import Fault, LocalFleet
 from metadist.messages import plan
 from metadist.patience import Patience, TooManyLosses
+from metadist.server import Optimization
 
 WORKER = make_worker()
 WEIGHTS = weights_of(WORKER)
@@ -42,6 +43,27 @@ def test_deaths_at_any_time_change_no_bit(seed):
         for result, expected in zip(gradients(fleet), undisturbed(), strict=True):
             assert np.array_equal(result, expected)
     assert any("was lost (scripted)" in text for text in said)
+
+
+def test_a_rebuilt_server_has_its_steps_computed_in_chunks_of_the_same_size():
+    """Though the step that it dies at has fewer tasks than a chunk."""
+
+    class Noting:
+        seen: list[tuple] = []
+
+        def proof(self) -> str:
+            return WORKER.proof()
+
+        def meta_gradients(self, weights, chunk):
+            self.seen.append(chunk[1:])
+            return WORKER.meta_gradients(weights, chunk)
+
+    fleet = LocalFleet(Noting, faults=[Fault(5.5, "server before")])  # pyright: ignore
+    server = fleet.start_server(WEIGHTS.theta, Optimization(), None)
+    for step, tasks in enumerate([6, 6, 2]):
+        server.apply(step, *fleet.meta_gradients(server.used(), plan("train", step, tasks, 4)), num_tasks=tasks)
+    usual = [(0, 0, 4), (0, 4, 6), (1, 0, 4), (1, 4, 6), (2, 0, 2)]
+    assert Noting.seen == [*usual, *usual]
 
 
 def test_a_death_costs_time_and_is_said():

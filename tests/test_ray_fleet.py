@@ -20,7 +20,7 @@ from metadist.data import importers
 from metadist.deals import Ahead
 from metadist.errors import InputError, Interrupted
 from metadist.local_fleet import LocalFleet
-from metadist.messages import Chunk, plan
+from metadist.messages import Chunk, Weights, plan
 from metadist.patience import Patience
 from metadist.prepare import prepare
 from metadist.run import train
@@ -136,6 +136,27 @@ def test_workers_that_cannot_be_placed_are_waited_for_in_words_until_a_signal(ra
     assert "0 of 0 GPU, 0 of 0 lab free" in said[0]
 
 
+def test_a_run_that_waits_for_workers_follows_a_new_target(ray_cluster, tmp_path):
+    from metadist.ray_fleet import RayFleet, Resources
+
+    config = load_config([], [*SMALL, "data.family=digits", "task.ways=3", "model.name=mlp", f"run_dir={tmp_path}"])
+    said: list[str] = []
+    fleet = RayFleet(
+        lambda: make_worker(config),
+        2,
+        min_workers=2,
+        resources=Resources(cpus=ray.cluster_resources()["CPU"] * 0.6),
+        asked_target=lambda: 1 if said else None,
+        say=said.append,
+        patience=Patience(notice_s=1),
+    )
+    theta = prepare(config, []).theta
+    fleet.meta_gradients([ray.put(Weights(0, theta))], [Chunk("train", 0, 0, 1)])
+    fleet.close()
+    assert "of 2 have joined; each asks for" in said[0]
+    assert fleet.target == 1
+
+
 def test_workers_that_compute_other_bits_are_refused(ray_cluster):
     from metadist.ray_fleet import RayFleet
 
@@ -145,12 +166,12 @@ def test_workers_that_compute_other_bits_are_refused(ray_cluster):
         def proof(self) -> str:
             return str(os.getpid())
 
-    fleet = RayFleet(Odd, 2, min_workers=2)  # pyright: ignore
-    with pytest.raises(InputError, match="does not compute the same bits"):
-        fleet.meta_gradients(
-            [ray.put(None)], [Chunk("train", 0, 0, 1), Chunk("train", 0, 1, 2), Chunk("train", 0, 2, 3)]
-        )
-    fleet.close()
+    step = [Chunk("train", 0, 0, 1), Chunk("train", 0, 1, 2), Chunk("train", 0, 2, 3)]
+    for before, alone in ((None, 2), ("what the run began with", 1)):
+        fleet = RayFleet(Odd, alone, min_workers=alone, proof=before)  # pyright: ignore
+        with pytest.raises(InputError, match="does not compute the same bits as those before it"):
+            fleet.meta_gradients([ray.put(None)], step)
+        fleet.close()
 
 
 def test_a_model_that_draws_its_own_random_numbers_is_refused(ray_cluster, tmp_path, monkeypatch):

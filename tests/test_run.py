@@ -10,7 +10,8 @@ from safetensors.numpy import save_file
 
 from metadist.checkpoint import CheckpointStore
 from metadist.config import Config, load_config
-from metadist.errors import Diverged, InputError
+from metadist.errors import Diverged, InputError, Interrupted
+from metadist.evaluation import measure
 from metadist.identity import bound_settings, check_settings
 from metadist.run import prepare, train
 from metadist.tracking.jsonl import read_metrics
@@ -96,6 +97,62 @@ def test_a_run_from_before_a_setting_existed_goes_on_while_that_is_at_its_defaul
     check_settings({"settings": settings}, job(tmp_path / "run"))
     with pytest.raises(InputError, match=r"changed: engine.kind 'auto' -> 'loop'; optimizer.delay 0 -> 1: change it"):
         check_settings({"settings": settings}, job(tmp_path / "run", "optimizer.delay=1", "engine.kind=loop"))
+
+
+def test_a_validation_that_was_cut_off_is_made_up_for(tmp_path, monkeypatch):
+    """Else another step would be the best, or the last would not count."""
+    whole = train(job(tmp_path / "whole"), quiet=True)
+    measured = []
+
+    def cut_off(*given):
+        measured.append(1)
+        if len(measured) == 2:
+            raise Interrupted(15)
+        return measure(*given)
+
+    monkeypatch.setattr("metadist.trainer.measure", cut_off)
+    with pytest.raises(Interrupted):
+        train(job(tmp_path / "run"), quiet=True)
+    told = train(job(tmp_path / "run"), resume="auto", quiet=True)
+    kept = ("theta_sha256", "evaluated_step", "evaluated_theta_sha256")
+    assert [told[key] for key in kept] == [whole[key] for key in kept]
+    validated = [row["step"] for row in read_metrics(tmp_path / "run" / "metrics.jsonl") if "validation/loss" in row]
+    assert validated == [2, 4, 6]
+
+
+def test_a_run_goes_on_where_it_was_moved_to(tmp_path):
+    train(job(tmp_path / "run", "meta_steps=4"), quiet=True)
+    before = CheckpointStore(tmp_path / "run" / "checkpoints").load("latest").trainer["progress"]
+    (tmp_path / "run").rename(tmp_path / "moved")
+    train(job(tmp_path / "moved"), resume="auto", quiet=True)
+    progress = CheckpointStore(tmp_path / "moved" / "checkpoints").load("latest").trainer["progress"]
+    assert progress["best"] >= before["best"] and progress["since_best"] <= before["since_best"] + 1
+
+
+def test_what_goes_on_from_another_run_needs_a_place_of_its_own(tmp_path):
+    train(job(tmp_path / "one", "meta_steps=2"), quiet=True)
+    train(job(tmp_path / "two", "meta_steps=2"), quiet=True)
+    with pytest.raises(InputError, match=r"two already holds another run: --resume auto continues that one; set run_d"):
+        train(job(tmp_path / "two"), resume=tmp_path / "one", quiet=True)
+
+
+def test_checkpoints_in_a_relative_place_are_found_from_anywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    own = job(tmp_path / "run", "checkpoint.location=kept")
+    theta = train(own, quiet=True)["theta_sha256"]
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    resolved = load_config([tmp_path / "run" / "config.yaml"], [])
+    assert train(resolved, resume="auto", quiet=True)["theta_sha256"] == theta
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
+def test_bits_that_may_differ_once_may_differ_ever_after(tmp_path):
+    train(job(tmp_path / "run", "meta_steps=2"), quiet=True)
+    told = train(job(tmp_path / "run", "meta_steps=4", "fleet.mixed_devices=true"), resume="auto", quiet=True)
+    assert not told["bit_identical"]
+    told = train(job(tmp_path / "run"), resume="auto", quiet=True)
+    assert not told["bit_identical"]
 
 
 def test_results_hold_the_protocol_and_the_identity(tmp_path):

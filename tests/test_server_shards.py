@@ -123,6 +123,31 @@ def test_a_shard_goes_through_an_applied_step_again_without_moving():
     assert server.apply(1, *chunks(1))[0].version == 2
 
 
+def test_a_shard_goes_through_a_folded_step_again_to_the_same_bits():
+    """As where the answer to a call is lost on the way and the end of the step is sent once more."""
+    once, twice = (Shard(theta(), OPTIMIZATIONS["adam"]) for _ in range(2))
+    for shard, times in ((once, 1), (twice, 2)):
+        shard.begin(0)
+        for report, gradient in chunks(0)[:2]:
+            shard.take(0, report, gradient)
+        for _ in range(times):
+            shard.take(0, *chunks(0)[2])
+            folded = shard.fold(0, 7)
+        shard.move(0, folded)
+    assert once.weights().theta.tobytes() == twice.weights().theta.tobytes()
+
+
+def test_a_shard_takes_nothing_of_a_step_that_it_has_not_begun():
+    """Not even what continues the tasks of the step before, as where the first part of a larger one is lost."""
+    shard = Shard(theta(), OPTIMIZATIONS["adam"])
+    shard.begin(0)
+    for report, gradient in chunks(0)[:2]:
+        shard.take(0, report, gradient)
+    shard.move(0, shard.fold(0, 6))
+    with pytest.raises(ValueError, match="needs training task 0 next"):
+        shard.take(1, *chunks(1)[2])
+
+
 def test_every_shard_refuses_missing_tasks_and_moving_before_folding():
     shard = Shard(np.zeros(SIZE), OPTIMIZATIONS["adam"])
     shard.begin(0)

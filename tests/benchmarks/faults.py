@@ -55,8 +55,11 @@ class Stage:
     later: list[Callable[[], None]] = field(default_factory=list)
 
     def take_node(self) -> Any:
-        """One on which a worker is."""
+        """One on which a worker is, but not the driver, without whose node there is no run."""
+        import ray
+
         used = {member.node for member in self.fleet._controller.working.values()}
+        used.discard(ray.get_runtime_context().get_node_id())
         node = next(node for node in self.nodes if node.node_id in used)
         self.nodes.remove(node)
         return node

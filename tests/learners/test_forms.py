@@ -267,10 +267,10 @@ def test_imamls_gradient_is_the_derivative_of_the_solved_problem():
     engine, theta = engine_of(learner)
     task = case.task()
     found = engine.meta_gradients(theta, [task]).rows[0]
-    steps = 1e-5 * torch.eye(len(theta), dtype=theta.dtype)
+    directions = torch.randn(3, len(theta), generator=torch.Generator().manual_seed(0), dtype=theta.dtype)
     loss = lambda at: engine.meta_gradients(at, [task]).losses[0]  # noqa: E731
-    numeric = torch.stack([(loss(theta + step) - loss(theta - step)) / 2e-5 for step in steps[:12]])
-    assert distance(found[:12], numeric) < 1e-5
+    numeric = torch.stack([(loss(theta + 1e-6 * way) - loss(theta - 1e-6 * way)) / 2e-6 for way in directions])
+    assert distance(directions @ found, numeric) < 1e-5
 
 
 # --- PLATIPUS

@@ -1,0 +1,63 @@
+"""The fleet that a job asks for, opened and closed."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from metadist.config import Config
+from metadist.config.build import worker_factory
+from metadist.events import Kind
+from metadist.local_fleet import LocalFleet
+from metadist.lock import here
+from metadist.patience import Patience
+from metadist.prepare import Prepared
+from metadist.run_dir import asked_target
+from metadist.stopping import Signals
+
+Say = Callable[[str], None]
+
+
+@contextmanager
+def open_fleet(
+    config: Config, prepared: Prepared, target: int, say: Say, signals: Signals, proof: str | None = None,
+    writes: bool = False,
+) -> Iterator[Any]:  # fmt: skip
+    """The fleet a job asks for, closed at the end (with Ray, if it was started here). `proof`: see `RayFleet`.
+
+    `writes`: it trains, so that `scale` is followed, and checkpoints are written, which one driver of a cluster may do
+    in one place.
+    """
+    own = config.fleet
+    constants = {name: value.cpu().numpy() for name, value in prepared.engine.learner.model.constants.items()}
+    make_worker = worker_factory(config, constants)
+    if own.backend == "local":
+        yield LocalFleet(make_worker, target, own.min_workers, say=say)
+        return
+    from metadist.ray_cluster import check_gpus, claim, connect, disconnect
+    from metadist.ray_fleet import RayFleet, Resources
+
+    with ExitStack() as stack:
+        started = connect(own.address, target * own.cpus_per_worker, say)
+        if started:
+            stack.callback(disconnect)
+        check_gpus(own.gpus_per_worker, started, say)
+        place = config.checkpoint.location or ""
+        claimed = claim(place, here()) if writes and "://" in place else None
+        stack.callback(lambda: claimed)  # which ends with its last reference
+        resources = Resources(own.cpus_per_worker, own.gpus_per_worker, own.threads_per_worker, own.resources)
+        fleet = RayFleet(
+            make_worker, target, own.min_workers, resources, own.mixed_devices, lambda: signals.received,
+            lambda: asked_target(Path(config.run_dir or "")) if writes else None, say, own.servers, patience_of(config),
+            proof,
+        )  # fmt: skip
+        stack.callback(fleet.close)
+        yield fleet
+
+
+def patience_of(config: Config) -> Patience:
+    """How much may go wrong, and how long a first result may take."""
+    own = config.fleet
+    most: dict[Kind, int] = {"died": own.max_losses, "unavailable": own.max_losses}
+    most |= {"out of memory": own.max_out_of_memory, "error": own.max_errors}
+    return Patience(most, first_s=own.first_result_s)
