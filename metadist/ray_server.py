@@ -5,7 +5,14 @@ from typing import Any
 
 import numpy as np
 import ray
-from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError, RayError, RayTaskError
+from ray.exceptions import (
+    ActorUnavailableError,
+    GetTimeoutError,
+    OutOfMemoryError,
+    RayActorError,
+    RayError,
+    RayTaskError,
+)
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from metadist.ray_actors import ServerActor, join_weights
@@ -116,7 +123,7 @@ class RayServer:
             raise ServerLost(f"no answer within {ANSWER_S:g} s") from error
         if isinstance(error, ActorUnavailableError) and tries > 1:
             return self._get(call, tries - 1)
-        if isinstance(error, RayActorError):
+        if isinstance(error, RayActorError | OutOfMemoryError):
             raise ServerLost(name) from error
         if not isinstance(error, RayTaskError):
             raise ResultsLost(name) from error

@@ -117,9 +117,11 @@ class RayWorkers:
         self.end(worker)
         if isinstance(error, RayActorError) and error.actor_init_failed:
             raise RuntimeError(f"worker {worker} could not be started: {str(error).splitlines()[-1]}") from error
-        *_, last = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
-        told = last.partition("Some common causes")[0].rpartition("Worker exit detail: ")[2].strip()
-        return Lost(worker, f"{type(error).__name__}: {told}", kind_of(error))
+        kind, lines = kind_of(error), [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
+        told = lines[-1].partition("Some common causes")[0].rpartition("Worker exit detail: ")[2].strip()
+        if kind == "out of memory":
+            told = lines[0].rpartition("low on memory. ")[2]  # how much, on which node
+        return Lost(worker, f"{type(error).__name__}: {told}", kind)
 
     def shortage(self) -> str:
         """What the workers that have not joined are waiting for."""
