@@ -98,7 +98,7 @@ class RayWorkers:
             self.actors[worker].cancel.options(concurrency_group="control").remote(call)
 
     def admit(self, worker: int, pid: int, node: str, proof: str) -> Joined | Lost:
-        """Let a worker in that computes what the first one did; another is refused, or stops a run not yet begun."""
+        """Let a worker in that computes what those before it did; another is refused, or stops a run not yet begun."""
         self.proof = self.proof or proof
         if proof != self.proof and not self.mixed_devices:
             text = (
