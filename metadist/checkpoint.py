@@ -104,8 +104,14 @@ class CheckpointStore:
                 return self._load_step(step, folders)
             except DamagedCheckpoint as error:
                 self._say(f"{error} Trying the checkpoint before it.")
-        state = "Every checkpoint is damaged" if folders else "There is no checkpoint"
-        raise InputError(f"{state} in {self.location}: start a new run, or give the path of another checkpoint.")
+        if folders:
+            raise InputError(
+                f"Every checkpoint is damaged in {self.location}: give the path of another checkpoint, or remove "
+                "these, then --resume auto computes the run again from its start."
+            )
+        raise InputError(
+            f"There is no checkpoint in {self.location}: start a new run, or give the path of another checkpoint."
+        )
 
     def _load_best(self, folders: dict[int, list[str]]) -> Checkpoint:
         name = self._best()

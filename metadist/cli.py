@@ -101,7 +101,7 @@ def evaluate(run_directory: Path, arguments: tuple[str, ...], checkpoint: str, a
     click.echo(json.dumps(told, indent=2) if as_json else f"{report(told)}\n\nresults    {told['folder']}")
 
 
-@commands.command()
+@commands.command(context_settings={"ignore_unknown_options": True})  # so that -1 is a number
 @click.argument("run_directory", metavar="RUN", type=click.Path(path_type=Path))
 @click.argument("workers", type=int)
 def scale(run_directory: Path, workers: int) -> None:

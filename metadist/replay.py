@@ -36,8 +36,10 @@ def replay(run_dir: str | Path, say: Callable[[str], None]) -> dict[str, Any]:
         raise InputError(f"the journal of {run_dir} has no hash to compare with: let the run save once")
     absent = sorted(set(range(max(hashes))) - set(batches))
     if absent:
-        raise InputError(f"the journal of {run_dir} does not begin at the first step or lacks step {absent[0]}: a run "
-                         "that went on from another one's checkpoint cannot be replayed from its start")  # fmt: skip
+        raise InputError(
+            f"the journal of {run_dir} does not begin at the first step or lacks step {absent[0]}: a run that went on "
+            "from another's checkpoint, or whose journal lost lines, cannot be replayed"
+        )
     if config.optimizer.max_staleness:
         raise InputError(
             "an asynchronous run (optimizer.max_staleness above 0) cannot be replayed: its bits are chance"
@@ -57,7 +59,7 @@ def replay(run_dir: str | Path, say: Callable[[str], None]) -> dict[str, Any]:
         if theta_sha256(weights.theta) != expected:
             raise Differs(
                 f"after {step + 1} meta-steps theta is {theta_sha256(weights.theta)}, the journal says {expected}: "
-                "another build, device or thread count, data that changed, or a faulty machine"
+                "another build, device or thread count, data or a journal that was changed, or a faulty machine"
             )
         say(f"step {step + 1} of {last}: equal")
     return {"meta_steps": last, "hashes_compared": len(hashes), "theta_sha256": theta_sha256(weights.theta)}

@@ -131,7 +131,12 @@ def make_trainer(
     state = checkpoint.trainer if checkpoint else None
     journal = Journal(run_dir / "journal.jsonl")
     store = CheckpointStore(location(config, run_dir), config.checkpoint.keep_last, record.say)
-    own = is_own(checkpoint, run_dir)
+    planned, own = planned_batches(read_journal(run_dir / "journal.jsonl")), is_own(checkpoint, run_dir)
+    if planned and not checkpoint:
+        record.say(
+            f"{run_dir} has no checkpoint: its {len(planned)} meta-steps are computed again, each with the tasks that "
+            "journal.jsonl has for it"
+        )
     noted = state["progress"] if state and own else {}
     if checkpoint and own and checkpoint.run.get("best"):  # its process may have died before it could say so
         store.point_best_to(checkpoint.step)
@@ -159,7 +164,7 @@ def make_trainer(
             "proof": fleet.proof,
             "drifted": drifted,
         },
-        planned=planned_batches(read_journal(run_dir / "journal.jsonl")),
+        planned=planned,
         progress=Progress(**{"validated": checkpoint.step if checkpoint else 0, **noted}),
     )
 
@@ -226,6 +231,8 @@ def banner(config: Config, run_dir: Path, prepared: Prepared, start: int) -> str
     """What is about to happen, in one line."""
     batch = config.batch_size(config.num_workers)
     begins = f"continues at step {start}" if start else "starts"
+    if start >= config.meta_steps:
+        begins = f"has done {start} meta-steps, so that none of meta_steps={config.meta_steps} is left"
     # on Ray the workers are starting meanwhile
     memory = f", {prepared.memory()} of memory each" if config.fleet.backend == "ray" else ""
     return (

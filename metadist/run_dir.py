@@ -13,6 +13,7 @@ from metadist.config.load import parse_config
 from metadist.disk import reason, replace_text
 from metadist.errors import InputError
 from metadist.fewshot import config_file, read_checkpoint
+from metadist.identity import bound_settings
 
 TARGET_FILE = "target_workers"
 MOST_WORKERS = 100_000
@@ -64,13 +65,16 @@ def find_checkpoint(config: Config, run_dir: Path, resume: str | Path | None) ->
 
 def begin_directory(config: Config, run_dir: Path, checkpoint: Checkpoint | None) -> None:
     """The run directory with its config.yaml; a run that starts anew forgets what an earlier try noted, but for the
-    number of workers and tasks of one that died before its first checkpoint."""
+    tasks of each step where the job is the same and its checkpoints are gone, or were yet to come."""
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         text, path = dump_config(config), run_dir / "config.yaml"
         forgotten = ["results.json"] if checkpoint else ["results.json", "metrics.jsonl"]
-        if not checkpoint and not (path.exists() and path.read_bytes() == text.encode()):
+        before = None if checkpoint else _job_there(path)
+        if not checkpoint and (before is None or bound_settings(before) != bound_settings(config)):
             forgotten += ["journal.jsonl", TARGET_FILE]
+        if before and before.num_workers != config.num_workers:
+            forgotten.append(TARGET_FILE)
         for name in forgotten:
             (run_dir / name).unlink(missing_ok=True)
         replace_text(path, text)
@@ -78,6 +82,14 @@ def begin_directory(config: Config, run_dir: Path, checkpoint: Checkpoint | None
         raise InputError(
             f"run_dir={run_dir} cannot be written to ({reason(error.__cause__ or error)}): choose another"
         ) from None
+
+
+def _job_there(path: Path) -> Config | None:
+    """The configuration in config.yaml, where that is one."""
+    try:
+        return parse_config(path.read_text(), str(path))
+    except (FileNotFoundError, UnicodeDecodeError, InputError):
+        return None
 
 
 def first_target(config: Config, run_dir: Path, checkpoint: Checkpoint | None) -> int:

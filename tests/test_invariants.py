@@ -171,7 +171,7 @@ def test_a_journalled_target_is_replayed_on_resume(tmp_path):
     assert batches == {0: 4, 1: 4, 2: 12, 3: 4}
 
 
-def test_a_death_before_the_first_checkpoint_forgets_neither_tasks_nor_the_number_of_workers(tmp_path):
+def test_without_a_checkpoint_the_tasks_of_each_step_are_still_known(tmp_path, capsys):
     run_dir = tmp_path / "run"
     grows = job(run_dir, "meta_batch_size=null", "tasks_per_worker=4", "fleet.backend=local", "num_workers=1")
     told = train(grows)
@@ -179,7 +179,8 @@ def test_a_death_before_the_first_checkpoint_forgets_neither_tasks_nor_the_numbe
         journal.write('{"step": 2, "target": 3, "tasks": 12}\n{"step": 3, "target": 3, "tasks": 12}\n')
     scale(run_dir, 2)
     shutil.rmtree(run_dir / "checkpoints")
-    again = train(grows, resume="auto")
+    again = train(grows.model_copy(update={"num_workers": 2}), resume="auto")
+    assert "has no checkpoint: its 6 meta-steps are computed again, each with the tasks" in capsys.readouterr().err
     batches = {entry["step"]: entry["tasks"] for entry in read_journal(run_dir / "journal.jsonl") if "step" in entry}
     assert list(batches.values()) == [4, 4, 12, 12, 4, 4]
     assert again["theta_sha256"] != told["theta_sha256"]
