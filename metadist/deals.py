@@ -51,22 +51,28 @@ class Batch:
 
     def values(self) -> list[Any]:
         """What was told first of each deal, in order."""
-        first = {attempt.chunk: told for attempt, told in reversed(self.told.items())}
-        return [first[deal] for deal in self.deals]
+        first = self._first()
+        return [self.told[first[deal]] for deal in self.deals]
 
     def staleness(self) -> Counter[int]:
         """Tasks by how many meta-steps old the weights were that their gradients are of."""
-        first = {attempt.chunk: attempt for attempt in reversed(self.told)}
-        return sum((Counter({self.lags[a]: deal[-1].stop - deal[0].start}) for deal, a in first.items()), Counter())
+        tasks: Counter[int] = Counter()
+        for deal, attempt in self._first().items():
+            tasks[self.lags[attempt]] += deal[-1].stop - deal[0].start
+        return tasks
 
     def account(self) -> list[list[Any]]:
         """Of each deal of a meta-step: its first task, the task after its last, worker, attempts, seconds."""
-        took = {attempt.chunk: (attempt.worker, reports) for attempt, reports in reversed(self.told.items())}
-        rows = [(deal, *took[deal], self.attempts[deal]) for deal in self.deals]
+        first = self._first()
+        rows = [(deal, first[deal].worker, self.attempts[deal], self.told[first[deal]]) for deal in self.deals]
         return [
             [deal[0].start, deal[-1].stop, worker, attempts, round(sum(sum(r.seconds.values()) for r in reports), 4)]
-            for deal, worker, reports, attempts in rows
+            for deal, worker, attempts, reports in rows
         ]
+
+    def _first(self) -> dict[Any, Attempt]:
+        """Of each deal the attempt whose result counts."""
+        return {attempt.chunk: attempt for attempt in reversed(self.told)}
 
 
 def cut_deals(chunks: Sequence[Chunk], workers: int) -> list[Deal]:

@@ -91,8 +91,6 @@ def _train(config: Config, run_dir: Path, lock: DriverLock, resume: str | Path |
             "data_digest": identity["data_digest"],
         }
         told = conclude(config, prepared, fleet, trainer.saver.store, weights, record)
-        if config.optimizer.max_staleness:
-            told["tasks_by_staleness"] = dict(sorted(fleet.staleness.items()))
         if config.task.steps_per_round:
             own = config.evaluation.tasks, trainer.chunk_size
             told["online"] = regret(fleet, weights, trainer.progress.round_losses, *own)
@@ -179,6 +177,8 @@ def conclude(
         best = store.load("best")
         weights = Weights(best.step, prepared.engine.layout.vector(best.weights))
     told = judge(config, prepared, fleet, weights, run_dir, record.say)
+    if config.optimizer.max_staleness:
+        told["tasks_by_staleness"] = dict(sorted(fleet.staleness.items()))
     rows = read_metrics(run_dir / "metrics.jsonl")
     files = ["tasks.arrow", "adaptation_curve.png"]
     if any("train/loss" in row for row in rows):

@@ -104,7 +104,7 @@ def first_target(config: Config, run_dir: Path, checkpoint: Checkpoint | None) -
 
 def is_own(checkpoint: Checkpoint | None, run_dir: Path) -> bool:
     """Whether a checkpoint was written by the run of this directory, rather than by one that it goes on from."""
-    return checkpoint is not None and checkpoint.run["run_dir"] == str(run_dir)
+    return checkpoint is not None and checkpoint.run.get("run_dir") == str(run_dir)
 
 
 def location(config: Config, run_dir: Path) -> str:
