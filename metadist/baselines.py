@@ -6,7 +6,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from metadist.draws import Draws
 from metadist.learners import Learner
 from metadist.task import Task
 
@@ -71,31 +70,18 @@ CLOSED_FORM: dict[str, Baseline] = {
 }
 
 
-def from_scratch(learner: Learner, task: Task, seed: int, steps: int, lr: float = 0.01) -> dict[str, Tensor]:
-    """Weights of the model trained on the support set alone, from random ones, by `steps` of Adam.
-
-    Weights of matrices and kernels are redrawn uniformly within 1/sqrt(fan_in) from the task's seed; vectors (biases,
-    normalisation) keep their initial value. `task` holds tensors.
-    """
-    weights = {}
-    generator = torch.Generator().manual_seed(seed)
-    for name, value in learner.model.parameters.items():
-        fresh = value.clone()
-        if value.ndim > 1:
-            bound = value[0].numel() ** -0.5
-            fresh.uniform_(-bound, bound, generator=generator)
-        weights[name] = fresh.to(task.support.inputs[0].device).requires_grad_()
+def from_scratch(learner: Learner, task: Task, steps: int, lr: float) -> dict[str, Tensor]:
+    """Weights of the model trained on the support set alone, from its own initial ones, by `steps` of Adam. `task`
+    holds tensors."""
+    model, device = learner.model, task.support.inputs[0].device
+    weights = {name: value.clone().to(device).requires_grad_() for name, value in model.parameters.items()}
     optimizer = torch.optim.Adam(weights.values(), lr=lr, foreach=False)
     for _ in range(steps):
         optimizer.zero_grad()
-        learner.loss(learner.model(weights, *task.support.inputs), *task.support.targets).backward()
+        with model.in_place():
+            learner.loss(model(weights, *task.support.inputs), *task.support.targets).backward()
         optimizer.step()
     return {name: value.detach() for name, value in weights.items()}
-
-
-def scratch_seed(draws: Draws) -> int:
-    """A seed for `from_scratch` from a task's own stream."""
-    return draws.word() >> 1
 
 
 def _flat(targets: tuple[np.ndarray, ...]) -> np.ndarray:

@@ -29,3 +29,9 @@ class StorageFailed(OSError):
 
     The message is one sentence; the command line prints it alone and exits with code 1.
     """
+
+
+class EvaluationFailed(RuntimeError):
+    """A run is trained and saved, but evaluating it failed. The message is one sentence; the command line prints it
+    alone and exits with code 1.
+    """

@@ -15,6 +15,7 @@ from metadist.engine import Engine
 from metadist.errors import InputError
 from metadist.figures import CurvePoint, adaptation_curve
 from metadist.joint import check_joint, fine_tuning, joint_results
+from metadist.losses import LOSSES
 from metadist.messages import Chunk, plan
 from metadist.task import Split
 
@@ -61,8 +62,8 @@ def default_baselines(config: Config, shapes: Shapes) -> Sequence[str]:
     """What suits the kind of task, unless the job says."""
     suited = ["nearest_class_mean"] if shapes.classification else ["support_mean", "ridge", "joint"]
     suited.append("from_scratch")
-    if config.evaluation.baselines is None:
-        return suited
+    if config.evaluation.baselines is None:  # a loss of the job's own may mean something else by outputs and targets
+        return suited if shapes.classification or config.loss in ("auto", *LOSSES) else []
     chosen = list(config.evaluation.baselines)
     unfit = [name for name in chosen if name not in (*suited, "joint")]
     if unfit:
@@ -74,7 +75,13 @@ def default_baselines(config: Config, shapes: Shapes) -> Sequence[str]:
 
 
 def evaluate_run(
-    config: Config, shapes: Shapes, engine: Engine, fleet: Evaluator, weights: Any, say: Callable[[str], None]
+    config: Config,
+    shapes: Shapes,
+    engine: Engine,
+    fleet: Evaluator,
+    weights: Any,
+    baselines: Sequence[str],
+    say: Callable[[str], None],
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """The full evaluation of a run's weights on `evaluation.split`: a summary as plain types, and per-task results.
 
@@ -82,7 +89,6 @@ def evaluate_run(
     """
     own = config.evaluation
     size = chunk_size(config, engine)
-    baselines = default_baselines(config, shapes)
     quick = tuple(name for name in baselines if name not in ("from_scratch", "joint"))
     say(f"evaluating {own.test_tasks} tasks of split {own.split!r}")
     results = measure(fleet, weights, own.split, own.test_tasks, size, quick)

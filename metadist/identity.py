@@ -47,6 +47,7 @@ def bound_settings(config: Config) -> dict[str, Any]:
     """The settings that theta depends on. Where the data lies is not what it holds."""
     settings = {key: value for key, value in config.model_dump(mode="json").items() if key not in FREE}
     settings["data"].pop("path")
+    settings["engine"].pop("gradient_check")
     return settings
 
 

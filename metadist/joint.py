@@ -119,7 +119,8 @@ def _classifier(config: Config, shapes: Shapes) -> dict[str, torch.Tensor]:
         labels = torch.from_numpy(np.searchsorted(table.starts, rows, side="right") - 1)
         inputs = [torch.from_numpy(np.array(array)) for array in table.gather(rows).inputs]
         optimizer.zero_grad()
-        F.cross_entropy(model(weights, *inputs), labels).backward()
+        with model.in_place():
+            F.cross_entropy(model(weights, *inputs), labels).backward()
         optimizer.step()
     return {
         name: torch.zeros_like(value) if name.startswith(HEAD) else weights[name].detach()

@@ -21,19 +21,26 @@ from metadist.config.method import chunk_size
 from metadist.engine import Engine, estimate
 from metadist.errors import InputError
 from metadist.evaluation import default_baselines
+from metadist.learners.query import not_a_tensor
+from metadist.losses import LOSSES
 from metadist.models import Model
 from metadist.task import Split, Task, TaskId
+from metadist.worker import TWO_RESULTS
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """What the driver knows of a run before any worker exists: shapes, its own engine (for the layout), theta, and a
-    chunk of tasks."""
+    """What the driver knows of a run before any worker exists: shapes, its own engine (for the layout), theta, a chunk
+    of tasks, the baselines of its evaluation, and how its meta-gradient compares with finite differences."""
 
     shapes: Shapes
     engine: Engine
     theta: np.ndarray
     chunk: Sequence[Task]
+    baselines: Sequence[str] = ()
+    gradient: str = "not checked"
+    notes: Sequence[str] = ()
+    """What the user should hear before the run."""
 
     def memory(self) -> str:
         """What a worker takes beside the program, or that it cannot be told beforehand."""
@@ -61,6 +68,7 @@ def prepare(config: Config, splits: Sequence[Split], checkpoint: Checkpoint | No
             "task.ways, or with a learner that makes its head from the support set (protonet, r2d2, protomaml)"
         )
     engine = make_engine(config, shapes, device="cpu")
+    engine.settle(source(TaskId("train", 0, 0)))
     baselines = default_baselines(config, shapes)
     theta = engine.initial_theta().numpy()
     _check_finite(engine, theta)
@@ -78,7 +86,7 @@ def prepare(config: Config, splits: Sequence[Split], checkpoint: Checkpoint | No
     if shapes.classification and ("from_scratch" in baselines or not engine.learner.any_ways):
         ways = own.outputs if engine.learner.any_ways else shapes.outputs
     _try_one_task(engine, theta, chunk[0], make_model(config, judged_shapes(config, shapes, engine.learner, own)), ways)
-    return Prepared(shapes, engine, theta, chunk)
+    return Prepared(shapes, engine, theta, chunk, baselines)
 
 
 def _check_finite(engine: Engine, theta: np.ndarray) -> None:
@@ -87,7 +95,8 @@ def _check_finite(engine: Engine, theta: np.ndarray) -> None:
             raise InputError(f"{name} is not finite before training: check the model's initial weights, model.weights")
 
 
-def _check_outputs(model: Model, task: Task, ways: int) -> None:
+def _outputs(model: Model, task: Task, ways: int) -> object:
+    """What the bare model gives. Raises InputError where there are fewer than `ways`."""
     with torch.no_grad():
         outputs = model(model.parameters, *task.support.inputs)
     if isinstance(outputs, torch.Tensor) and outputs.ndim == 2 and outputs.shape[1] < ways:
@@ -95,15 +104,20 @@ def _check_outputs(model: Model, task: Task, ways: int) -> None:
             f"the model gives {outputs.shape[1]} outputs, {ways} ways need {ways}: set its number of outputs, which is "
             "one of the keys of `model`, or lower the ways"
         )
+    return outputs
 
 
 def _try_one_task(engine: Engine, theta: np.ndarray, task: Task, judged: Model, ways: int) -> None:
     """Compute one task, so that what does not fit together is told before any worker is started. `judged` is the model
     of evaluation, which must have an output for each of `ways`."""
     try:
-        _check_outputs(judged.to(engine.device, engine.dtype), engine.tensors(task), ways)
-        losses, _ = engine.meta_gradients(torch.from_numpy(theta), [task])
+        outputs = _outputs(judged.to(engine.device, engine.dtype), engine.tensors(task), ways)
+        if engine.learner.loss in LOSSES.values() and not isinstance(outputs, torch.Tensor):
+            raise InputError(not_a_tensor(outputs))
+        (losses, rows), (_, again) = (engine.meta_gradients(torch.from_numpy(theta), [task]) for _ in range(2))
         assert losses.shape == (1,)
+        if rows.numpy().tobytes() != again.numpy().tobytes():
+            raise InputError(TWO_RESULTS)
     except InputError:
         raise
     except Exception as error:

@@ -1,5 +1,6 @@
 """Runs from end to end: train one, evaluate one again, change its number of workers."""
 
+import shlex
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -12,8 +13,8 @@ from metadist.checkpoint_format import Checkpoint, theta_sha256
 from metadist.config import Config
 from metadist.config.build import make_optimization, open_data
 from metadist.config.method import chunk_size
-from metadist.disk import writing
-from metadist.errors import Interrupted
+from metadist.disk import reason, writing
+from metadist.errors import EvaluationFailed, Interrupted, StorageFailed
 from metadist.evaluation import draw_curve, evaluate_run, write_results
 from metadist.fewshot import read_checkpoint
 from metadist.figures import training_curve
@@ -23,6 +24,7 @@ from metadist.journal import Journal, planned_batches, read_journal
 from metadist.lock import DriverLock
 from metadist.messages import Weights
 from metadist.online import regret
+from metadist.preflight import with_evaluation_tried, with_gradient_checked
 from metadist.prepare import Prepared, prepare
 from metadist.recording import Recording
 from metadist.resuming import check_resumable, check_state
@@ -76,8 +78,10 @@ def _train(config: Config, run_dir: Path, lock: DriverLock, resume: str | Path |
         stack.callback(trainer.saver.close)
         start = checkpoint.step if checkpoint else 0
         record.say(banner(config, run_dir, prepared, start))
+        for note in prepared.notes:
+            record.say(note)
         signals.deferred = True
-        weights, reason = trainer.run(start, Stop(signals, config.max_time_s, config.evaluation.patience))
+        weights, ended_by = trainer.run(start, Stop(signals, config.max_time_s, config.evaluation.patience))
         signals.deferred = False
         if signals.received is not None:
             record.say(f"saved in {run_dir}; the same command with --resume auto goes on from there")
@@ -86,19 +90,45 @@ def _train(config: Config, run_dir: Path, lock: DriverLock, resume: str | Path |
             "theta_sha256": theta_sha256(weights.theta),
             "meta_steps": weights.version,
             "bit_identical": not drifted,
-            "ended_by": reason,
+            "ended_by": ended_by,
             "identity": digest(identity),
             "data_digest": identity["data_digest"],
         }
+        told = _evaluated(config, prepared, fleet, trainer, weights, record, ending)
+        told = {**ending, "seconds": round(time.monotonic() - began, 1), **told}
+        write_json(told, run_dir / "results.json")
+        record.tracker.artifact(run_dir / "results.json")
+        return told
+
+
+def _evaluated(
+    config: Config,
+    prepared: Prepared,
+    fleet: Any,
+    trainer: Trainer,
+    weights: Weights,
+    record: Recording,
+    ending: dict[str, Any],
+) -> dict[str, Any]:
+    """What the evaluation of a trained run found. Where it fails, results.json says what was trained, and
+    EvaluationFailed how to go on."""
+    run_dir = trainer.run_dir
+    try:
         told = conclude(config, prepared, fleet, trainer.saver.store, weights, record)
         if config.task.steps_per_round:
             own = config.evaluation.tasks, trainer.chunk_size
             told["online"] = regret(fleet, weights, trainer.progress.round_losses, *own)
             record.tracker.metrics({"online/regret": told["online"]["regret"]}, weights.version)
-        told = {**ending, "seconds": round(time.monotonic() - began, 1), **told}
-        write_json(told, run_dir / "results.json")
-        record.tracker.artifact(run_dir / "results.json")
         return told
+    except (Interrupted, KeyboardInterrupt, StorageFailed):
+        raise
+    except Exception as error:
+        failure = f"{type(error).__name__}: {reason(error)}"
+        write_json({**ending, "evaluation_failed": failure}, run_dir / "results.json")
+        raise EvaluationFailed(
+            f"{run_dir} is trained and saved, but evaluating it failed ({failure}): once that is mended, "
+            f"`metadist evaluate {shlex.quote(str(run_dir))}` does it"
+        ) from error
 
 
 def _find_beginning(config: Config, run_dir: Path, resume: str | Path | None) -> tuple[Checkpoint | None, Prepared]:
@@ -110,6 +140,7 @@ def _find_beginning(config: Config, run_dir: Path, resume: str | Path | None) ->
     set_up_process(config.fleet.threads_per_worker)
     validated: list[Split] = ["validation"] if config.evaluation.every else []
     prepared = prepare(config, [*validated, config.evaluation.split], checkpoint)
+    prepared = with_evaluation_tried(config, with_gradient_checked(config, prepared))
     if checkpoint is not None:
         check_state(checkpoint, prepared.theta, config.optimizer.name, prepared.engine.num_statistics)
     return checkpoint, prepared
@@ -198,7 +229,8 @@ def conclude(
 
 def judge(config: Config, prepared: Prepared, fleet: Any, weights: Weights, folder: Path, say: Say) -> dict[str, Any]:
     """The full evaluation, its per-task results and its figure written to `folder`."""
-    told, results = evaluate_run(config, prepared.shapes, prepared.engine, fleet, weights, say)
+    own = prepared.shapes, prepared.engine, fleet, weights, prepared.baselines
+    told, results = evaluate_run(config, *own, say)
     protocol = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in told["protocol"].items())
     with writing(folder):
         write_results(results, folder / "tasks.arrow")
@@ -213,7 +245,9 @@ def evaluate(config: Config, run: str | Path, *, checkpoint: str = "best", say: 
     saved = read_checkpoint(run, checkpoint)
     check_evaluation(saved.run["identity"], config)
     set_up_process(config.fleet.threads_per_worker)
-    prepared = prepare(config, [config.evaluation.split], saved)
+    prepared = with_evaluation_tried(config, prepare(config, [config.evaluation.split], saved))
+    for note in prepared.notes:
+        say(note)
     weights = Weights(saved.step, prepared.theta)
     name = digest({"config": config.model_dump(mode="json"), "step": saved.step})
     folder = Path(run) / "evaluations" / name
@@ -249,7 +283,7 @@ def dry_run(config: Config) -> dict[str, Any]:
     checked: list[Split] = (
         ["validation", config.evaluation.split] if config.evaluation.every else [config.evaluation.split]
     )
-    prepared = prepare(config, checked)
+    prepared = with_evaluation_tried(config, with_gradient_checked(config, prepare(config, checked)))
     engine = prepared.engine
     return {
         "run_dir": config.run_dir,
@@ -262,5 +296,8 @@ def dry_run(config: Config) -> dict[str, Any]:
         "workers": config.num_workers,
         "inputs": prepared.shapes.inputs,
         "outputs": prepared.shapes.outputs,
+        "meta_gradient": prepared.gradient,
+        "baselines": list(prepared.baselines),
+        "notes": list(prepared.notes),
         "identity": digest(run_identity(config, engine)),
     }

@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
@@ -15,16 +16,22 @@ from typing import Literal
 import numpy as np
 import torch
 
-from metadist.baselines import CLOSED_FORM, from_scratch, scratch_seed
+from metadist.baselines import CLOSED_FORM, from_scratch
 from metadist.draws import Draws
 from metadist.engine import Engine
+from metadist.engine.program import AFTER
 from metadist.errors import InputError
 from metadist.losses import Loss
 from metadist.messages import PHASES, Chunk, ChunkReport, Weights, fold
 from metadist.sources import Source, sample
 from metadist.task import Task, TaskId
 
-LEARNER_STREAM, SCRATCH_STREAM = 1, 2
+LEARNER_STREAM = 1
+TWO_RESULTS = (
+    "computing the same tasks twice gave two results: the model, loss or source draws random numbers of its own "
+    "(F.dropout, torch.randn, numpy.random) or keeps state between calls; use nn.Dropout, which draws from the task's "
+    "own key, let the source draw other noise from metadist.Draws(seed, task_id), and keep no state"
+)
 MALLOC = {-3: 1 << 25, -1: 1 << 30, -2: 1 << 26}
 """mallopt's M_MMAP_THRESHOLD (its largest), M_TRIM_THRESHOLD and M_TOP_PAD in bytes; see malloc.h of glibc."""
 
@@ -54,6 +61,7 @@ class Protocol:
     metrics: dict[str, Loss]
     transductive: bool
     scratch_steps: int
+    scratch_lr: float = 0.01
 
 
 class Worker:
@@ -118,24 +126,23 @@ class Worker:
                 _tensor(weights), tasks, protocol.metrics, protocol.transductive, draws, step, self.meta_steps
             )
             results = {name: values.cpu().numpy().astype(np.float64) for name, values in measured.items()}
-            for baseline in baselines:
-                rows = [
-                    self._baseline(baseline, task, Draws(self.seed, task_id, SCRATCH_STREAM))
-                    for task_id, task in zip(chunk.tasks, tasks, strict=True)
-                ]
-                results |= {f"{baseline}/{name}": np.array([row[name] for row in rows]) for name in protocol.metrics}
-        return results
+            return results | self._baselines(baselines, tasks)
+
+    def evaluate_baselines(self, baselines: tuple[str, ...], chunk: Chunk) -> dict[str, np.ndarray]:
+        """What `evaluate` says of the baselines."""
+        tasks, _ = self._sample(self.protocol.source, chunk)
+        return self._baselines(baselines, tasks)
 
     def proof(self) -> str:
         """The device, and a hash of the meta-gradients of the run's first chunk at its initial theta: workers with the
-        same proof are taken to compute the same bits. Raises InputError where computing it twice gives two results."""
+        same proof are taken to compute the same bits. Of a run that is long enough the second computation is a
+        recorded one. Raises InputError where computing it twice gives two results."""
         weights, chunk = Weights(0, self.engine.initial_theta().cpu().numpy()), Chunk("train", 0, 0, self.chunk_size)
-        first, second = (self.meta_gradients(weights, chunk)[1].tobytes() for _ in range(2))
+        first = self.meta_gradients(weights, chunk)[1].tobytes()
+        with self.engine.recording() if self.meta_steps > AFTER else nullcontext():  # else it would not be earned back
+            second = self.meta_gradients(weights, chunk)[1].tobytes()
         if first != second:
-            raise InputError(
-                "computing the same tasks twice gave two results: the model, loss or source draws random numbers "
-                "of its own (dropout, noise) or keeps state; draw from metadist.Draws(seed, task_id), or take it out"
-            )
+            raise InputError(TWO_RESULTS)
         return f"{self.engine.fingerprint()}, {hashlib.sha256(first).hexdigest()[:16]}"
 
     def trace(self, weights: Weights, task_id: TaskId) -> list[tuple[float, float]]:
@@ -143,11 +150,19 @@ class Worker:
         task, draws = self.source(task_id), Draws(self.seed, task_id, LEARNER_STREAM)
         return self.engine.trace(_tensor(weights), task, draws, task_id.step, self.meta_steps)
 
-    def _baseline(self, name: str, task: Task, draws: Draws) -> dict[str, float]:
+    def _baselines(self, baselines: tuple[str, ...], tasks: Sequence[Task]) -> dict[str, np.ndarray]:
+        results = {}
+        for baseline in baselines:
+            rows = [self._baseline(baseline, task) for task in tasks]
+            for name in self.protocol.metrics:
+                results[f"{baseline}/{name}"] = np.array([row[name] for row in rows])
+        return results
+
+    def _baseline(self, name: str, task: Task) -> dict[str, float]:
         tensors = self.protocol.engine.tensors(task)
         if name == "from_scratch":
             learner, steps = self.protocol.engine.learner, self.protocol.scratch_steps
-            weights = from_scratch(learner, tensors, scratch_seed(draws), steps)
+            weights = from_scratch(learner, tensors, steps, self.protocol.scratch_lr)
             with torch.no_grad():
                 outputs = self.protocol.engine.outputs(weights, tensors, self.protocol.transductive)
         else:

@@ -24,7 +24,7 @@ FLOORS = [
     {"evaluation"},
     {"online"},
     {"trainer", "prepare"},
-    {"fleets"},
+    {"fleets", "preflight"},
     {"run"},
     {"replay", "bench", "scaling"},
     {"cli_data", "cli_bench"},

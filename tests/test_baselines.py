@@ -5,12 +5,11 @@ from learners.small import classification_task, regression_task, smooth_model
 from sklearn.linear_model import Ridge
 from sklearn.neighbors import NearestCentroid
 
-from metadist.baselines import features, from_scratch, nearest_class_mean, ridge, scratch_seed, support_mean
-from metadist.draws import Draws
+from metadist.baselines import features, from_scratch, nearest_class_mean, ridge, support_mean
 from metadist.learners import MAML
 from metadist.losses import accuracy, cross_entropy, mean_squared_error
 from metadist.models import MLP, Model
-from metadist.task import Examples, Task, TaskId
+from metadist.task import Examples, Task
 
 
 @pytest.mark.parametrize("shape", [(4,), (1, 3, 3)])
@@ -72,27 +71,16 @@ def test_from_scratch_fits_a_separable_task():
     task = tensors(classification_task(1, ways=2, shape=(8,), shots=10))
     torch.manual_seed(0)
     learner = MAML(model=Model(MLP([[8]], 2, hidden=(16,))), loss=cross_entropy)
-    trained = [from_scratch(learner, task, seed, steps=100) for seed in (1, 2, 1)]
-    outputs = [learner.model(weights, *task.query.inputs) for weights in trained]
-    assert all(float(accuracy(output, task.query.targets[0])) > 0.9 for output in outputs)
-    assert torch.equal(outputs[0], outputs[2])
-    assert not torch.equal(outputs[0], outputs[1])
+    outputs = [learner.model(from_scratch(learner, task, 100, lr), *task.query.inputs) for lr in (0.01, 0.01, 0.001)]
+    assert float(accuracy(outputs[0], task.query.targets[0])) > 0.9
+    assert torch.equal(outputs[0], outputs[1]) and not torch.equal(outputs[0], outputs[2])
 
 
-def test_from_scratch_owes_nothing_to_the_models_matrices():
-    task = tensors(regression_task())
-    model = smooth_model()
+def test_from_scratch_starts_from_the_models_own_initial_weights():
+    """A network whose initialisation is part of its design (SIREN, LoRA) keeps it: one step of Adam moves each weight
+    by the rate at most."""
+    task, model = tensors(regression_task()), smooth_model()
     learner = MAML(model=model, loss=mean_squared_error)
-    before = from_scratch(learner, task, 1, steps=3)
-    for name in ("body.0.weight", "head.weight"):
-        model.parameters[name].mul_(100)
-    kept = {name: value.clone() for name, value in model.parameters.items()}
-    after = from_scratch(learner, task, 1, steps=3)
-    assert all(torch.equal(after[name], before[name]) for name in before)
-    assert all(torch.equal(model.parameters[name], value) for name, value in kept.items())
-
-
-def test_the_seed_from_a_tasks_stream_suits_torch():
-    seeds = [scratch_seed(Draws(0, TaskId("test", 0, index), 2)) for index in range(100)]
-    assert len(set(seeds)) == 100 and all(0 <= seed < 2**63 for seed in seeds)
-    torch.Generator().manual_seed(max(seeds))
+    trained = from_scratch(learner, task, steps=1, lr=1e-3)
+    moved = {name: (trained[name] - model.parameters[name]).abs().max() for name in trained}
+    assert all(0 < moved[name] <= 1.001e-3 for name in moved)

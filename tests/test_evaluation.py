@@ -67,7 +67,7 @@ def test_the_joint_baseline_is_measured_by_the_protocol_and_its_rate_told():
     config, shapes = sinusoid("learner.name=anil", "evaluation.inner_steps=2", *few)
     engine, fleet = make_engine(config, shapes), LocalFleet(lambda: make_worker(config))
     weights = Weights(0, engine.initial_theta().numpy())
-    told, results = evaluate_run(config, shapes, engine, fleet, weights, lambda text: None)
+    told, results = evaluate_run(config, shapes, engine, fleet, weights, ["joint"], lambda text: None)
     assert told["protocol"]["joint_inner_lr"] == 0.01
     assert results["joint/loss"].shape == results["loss"].shape == (4, 3)
 

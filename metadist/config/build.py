@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
+from torch.nn.parameter import is_lazy
 
 from metadist.baselines import is_text
 from metadist.config.calls import call, resolve, resolve_own
@@ -82,6 +83,7 @@ class Shapes(NamedTuple):
     target_units: Sequence[
         dict[str, Any]
     ] = ()  # of each target likewise: what a task holds is (stored - offset) * scale
+    dtypes: Sequence[str] = ()  # of each input as a task holds it, floating point ones as float32
 
 
 def task_shapes(config: Config, source: Source) -> Shapes:
@@ -98,7 +100,12 @@ def task_shapes(config: Config, source: Source) -> Shapes:
         classification=len(support.targets) == 1 and np.issubdtype(support.targets[0].dtype, np.integer),
         input_units=_units(dataset, "input"),
         target_units=_units(dataset, "target"),
+        dtypes=[np.dtype("float32").name if x.dtype.kind == "f" else x.dtype.name for x in map(_numpy, support.inputs)],
     )
+
+
+def _numpy(array: Any) -> np.ndarray:
+    return np.asarray(array.cpu() if isinstance(array, torch.Tensor) else array)
 
 
 def _units(dataset: Dataset | None, role: str) -> list[dict[str, Any]]:
@@ -123,9 +130,19 @@ def make_model(config: Config, shapes: Shapes) -> Model:
         module = call(name, resolve_own(name, MODELS), options)
     if not isinstance(module, torch.nn.Module):
         raise InputError(f"model.name={name} gave a {type(module).__name__}; it must give a torch.nn.Module")
+    _materialise(module, shapes)
     if config.model.weights:
         _load_weights(module, config.model.weights)
     return Model(module)
+
+
+def _materialise(module: torch.nn.Module, shapes: Shapes) -> None:
+    """Give lazy layers their weights, drawn from the run's seed, by one call on examples of zeros."""
+    if any(map(is_lazy, [*module.parameters(), *module.buffers()])):
+        dtypes = shapes.dtypes or ["float32"] * len(shapes.inputs)
+        examples = [torch.from_numpy(np.zeros((2, *s), d)) for s, d in zip(shapes.inputs, dtypes, strict=True)]
+        with torch.no_grad():
+            module(*examples)
 
 
 def make_loss(config: Config, shapes: Shapes) -> Loss:
@@ -201,11 +218,13 @@ def make_worker(
     shapes = task_shapes(config, source)
     engine = make_engine(config, shapes)
     later = make_evaluation_engine(config, judged_shapes(config, shapes, engine.learner, own))
+    example = source(TaskId("train", 0, 0))
     for each in (engine, later):
+        each.settle(example)
         if constants is not None:
             each.learner.model.load_constants(constants)
-    measures = metrics(config, shapes, own.outputs)
-    protocol = Protocol(later, own, measures, config.evaluation.transductive, config.evaluation.scratch_steps)
+    measures, judged = metrics(config, shapes, own.outputs), config.evaluation
+    protocol = Protocol(later, own, measures, judged.transductive, judged.scratch_steps, judged.scratch_lr)
     size = chunk_size(config, engine)
     return Worker(engine, source, protocol, config.seed, config.meta_steps, aggregation(config, engine), size)
 

@@ -114,6 +114,10 @@ class EngineConfig(Section):
         "auto", description="send per-task gradients (diagnostics), or their sum per chunk (less traffic)"
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda when workers have a GPU")
+    gradient_check: bool = Field(
+        True, description="before the run, one task's meta-gradient against finite differences; false where a "
+        "derivative is not one on purpose (a straight-through estimator, stopped gradients)"
+    )  # fmt: skip
 
 
 class FleetConfig(Section):
@@ -156,6 +160,7 @@ class EvaluationConfig(Section):
         None, description="default: those that suit the scheme (joint: not for classes, where it takes long)"
     )
     baseline_tasks: Natural = Field(100, description="tasks for from_scratch, which is slow; the others use all")
+    scratch_lr: Rate = Field(0.01, description="Adam's rate in the from-scratch baseline")
     scratch_steps: Count = Field(50, description="Adam steps of the from-scratch baseline")
     joint_lr: Rate = Field(1e-3, description="Adam's rate in the joint baseline")
     joint_steps: Count = Field(2000, description="training steps of the joint baseline")

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from metadist.engine.inner_loop import replaced, run_inner_loop
+from metadist.engine.inner_loop import refuse_recomputation, replaced, run_inner_loop
 from metadist.learners import Context, Fast, Learner
 from metadist.models.model import DROPOUT
 from metadist.task import Examples, Task
@@ -119,6 +119,8 @@ class Differentiator:
         if self.mode == "unroll" or order == 0 or learner.inner_steps == 0 or learned:
             for k in range(learner.inner_steps):
                 fast = self.inner_step(learner, theta, fast, task, k, order)
+                if order > 1:
+                    refuse_recomputation(learner)
             return fast
         return run_inner_loop(self, learner, theta, fast, task, order)
 

@@ -5,21 +5,21 @@ Both derive adaptation and meta-gradient from the same learner and agree to roun
 
 import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import Node
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from metadist.draws import Draws
-from metadist.engine.differentiation import Recorded, Tensors, Transformed
+from metadist.engine.differentiation import Differentiator, Recorded, Tensors, Transformed
 from metadist.engine.features import Trunk, trunk_of
 from metadist.engine.memory import is_out_of_memory, out_of_memory
 from metadist.engine.method import Kind, Method
 from metadist.engine.program import Program, Watched, record
+from metadist.engine.remedies import remedy
 from metadist.errors import InputError
 from metadist.layout import Layout
 from metadist.learners import Context, Learner
@@ -70,7 +70,7 @@ class Engine:
         self._ops = (Recorded if self.kind == "loop" else Transformed)(self.method.differentiation, self.method.spacing)
         self._program = Program(self._compute, self.method.compiled, self.method.captured)
         self._trunk: Trunk | None = None
-        self._looked_for_trunk = False
+        self._settled = self._looked = False
         learner.model.to(self.device, dtype)
 
     def fingerprint(self) -> str:
@@ -103,37 +103,58 @@ class Engine:
         `draws` are the tasks' own random streams; by default they are keyed by (step, place in `tasks`). Raises
         InputError where memory does not suffice, saying what would need less.
         """
+        self.settle(tasks[0])
         with self._computing(len(tasks)):
             weights, given = self._weights(theta), (step, meta_steps, *self._told(tasks, step, meta_steps))
             if self.kind == "vmap":
                 task, drawn = self._stacked(tasks, step, draws)
-                self._look_for_trunk(weights, task.map(lambda x: x[0]))
                 losses, rows = self._run(weights, task, drawn, *given)
                 return MetaGradients(losses, rows)
             separate = list(self._separate(tasks, step, draws))
-            self._look_for_trunk(weights, separate[0][0])
             rows = torch.empty(len(separate), self.layout.size, dtype=self.dtype, device=self.device)
             losses = rows.new_empty(len(separate))
             for t, (task, drawn) in enumerate(separate):
                 losses[t], rows[t] = self._run(weights, task, drawn, *given)
             return MetaGradients(losses, rows)
 
+    def recording(self) -> AbstractContextManager[None]:
+        """What is computed meanwhile is recorded at once, not after some calls; the bits stay the same."""
+        return self._program.recording_at_once()
+
+    @torch.no_grad()
+    def outer_loss(
+        self, theta: Tensor, task: Task, ops: Differentiator, draws: Draws, step: int = 0, meta_steps: int = 1
+    ) -> float:
+        """The loss that `meta_gradients` gives of one task, by other means of differentiation."""
+        with self._computing(1):
+            drawn = self._draw(len(task.support.inputs[0]), draws, training=True)
+            context = Context(step, meta_steps, drawn, *self._told([task], step, meta_steps))
+            return float(self.learner.meta_gradient(ops, self._weights(theta), self.tensors(task), context)[0])
+
     def operations(self, tasks: Sequence[Task]) -> list[Node]:
         """What `meta_gradients` computes of a chunk (with a loop: of its first task), on tensors without memory."""
+        self.settle(tasks[0])
         with self._computing(len(tasks)):
             weights = self._weights(self.initial_theta())
             task, drawn = self._stacked(tasks, 0, None) if self.kind == "vmap" else next(self._separate(tasks, 0, None))
-            self._look_for_trunk(weights, self.tensors(tasks[0]))
             structure, tensors = _flat(weights, task, drawn, self._told(tasks, 0, 1))
-            with FakeTensorMode(allow_non_fake_inputs=True) as mode:
-                graph = record(self._compute, structure, 0, 1, [mode.from_tensor(tensor) for tensor in tensors])
-                return list(graph.graph.nodes)
+            return list(record(self._compute, structure, 0, 1, tensors).graph.nodes)
 
     def _run(
         self, weights: Tensors, task: Task, drawn: Tensors, step: int, meta_steps: int, *told: Any
     ) -> Sequence[Tensor]:
         structure, tensors = _flat(weights, task, drawn, told)
-        return self._program(structure, step, meta_steps, tensors)
+        before = None if self._looked else [weight.clone() for weight in weights.values()]
+        results = self._program(structure, step, meta_steps, tensors)
+        if before is not None:
+            self._looked = True
+            for name, weight, was in zip(weights, weights.values(), before, strict=True):
+                if not torch.equal(weight, was) and bool(was.isfinite().all()):
+                    raise InputError(
+                        f"the model changed its weight {name!r} in forward, which no derivative sees: leave theta as "
+                        "it is there, and compute what should be used in its place anew"
+                    )
+        return results
 
     def _compute(self, structure: Any, step: int, meta_steps: int, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
         """Loss and meta-gradient (a row, or T of each) from what `_flat` makes of weights, task and draws."""
@@ -143,7 +164,7 @@ class Engine:
         task, drawn = Task(Examples(*parts[:2]), Examples(*parts[2:])), {name: next(left) for name in structure[1]}
 
         def one(weights: Tensors, task: Task, drawn: Tensors) -> tuple[Tensor, Tensors]:
-            context = Watched(step, meta_steps, drawn, *structure[2])
+            context = Watched.by(self._program.read, step, meta_steps, drawn, *structure[2])
             compute = self._trunk.meta_gradient if self._trunk else self.learner.meta_gradient
             loss, gradient = compute(self._ops, weights, task, context)
             return loss.detach(), {name: g.detach() for name, g in gradient.items()}
@@ -183,10 +204,10 @@ class Engine:
                     measured.append([metric(outputs, *task.query.targets) for metric in metrics.values()])
             return {name: torch.stack([m[i] for m in measured]) for i, name in enumerate(metrics)}
 
+        self.settle(tasks[0])
         told = self._told(tasks, step, meta_steps)
         with self._computing(len(tasks)):
             weights = self._weights(theta)
-            self._look_for_trunk(weights, self.tensors(tasks[0]))
             if self.kind == "vmap":
                 return torch.func.vmap(one, (None, 0, 0))(weights, *self._stacked(tasks, 0, draws, training=False))
             results = [one(weights, *given) for given in self._separate(tasks, 0, draws, training=False)]
@@ -215,10 +236,12 @@ class Engine:
         weights, support, last = self._weights(theta), self.tensors(task).support, max(0, self.learner.inner_steps - 1)
         drawn = self._draw(len(support.inputs[0]), draws, training=True)
         context, traced = Context(step, meta_steps, drawn, *self._told([task], step, meta_steps)), []
-        for k, fast in enumerate(self._ops.trajectory(self.learner, weights, support, context)):
-            loss = self.learner.inner_loss(weights, fast, support, min(k, last)) if self.learner.inner_steps else None
-            norm = sum(float(w.detach().square().sum()) for w in fast.weights.values()) ** 0.5
-            traced.append((float("nan") if loss is None else float(loss.detach()), norm))
+        with self._computing(1):
+            for k, fast in enumerate(self._ops.trajectory(self.learner, weights, support, context)):
+                steps = self.learner.inner_steps
+                loss = self.learner.inner_loss(weights, fast, support, min(k, last)) if steps else None
+                norm = sum(float(w.detach().square().sum()) for w in fast.weights.values()) ** 0.5
+                traced.append((float("nan") if loss is None else float(loss.detach()), norm))
         return traced
 
     def tensors(self, task: Task) -> Task:
@@ -272,24 +295,30 @@ class Engine:
         drawn = [self._draw(size, each, training) for each in own]
         return task, {name: torch.stack([each[name] for each in drawn]) for name in drawn[0]}
 
-    def _look_for_trunk(self, weights: Tensors, task: Task) -> None:
-        """Once, as a task is needed to see whether the model can be split."""
-        if not self._looked_for_trunk:
-            self._looked_for_trunk = True
-            self._trunk = trunk_of(self.learner, weights, task)
+    def settle(self, task: Task) -> None:
+        """Decide, once, from a task at the initial theta, whether the trunk is computed apart. Whoever builds the
+        engines of a run settles all of them on one task: it must not depend on the first that each happens to see."""
+        if not self._settled:
+            self._settled = True
+            with self._computing(1):
+                self._trunk = trunk_of(self.learner, self._weights(self.initial_theta()), self.tensors(task))
 
     @contextmanager
     def _computing(self, num_tasks: int) -> Iterator[None]:
-        """With kernels that differentiate twice, in bfloat16 where wished; memory that runs out is an InputError."""
+        """With kernels that differentiate twice, in bfloat16 where wished, and weights that stay in the module until
+        their derivatives are found. Memory that runs out, or what torch cannot differentiate, is an InputError."""
         wide = torch.autocast("cuda", torch.bfloat16, enabled=self.method.autocast, cache_enabled=False)
         twice = torch.backends.cudnn.flags(enabled=False) if self.learner.model.recurrent else nullcontext()
         try:
-            with sdpa_kernel(SDPBackend.MATH), wide, twice:
+            with sdpa_kernel(SDPBackend.MATH), wide, twice, self.learner.model.in_place():
                 yield
-        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            if isinstance(error, RuntimeError) and not is_out_of_memory(error):
+        except (MemoryError, RuntimeError) as error:
+            lacking = is_out_of_memory(error)
+            told = out_of_memory(self.learner, self.method, num_tasks) if lacking else None
+            told = told or remedy(error, self.learner, self.kind)
+            if told is None:
                 raise
-            raise InputError(out_of_memory(self.learner, self.method, num_tasks)) from error
+            raise InputError(told) from error
 
 
 def _flat(weights: Tensors, task: Task, drawn: Tensors, told: tuple[int, Hashable]) -> tuple[Any, list[Tensor]]:

@@ -28,6 +28,10 @@ class HeadModel:
         self.splits, self.has_dropout, self.recurrent = True, False, model.recurrent
         self.norm_parameters = model.norm_parameters
 
+    @property
+    def recomputes(self) -> str:
+        return self._model.recomputes
+
     def __call__(self, weights: Tensors, rows: Tensor) -> Tensor:
         return self._model.head(weights, self.features(weights, rows))
 

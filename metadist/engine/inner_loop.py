@@ -114,6 +114,7 @@ class _Loop:
                 self.ops.start(self.fast(fast).weights, outer=False),
                 second_order=False,
             )
+        refuse_recomputation(self.learner)
         _, pull = self.ops.pullback(update, *gradient.values(), *at)
         pulled = pull([cotangents[place] for place in floating])
         still = [None] * number, [None] * (len(at) - number - cut)
@@ -173,6 +174,16 @@ class _InnerLoop(Function):
         rest = [None] * sum(loop.task_sizes)
         floats = [c if t.is_floating_point() else None for c, t in zip(of_fast, begun, strict=True)]
         return (None, *of_theta, *floats, *rest)
+
+
+def refuse_recomputation(learner: Learner) -> None:
+    """Raise InputError where the model computes activations again on the way back, which would be with the weights of
+    another inner step."""
+    if learner.model.recomputes:
+        raise InputError(
+            f"{learner.model.recomputes} computes activations again on the way back (torch.utils.checkpoint), where "
+            "the weights of the inner step are no longer in place: set engine.differentiation=remat, or take that out"
+        )
 
 
 def replaced(tensors: Sequence[Tensor], places: Sequence[int], values: Sequence[Tensor]) -> list[Tensor]:

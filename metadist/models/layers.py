@@ -83,6 +83,30 @@ class Conv3x3(nn.Conv2d):
         return (rows @ weight.T).view(n, height, width, -1).permute(0, 3, 1, 2)
 
 
+class WeightNorm(nn.Module):
+    """Stands in for torch's weight norm (Salimans and Kingma 2016): magnitude g and direction v -> g v / |v|, with a
+    norm for each index of `dim` (-1: one norm)."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.dim = dim
+
+    def forward(self, g: Tensor, v: Tensor) -> Tensor:
+        return normed_weight(v, g, self.dim)
+
+    def right_inverse(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        return _norm(weight, self.dim), weight
+
+
+def normed_weight(v: Tensor, g: Tensor, dim: int) -> Tensor:
+    """g v / |v|, see `WeightNorm`."""
+    return v * (g / _norm(v, dim))
+
+
+def _norm(v: Tensor, dim: int) -> Tensor:
+    return v.norm() if dim == -1 else v.square().sum([axis for axis in range(v.ndim) if axis != dim], True).sqrt()
+
+
 class Dropout(nn.Module):
     """Stands in for torch's dropout, which draws from a global generator: the mask is a function of `key`, an int64
     scalar that the caller sets; without one nothing is dropped. `whole`: by channel, [n, c, ...], not by element."""

@@ -1,21 +1,27 @@
 """Any `nn.Module` as a pure function of named weights."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from types import FunctionType
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.parameter import is_lazy
+from torch.nn.utils import parametrize
+from torch.nn.utils.parametrizations import _WeightNorm
+from torch.nn.utils.weight_norm import WeightNorm as OldWeightNorm
 
 from metadist.errors import InputError
-from metadist.models.layers import BatchNorm, Dropout
+from metadist.models.layers import BatchNorm, Dropout, WeightNorm, normed_weight
 
 HEAD = "head."
 DROPOUT = "key of dropout"
 NORMS = (BatchNorm, _NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+RECOMPUTED = "metadist: the model has hooks on saved tensors"
 KEYS_APART = 1_000_003  # between the keys of two layers, so that those of two inner steps do not meet
 
 
@@ -30,6 +36,7 @@ class Model:
 
     def __init__(self, module: nn.Module):
         refuse_state(module)
+        replace_weight_norms(module)
         self.module, self._dropouts = with_keyed_dropout(module.train())
         self.parameters: dict[str, Tensor] = {
             name: parameter.detach().clone() for name, parameter in module.named_parameters() if parameter.requires_grad
@@ -37,8 +44,11 @@ class Model:
         frozen = {name: value.detach() for name, value in module.named_parameters() if not value.requires_grad}
         self.constants: dict[str, Tensor] = frozen | {name: value.detach() for name, value in module.named_buffers()}
         self._places = _places(module)
+        self._owners = _owners(module)
+        self._held: dict[str, Tensor] | None = None
+        self.recomputes = ""
+        """The layer that was seen to have activations computed again on the way back, in words; "" where none was."""
         self._batch_norms = {path: layer for path, layer in module.named_modules() if isinstance(layer, BatchNorm)}
-        self._versions = {name: value._version for name, value in self.constants.items()}
         if not self.parameters:
             raise InputError("the model has no trainable parameter: leave requires_grad on for what is to be learned")
 
@@ -94,17 +104,31 @@ class Model:
 
     def features(self, weights: Mapping[str, Tensor], *inputs: Tensor) -> Any:
         """weights (the head's are not needed), inputs [n, ...] each -> what `head` takes, [n, ...]."""
-        places = {f"module.{place}": name for place, name in self._places.items()}
-        return self._call(_Features(self.module), places, weights, inputs)
+        return self._call(self.module.features, self._places, weights, inputs)  # pyright: ignore[reportArgumentType]
 
     def head(self, weights: Mapping[str, Tensor], features: Tensor) -> Any:
         """weights (the head's suffice), features [n, ...] -> outputs [n, ...]."""
-        places = {place.removeprefix(HEAD): name for place, name in self._places.items() if place.startswith(HEAD)}
+        places = {place: name for place, name in self._places.items() if place.startswith(HEAD)}
         assert isinstance(self.module.head, nn.Module)
         return self._call(self.module.head, places, weights, (features,))
 
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Leave weights in the module between calls, so that what is computed again on the way back (activation
+        checkpointing) finds those of the last call; at the end the module has its own again."""
+        self._held = {}
+        try:
+            yield
+        finally:
+            self._restore(self._held)
+            self._held = None
+
     def _call(
-        self, module: nn.Module, places: Mapping[str, str], weights: Mapping[str, Tensor], inputs: tuple[Tensor, ...]
+        self,
+        module: Callable[..., Any],
+        places: Mapping[str, str],
+        weights: Mapping[str, Tensor],
+        inputs: tuple[Tensor, ...],
     ) -> Any:
         given = {**self.constants, **weights}
         placed = {place: given[name] for place, name in places.items() if name in given}
@@ -113,14 +137,51 @@ class Model:
             layer.key = None if key is None else key + number * KEYS_APART
         for names, layer in zip(self.running_names, self._batch_norms.values(), strict=True):
             layer.running = (weights[names[0]], weights[names[1]]) if names[0] in weights else None
-        outputs = functional_call(module, placed, inputs, tie_weights=False)
-        for name, value in self.constants.items():
-            if value._version != self._versions[name]:
-                raise InputError(
-                    f"the model changed its buffer {name!r} in forward, which tasks would leak through: "
-                    "keep no state between calls, or compute it anew in each"
-                )
+        versions = {place: value._version for place, value in placed.items()}
+        own = {} if self._held is None else self._held
+        try:
+            for place, value in placed.items():
+                tensors, name = self._owners[place]
+                own.setdefault(place, tensors[name])
+                tensors[name] = value
+            outputs = self._watched(module, inputs)
+            self._refuse_changes(placed, versions)
+        finally:
+            if self._held is None:
+                self._restore(own)
         return outputs
+
+    def _watched(self, module: Callable[..., Any], inputs: tuple[Tensor, ...]) -> Any:
+        """module(*inputs), noting in `recomputes` whether it has hooks on what autograd saves."""
+        hooks: Any = torch._C._autograd  # pyright: ignore[reportAttributeAccessIssue]
+        apart = hooks._saved_tensors_hooks_get_disabled_error_message()  # torch.func's own
+        if self.recomputes or apart:
+            return module(*inputs)
+        try:
+            with torch.autograd.graph.disable_saved_tensors_hooks(RECOMPUTED):
+                return module(*inputs)
+        except RuntimeError as error:
+            if RECOMPUTED not in str(error):
+                raise
+            self.recomputes = layer_of(error, self.module)
+        return module(*inputs)
+
+    def _restore(self, own: Mapping[str, Tensor]) -> None:
+        for place, value in own.items():
+            tensors, name = self._owners[place]
+            tensors[name] = value
+
+    def _refuse_changes(self, placed: Mapping[str, Tensor], versions: Mapping[str, int]) -> None:
+        """Raise InputError where forward changed a weight or buffer, or put another in its place."""
+        for place, value in placed.items():
+            tensors, name = self._owners[place]
+            changed = value._version != versions[place]
+            if changed or tensors.get(name) is not value:
+                kind = "buffer" if self._places[place] in self.constants else "weight"
+                raise InputError(
+                    f"the model {'changed' if changed else 'assigned'} its {kind} {place!r} in forward, which tasks "
+                    "would leak through: keep no state between calls, compute it anew in each"
+                )
 
     def load_constants(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Take frozen weights and buffers from a checkpoint or the driver. Raises InputError where one is absent."""
@@ -130,7 +191,6 @@ class Model:
         self.constants = {
             name: torch.from_numpy(np.array(arrays[name])).to(self.constants[name]) for name in self.constants
         }
-        self._versions = {name: value._version for name, value in self.constants.items()}
 
     def to(self, device: torch.device, dtype: torch.dtype) -> "Model":
         """Move the constants (and their floating point type) to where tasks are computed."""
@@ -139,19 +199,19 @@ class Model:
             name: value.to(device, dtype if value.is_floating_point() else value.dtype)
             for name, value in self.constants.items()
         }
-        self._versions = {name: value._version for name, value in self.constants.items()}
         return self
 
 
-class _Features(nn.Module):
-    """A module's method `features` as a module."""
-
-    def __init__(self, module: nn.Module):
-        super().__init__()
-        self.module = module
-
-    def forward(self, *inputs: Tensor) -> Any:
-        return self.module.features(*inputs)  # pyright: ignore[reportCallIssue]
+def layer_of(error: BaseException, module: nn.Module) -> str:
+    """ "layer 'x' (Kind)", the innermost one in the error's traceback, else "the model or loss"."""
+    names = {id(layer): (name, type(layer).__name__) for name, layer in module.named_modules()}
+    found, trace = "the model or loss", error.__traceback__
+    while trace is not None:
+        own = names.get(id(trace.tb_frame.f_locals.get("self")))
+        if own is not None:
+            found = f"layer {own[0]!r} ({own[1]})" if own[0] else f"the model ({own[1]})"
+        trace = trace.tb_next
+    return found
 
 
 def with_keyed_dropout(module: nn.Module) -> tuple[nn.Module, list[Dropout]]:
@@ -176,10 +236,55 @@ def _places(module: nn.Module) -> dict[str, str]:
     return places
 
 
+def _owners(module: nn.Module) -> dict[str, tuple[dict[str, Any], str]]:
+    """Each place of a parameter or buffer -> the layer's own dictionary that it is in, and its name there."""
+    return {
+        f"{path}.{name}" if path else name: (tensors, name)
+        for path, layer in module.named_modules()
+        for tensors in (layer._parameters, layer._buffers)
+        for name, tensor in tensors.items()
+        if tensor is not None
+    }
+
+
+def replace_weight_norms(module: nn.Module) -> None:
+    """Put, in place, weight norms that are differentiated twice as they should be where torch's are: the second
+    derivatives of `torch._weight_norm` are wrong by a few per cent (torch 2.13)."""
+    for layer in module.modules():
+        if isinstance(layer, parametrize.ParametrizationList):
+            for number, kind in enumerate(layer):
+                if isinstance(kind, _WeightNorm):
+                    layer[number] = WeightNorm(kind.dim)
+        for hook in layer._forward_pre_hooks.values():
+            if isinstance(hook, OldWeightNorm):
+                hook.compute_weight = partial(_weight_of, hook)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _weight_of(norm: OldWeightNorm, layer: nn.Module) -> Tensor:
+    return normed_weight(getattr(layer, norm.name + "_v"), getattr(layer, norm.name + "_g"), norm.dim)
+
+
 def refuse_state(module: nn.Module) -> None:
-    """Raise InputError for a layer that is not a pure function of its weights and inputs."""
+    """Raise InputError for a layer that is not a pure function of its weights and inputs, or has weights that are no
+    real numbers."""
+    for name, tensor in module.named_parameters():
+        if is_lazy(tensor):
+            layer = name.rpartition(".")[0]
+            raise InputError(
+                f"layer {layer!r} is lazy, it has no weights before its first call: call the module once on examples"
+            )
+        if tensor.is_complex():
+            raise InputError(
+                f"weight {name!r} is complex, theta holds real numbers: make it of two real tensors, such as by "
+                "torch.view_as_complex in forward"
+            )
     for name, layer in module.named_modules():
         kind = type(layer).__name__
+        if isinstance(layer, nn.Embedding | nn.EmbeddingBag) and layer.max_norm is not None:
+            raise InputError(
+                f"layer {name!r} ({kind}) shortens its weights in forward, which no derivative sees: leave max_norm "
+                "out, or scale what the layer gives"
+            )
         if isinstance(layer, _NormBase) and layer.track_running_stats:
             raise InputError(
                 f"layer {name!r} ({kind}) keeps running statistics, which tasks would leak through: "

@@ -244,7 +244,9 @@ def test_sources_of_training_and_evaluation_differ_as_the_job_says(cache):
 def test_shapes_are_read_off_a_task(cache):
     config = config_of("task.ways=3")
     image = {"dtype": "uint8", "offset": 0.0, "scale": 1 / 16}
-    assert task_shapes(config, make_source(config)) == Shapes([[1, 8, 8]], False, None, 3, True, [image], [])
+    assert task_shapes(config, make_source(config)) == Shapes(
+        [[1, 8, 8]], False, None, 3, True, [image], [], ["float32"]
+    )
     curves = load_config([], ["data.family=sinusoid", "data.options={groups: [5, 2, 2]}"])
     assert isinstance(make_source(curves), ValueSource)
     assert task_shapes(curves, make_source(curves))[:5] == CURVES[:5]

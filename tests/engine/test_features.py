@@ -29,7 +29,7 @@ def anil(model: Model, **options) -> Learner:
 def pair(make: Callable[[], Learner], kind: str = "loop") -> tuple[Engine, Engine]:
     """An engine that may split the model, and one that may not."""
     split, whole = (Engine(make(), kind, dtype=torch.float64) for _ in range(2))
-    whole._looked_for_trunk = True
+    whole._settled = True
     return split, whole
 
 

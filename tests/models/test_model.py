@@ -148,3 +148,86 @@ def test_a_layer_under_two_names_is_left_as_it_was():
     expected = torch.tanh(2 * layer(x)) @ (2 * layer.weight).T + 2 * layer.bias
     assert torch.allclose(doubled, expected)
     assert layer.weight is own and [name for name, _ in module.named_parameters()] == ["0.weight", "0.bias"]
+
+
+@pytest.mark.parametrize(("layer", "kind"), [(nn.Embedding, "Embedding"), (nn.EmbeddingBag, "EmbeddingBag")])
+def test_an_embedding_that_shortens_its_weights_is_refused_by_name(layer, kind):
+    with pytest.raises(InputError, match=rf"layer '1.inner' \({kind}\) shortens its weights .* leave max_norm out"):
+        Model(nested(layer(4, 3, max_norm=0.5)))
+
+
+def test_complex_weights_are_refused_by_name():
+    module = nn.Module()
+    module.inner = nn.Linear(2, 2, dtype=torch.cfloat)
+    with pytest.raises(InputError, match=r"weight 'inner.weight' is complex, theta holds real numbers"):
+        Model(module)
+
+
+def test_a_lazy_layer_is_refused_by_name_until_it_has_been_called():
+    module = nested(nn.LazyLinear(3))
+    with pytest.raises(InputError, match="layer '1.inner' is lazy.*: call the module once"):
+        Model(module)
+
+
+class Forgetful(nn.Module):
+    """Does something to itself in forward."""
+
+    def __init__(self, act):
+        super().__init__()
+        self.layer = nn.Linear(2, 2)
+        self.register_buffer("mean", torch.zeros(2))
+        self.act = act
+
+    def forward(self, x):
+        self.act(self, x)
+        return self.layer(x - self.mean)
+
+
+def assign_buffer(module: nn.Module, x: torch.Tensor) -> None:
+    module.mean = 0.9 * module.mean + 0.1 * x.detach().mean(dim=0)
+
+
+def change_buffer(module: nn.Module, x: torch.Tensor) -> None:
+    module.mean.mul_(0.9).add_(x.detach().mean(dim=0))
+
+
+def change_weight(module: nn.Module, x: torch.Tensor) -> None:
+    with torch.no_grad():
+        module.layer.weight.clamp_(-0.1, 0.1)
+
+
+def assign_weight(module: nn.Module, x: torch.Tensor) -> None:
+    module.layer.weight = nn.Parameter(torch.zeros(2, 2))
+
+
+def replace_entry(module: nn.Module, x: torch.Tensor) -> None:
+    module.layer._parameters["weight"] = torch.zeros(2, 2)
+
+
+@pytest.mark.parametrize("kind", ["loop", "vmap"])
+@pytest.mark.parametrize(("act", "said"), [
+    (assign_buffer, "assigned its buffer 'mean'"), (change_buffer, "changed its buffer 'mean'"),
+    (change_weight, "changed its weight 'layer.weight'"), (assign_weight, "assigned its weight 'layer.weight'"),
+    (replace_entry, "assigned its weight 'layer.weight'"),
+])  # fmt: skip
+def test_state_that_forward_changes_is_refused_by_name(act, said, kind):
+    torch.manual_seed(0)
+    engine = Engine(MAML(model=Model(Forgetful(act)), loss=mean_squared_error), kind)
+    draws = np.random.default_rng(0)
+    task = Task.of(*(draws.normal(size=(4, 2)) for _ in range(4)))
+    by_torch = r"the model \(Forgetful\) changes a weight or buffer"  # which torch.func sees first
+    with pytest.raises(InputError, match=f"(the model {said}|{by_torch}) in forward"):
+        engine.meta_gradients(engine.initial_theta(), [task])
+    own = engine.learner.model.module.layer.weight
+    assert isinstance(own, nn.Parameter) and own.abs().max() > 0.1
+
+
+def test_an_edit_behind_autograds_back_is_found_at_the_first_call():
+    def edit(module: nn.Module, x: torch.Tensor) -> None:
+        module.layer.weight.data.clamp_(-0.1, 0.1)
+
+    torch.manual_seed(0)
+    engine = Engine(MAML(model=Model(Forgetful(edit)), loss=mean_squared_error), "loop")
+    draws = np.random.default_rng(0)
+    with pytest.raises(InputError, match="the model changed its weight 'layer.weight' in forward"):
+        engine.meta_gradients(engine.initial_theta(), [Task.of(*(draws.normal(size=(4, 2)) for _ in range(4)))])
