@@ -93,6 +93,46 @@ def test_ray_workers_do_not_change_theta(ray_cluster, tmp_path, undisturbed, wor
     assert train(job(tmp_path / "run", f"num_workers={workers}"))["theta_sha256"] == undisturbed
 
 
+SIMULATED = '''
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from metadist import MAML
+
+
+@dataclass(frozen=True, kw_only=True)
+class Simulated(MAML):
+    """Rewards come from a simulator in numpy, which is given what the network does."""
+
+    engines = ("loop",)
+
+    def surrogate(self, theta, fast, part):
+        outputs = self.predict(theta, fast, part.inputs)
+        rewards = np.tanh(outputs.detach().numpy() * 3) + 1
+        return (outputs * torch.from_numpy(rewards)).mean()
+
+    def inner_loss(self, theta, fast, support, k):
+        return self.surrogate(theta, fast, support)
+
+    def outer_loss(self, theta, fast, query, context):
+        return self.surrogate(theta, fast, query)
+'''
+
+
+@pytest.mark.ray
+def test_a_simulator_outside_torch_gives_one_theta_on_any_number_of_workers(ray_cluster, tmp_path, monkeypatch):
+    """Each worker has more than enough calls for a recording to be made."""
+    (tmp_path / "tests_simulated.py").write_text(SIMULATED)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    own = ["learner.name=tests_simulated:Simulated", "engine.chunk_size=1", "meta_steps=20", "evaluation.every=0"]
+    fleets = {"one": ["fleet.backend=local", "num_workers=1"], "two": ["num_workers=2"]}
+    thetas = {name: train(job(tmp_path / name, *own, *fleet))["theta_sha256"] for name, fleet in fleets.items()}
+    assert thetas["one"] == thetas["two"]
+
+
 @pytest.mark.ray
 def test_a_worker_killed_in_a_step_does_not_change_theta(ray_cluster, tmp_path, undisturbed):
     from metadist.ray_fleet import RayFleet
