@@ -136,6 +136,8 @@ def test_death_at_any_operation_leaves_the_old_or_the_new_one(tmp_path, monkeypa
                 died = False
             except Killed:
                 pass
+        marked = [folder for folder in root.glob("*step_*") if (folder / FILES[-1]).exists()]
+        assert all(set(FILES) <= set(os.listdir(folder)) for folder in marked)  # the commit mark comes last, goes first
         found = CheckpointStore(location).load("latest")
         assert same(found, before) or same(found, after)
         reader = CheckpointStore(location)

@@ -1,6 +1,7 @@
 """What surrounds the loop: stopping early, the best weights, MLflow's record of it all."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from metadist.config import Config, load_config
 from metadist.errors import Diverged, InputError, Interrupted
 from metadist.evaluation import measure
 from metadist.identity import bound_settings, check_settings
+from metadist.journal import read_journal
 from metadist.run import prepare, train
 from metadist.tracking.jsonl import read_metrics
 
@@ -50,6 +52,62 @@ def test_the_best_weights_by_validation_are_evaluated(tmp_path):
     best = max(scores, key=lambda step: (scores[step], -step))
     assert told["evaluated_step"] == best
     assert CheckpointStore(tmp_path / "run" / "checkpoints").load("best").step == best
+
+
+CONSTANTS = """
+import numpy as np
+import torch
+from torch import nn
+
+from metadist import Task
+
+
+class Constants:
+    \"\"\"Every task of a split has the same targets: 0 in training, 1 in validation, 2 in test.\"\"\"
+
+    outputs = 1
+
+    def __init__(self, seed: int):
+        pass
+
+    def __call__(self, task_id):
+        y = np.full((3, 1), {"train": 0.0, "validation": 1.0, "test": 2.0}[task_id.split], np.float32)
+        return Task.of(np.zeros((3, 1), np.float32), y, np.zeros((3, 1), np.float32), y)
+
+
+class Level(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.level = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x):
+        return self.level.expand(len(x), 1)
+"""
+
+
+@pytest.mark.parametrize(("split", "before"), [("train", 0.0), ("validation", 1.0), ("test", 4.0)])
+def test_each_split_is_used_for_what_the_job_says_and_scored_after_adaptation(tmp_path, monkeypatch, split, before):
+    """The level 0 is off by the split's own target; one inner step of rate 1/2 on its square goes there exactly."""
+    (tmp_path / "tests_constants.py").write_text(CONSTANTS)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    own = ["data.family=null", "data.source=tests_constants:Constants", "model.name=tests_constants:Level"]
+    own += ["model.hidden=null", "learner.inner_lr=0.5", "evaluation.baselines=[]", f"evaluation.split={split}"]
+    told = train(job(tmp_path / "run", *own), quiet=True)
+    assert (told["loss"]["before"]["mean"], told["loss"]["after"]["mean"]) == (before, 0.0)
+    rows = [row for row in read_metrics(tmp_path / "run" / "metrics.jsonl") if "validation/loss" in row]
+    assert {(row["validation/loss_before"], row["validation/loss"]) for row in rows} == {(1.0, 0.0)}
+
+
+def test_a_resumed_run_deals_the_batches_that_its_journal_has(tmp_path):
+    """The journal has 2 tasks for each step, dealt when there was one worker to be; with three it would be 6."""
+    growing = ["meta_batch_size=null", "tasks_per_worker=2", "meta_steps=4", "evaluation.every=0", "checkpoint.every=2"]
+    first = train(job(tmp_path / "run", *growing, "num_workers=1"), quiet=True)
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "step_00000004")
+    (tmp_path / "run" / "results.json").unlink()
+    again = train(job(tmp_path / "run", *growing, "num_workers=3"), resume="auto", quiet=True)
+    assert again["theta_sha256"] == first["theta_sha256"]
+    assert [row["tasks"] for row in read_journal(tmp_path / "run" / "journal.jsonl") if "tasks" in row] == [2] * 4
 
 
 def test_mlflow_holds_the_run_and_a_resume_continues_it(tmp_path):

@@ -25,13 +25,15 @@ def named_task(task_id: TaskId) -> Task:
     return classification_task(seed).map(lambda x: x.astype(np.float32) if x.dtype == np.float64 else x)
 
 
-def make_worker(learner_class=MAML, kind="vmap", aggregate="task", seed=0, **options) -> Worker:
+def make_worker(
+    learner_class=MAML, kind="vmap", aggregate="task", seed=0, chunk=1, loss=cross_entropy, **options
+) -> Worker:
     torch.manual_seed(0)
     model = Model(MLP([[4]], 3, hidden=(5,)))
-    engine = Engine(learner_class(model=model, loss=cross_entropy, **options), kind)
+    engine = Engine(learner_class(model=model, loss=loss, **options), kind)
     later = Engine(learner_class(model=model, loss=cross_entropy, **(options | {"inner_steps": 4})), kind)
     protocol = Protocol(later, named_task, {"accuracy": accuracy, "loss": cross_entropy}, True, scratch_steps=30)
-    return Worker(engine, named_task, protocol, seed, meta_steps=10, aggregate=aggregate)
+    return Worker(engine, named_task, protocol, seed, meta_steps=10, aggregate=aggregate, chunk_size=chunk)
 
 
 def weights_of(worker: Worker) -> Weights:
@@ -94,6 +96,56 @@ def test_the_learners_draws_are_keyed_by_seed_and_task_not_by_place():
     _, part = worker.meta_gradients(weights, Chunk("train", 3, 4, 6))
     assert np.allclose(whole[2:], part, rtol=1e-4, atol=1e-6)
     assert not np.allclose(whole, other.meta_gradients(weights, CHUNK)[1], rtol=1e-2)
+
+
+class Telling(MAML):
+    """Its outer loss is what it was told: the meta-step, and the first of its draws."""
+
+    engines = ("loop",)
+
+    def draw(self, draws, support_size):
+        return {"word": np.array([draws.word() >> 12], np.int64)}
+
+    def outer_loss(self, theta, fast, query, context):
+        told = context.step if self.inner_steps else context.draws["word"].double().sum()
+        return super().outer_loss(theta, fast, query, context) * 0 + told
+
+
+def test_a_learner_is_told_the_chunks_own_meta_step():
+    worker = make_worker(Telling, kind="loop", inner_steps=1)
+    for step in (0, 3, 8):
+        report, _ = worker.meta_gradients(weights_of(worker), Chunk("train", step, 0, 2))
+        assert report.losses.tolist() == [step, step]
+
+
+def test_a_learners_draws_are_not_those_that_sample_the_task():
+    """Philox words of stream 1 of the task's key, by numpy itself; those of stream 0 choose its examples."""
+    worker = make_worker(Telling, kind="loop", inner_steps=0, seed=5)
+    report, _ = worker.meta_gradients(weights_of(worker), Chunk("train", 3, 2, 4))
+    for stream, equal in ((1, True), (0, False)):
+        words = [int(np.random.Philox(key=[5, stream], counter=[0, index, 3, 0]).random_raw(1)[0]) for index in (2, 3)]
+        expected = np.array([word >> 12 for word in words], np.float32).astype(np.float64)
+        assert np.array_equal(report.losses, expected) == equal
+
+
+def test_a_recorded_computation_is_part_of_the_proof_of_a_long_run():
+    calls: list[int] = []
+
+    def loss(outputs, target):
+        calls.append(1)
+        return cross_entropy(outputs, target)
+
+    worker = make_worker(kind="loop", chunk=4, loss=loss)
+    worker.meta_steps = 1000
+    proof = worker.proof()
+    calls.clear()
+    worker.meta_gradients(weights_of(worker), Chunk("train", 9, 0, 4))
+    assert not calls  # played back from its first chunk on
+    short = make_worker(kind="loop", chunk=4, loss=loss)
+    assert short.proof() == proof
+    calls.clear()
+    short.meta_gradients(weights_of(short), Chunk("train", 9, 0, 4))
+    assert calls
 
 
 def test_evaluation_measures_before_and_after_every_inner_step_of_its_own_learner():

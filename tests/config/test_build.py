@@ -234,11 +234,11 @@ def test_training_from_scratch_is_for_the_classes_of_evaluation(cache):
 
 
 def test_sources_of_training_and_evaluation_differ_as_the_job_says(cache):
-    config = config_of("task.ways=3", "task.shots=2", "evaluation.ways=2", "evaluation.queries=4")
+    config = config_of("task.ways=3", "task.shots=2", "evaluation.ways=2", "evaluation.queries=4", "evaluation.shots=3")
     training, evaluation = make_source(config), make_source(config, evaluation=True)
     assert isinstance(training, ClassSource) and isinstance(evaluation, ClassSource)
     assert (training.ways, training.shots, training.queries) == (3, 2, 15)
-    assert (evaluation.ways, evaluation.shots, evaluation.queries) == (2, 2, 4)
+    assert (evaluation.ways, evaluation.shots, evaluation.queries) == (2, 3, 4)
 
 
 def test_shapes_are_read_off_a_task(cache):
