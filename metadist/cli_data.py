@@ -46,11 +46,17 @@ class _Progress:
 
 def _import(importer: str, **options: Any) -> None:
     from metadist.data import describe, importers
+    from metadist.data.notes import sentence
 
     path = getattr(importers, importer)(**options, progress=_Progress())
-    splits = describe(path)["splits"].items()
-    told = ", ".join(f"{split} {found['groups']} groups with {found['rows']} rows" for split, found in splits)
-    click.echo(f"{path}: {told}")
+    found = describe(path)
+    for note in found["notes"]:
+        print(f"note: {sentence(note)}", file=sys.stderr)
+    splits = found["splits"].items()
+    told = ", ".join(f"{split} {part['groups']} groups with {part['rows']} rows" for split, part in splits)
+    count = len(found["notes"])
+    kept = f" ({count} note{'s' * (count > 1)} above, kept in `metadist data describe`)" if count else ""
+    click.echo(f"{path}: {told}{kept}")
 
 
 @click.group()
