@@ -8,7 +8,7 @@ from metadist.data.notes import Notes, shown
 
 _INVISIBLE = "\u200b\u2060\ufeff\u00ad"
 _WHOLE = re.compile(r"[+-]?\d+\.0*")
-_MISSING = {"", "?", "-", "--", ".", "na", "n/a", "#n/a", "nan", "null", "none", "nil", "missing", "<na>"}
+MISSING = {"", "?", "-", "--", ".", "na", "n/a", "#n/a", "nan", "null", "none", "nil", "missing", "<na>"}
 
 
 def clean(name: str) -> str:
@@ -21,7 +21,7 @@ def clean(name: str) -> str:
 
 def means_missing(text: str) -> bool:
     """Whether people write this where a value is missing."""
-    return text.strip().lower() in _MISSING
+    return text.strip().lower() in MISSING
 
 
 def note_cleaned(what: str, raw: str, notes: Notes, count: int = 1) -> None:
