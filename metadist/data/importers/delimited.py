@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -42,11 +43,11 @@ def suffix(file: Path) -> str:
 def open_text(source: Path) -> io.TextIOWrapper:
     """A text file, unpacked where it ends in .gz, in the encoding of its byte order mark, else UTF-8."""
     raw = open_regular(source)
-    file = gzip.open(raw) if source.suffix.lower() == ".gz" else raw
+    file: Any = gzip.GzipFile(fileobj=raw) if source.suffix.lower() == ".gz" else raw
     start = file.read(4)
     file.seek(0)
     encoding = "utf-16" if start[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
-    return io.TextIOWrapper(file, encoding=encoding, newline="")  # type: ignore[arg-type]
+    return io.TextIOWrapper(file, encoding=encoding, newline="")
 
 
 def limited_lines(file: io.TextIOWrapper, source: Path) -> Iterator[str]:
