@@ -1,14 +1,17 @@
 """Arrow columns as names and as numpy arrays."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
+import pyarrow.compute
 
 from metadist.data.names import clean, note_cleaned
 from metadist.data.notes import Notes, shown
 from metadist.errors import InputError
+
+pc: Any = pyarrow.compute  # its functions are made at run time, which type checkers do not see
 
 
 def strings(
@@ -69,7 +72,7 @@ def numbers(batch: pa.RecordBatch, column: str, source: Path, example: str = "")
     lists = values.drop_null()
     width = kind.list_size if pa.types.is_fixed_size_list(kind) else None
     if width is None:
-        lengths = pc.call_function("list_value_length", [lists]).unique().to_pylist()
+        lengths = pc.list_value_length(lists).unique().to_pylist()
         if len(lengths) > 1 or lengths == [0]:
             raise InputError(f"column {column!r} of {source} has lists of several lengths; make them equally long")
         width = lengths[0] if lengths else 0

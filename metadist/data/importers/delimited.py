@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
+import pyarrow.compute
 
 from metadist.data.files import open_regular
 from metadist.data.names import MISSING, clean
 from metadist.data.notes import Notes, shown
 from metadist.errors import InputError
 
+pc: Any = pyarrow.compute  # its functions are made at run time, which type checkers do not see
 LINE_BYTES = 1 << 24
 _DELIMITERS = (",", ";", "\t", "|")
 _INTEGER = r"^[+-]?[0-9]{1,18}$"

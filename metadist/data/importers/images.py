@@ -120,7 +120,7 @@ def _classes(source: Path, fractions: Sequence[float], seed: int, notes: Notes) 
     folders = _folders(source, source, notes)
     if not folders:
         raise InputError(f"{source} holds no class folders; make one folder of pictures per class")
-    named = {folder: split_named(folder.name) for folder in folders}
+    named: dict[Path, Split | None] = {folder: split_named(folder.name) for folder in folders}
     if any(named.values()) and not all(named.values()):
         stray = next(folder.name for folder, split in named.items() if not split)
         raise InputError(f"{source} has split folders and beside them {stray!r}; move that into one of them, or away")

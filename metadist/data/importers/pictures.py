@@ -115,7 +115,9 @@ class Decoder:
         from PIL import Image
 
         if image.mode == "F":
-            raise BadPicture(where, "a picture of floating-point pixels, whose range is not known")
+            raise BadPicture(
+                where, "a picture of floating-point pixels, whose range is not known: save it with 8 or 16 bits"
+            )
         if not image.mode.startswith("I"):
             return image
         levels = np.asarray(image).astype(np.int64)
@@ -133,7 +135,10 @@ def refuse(bad: list[BadPicture], total: int, source: Path, remedy: str) -> None
     if len(bad) == 1:
         raise InputError(f"{bad[0].where} is {bad[0].why}; {remedy}") from bad[0]
     if bad:
-        named = ", ".join(f"{picture.where} ({picture.why})" for picture in bad[:TOLD])
+        reasons: dict[str, list[str]] = {}
+        for picture in bad[:TOLD]:
+            reasons.setdefault(picture.why, []).append(picture.where)
+        named = ", ".join(f"{', '.join(where)} ({why})" for why, where in reasons.items())
         more = f" and {len(bad) - TOLD} more" if len(bad) > TOLD else ""
         raise InputError(
             f"{len(bad)} of {total} pictures in {shown(source)} cannot be used: {named}{more}; for each: {remedy}"

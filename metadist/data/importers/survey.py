@@ -158,11 +158,11 @@ class Survey:
             data, known = self._stack(spec, batch)
             within = tuple(range(1, data.ndim))
             if data.dtype.kind == "f":
-                bad[spec.name, "an infinite value"] = np.isinf(data).any(axis=within)
+                bad[spec.name, "an infinite value"] = np.asarray(np.isinf(data).any(axis=within))
             if spec.role == "target":
                 empty = data.shape[1:] == (0,)
                 absent = np.ones(len(data), bool) if empty else (~known).any(axis=within)
-                bad[spec.name, "no value (null or NaN)"] = absent
+                bad[spec.name, "no value (null or NaN)"] = np.asarray(absent)
         return bad
 
     def _look(self, batch: pa.RecordBatch, places: np.ndarray) -> None:
