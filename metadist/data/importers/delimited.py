@@ -6,6 +6,7 @@ import gzip
 import io
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,14 +42,16 @@ def suffix(file: Path) -> str:
     return (file.with_suffix("") if file.suffix.lower() == ".gz" else file).suffix.lower()
 
 
-def open_text(source: Path) -> io.TextIOWrapper:
+@contextmanager
+def open_text(source: Path) -> Iterator[io.TextIOWrapper]:
     """A text file, unpacked where it ends in .gz, in the encoding of its byte order mark, else UTF-8."""
-    raw = open_regular(source)
-    file: Any = gzip.GzipFile(fileobj=raw) if source.suffix.lower() == ".gz" else raw
-    start = file.read(4)
-    file.seek(0)
-    encoding = "utf-16" if start[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
-    return io.TextIOWrapper(file, encoding=encoding, newline="")
+    with open_regular(source) as raw:
+        file: Any = gzip.GzipFile(fileobj=raw) if source.suffix.lower() == ".gz" else raw
+        start = file.read(4)
+        file.seek(0)
+        encoding = "utf-16" if start[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+        with io.TextIOWrapper(file, encoding=encoding, newline="") as text:
+            yield text
 
 
 def limited_lines(file: io.TextIOWrapper, source: Path) -> Iterator[str]:
