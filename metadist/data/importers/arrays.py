@@ -28,11 +28,10 @@ def strings(
     if pa.types.is_nested(values.type):
         raise InputError(f"column {column!r} of {source} is {values.type}, not names; give it text or integers")
     try:
-        names = pc.fill_null(values.cast(pa.string()), "")
-    except pa.ArrowException as error:
-        raise InputError(f"column {column!r} of {source} ({values.type}) holds no names; give it text") from error
-    encoded = names.dictionary_encode()
-    raw = encoded.dictionary.to_pylist()
+        encoded = pc.fill_null(values.cast(pa.string()), "").dictionary_encode()
+        raw = encoded.dictionary.to_pylist()
+    except (pa.ArrowException, UnicodeDecodeError) as error:
+        raise InputError(f"column {column!r} of {source} ({values.type}) holds no names; give it UTF-8 text") from error
     known = {name: number for number, name in enumerate(dict.fromkeys(map(clean, raw)))}
     codes = encoded.indices.to_numpy().astype(np.int64)
     if notes is not None and len(codes):
@@ -95,6 +94,9 @@ def _scalars(values: pa.Array, column: str, source: Path, example: str) -> tuple
     if not (pa.types.is_boolean(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind)):
         told = f" ({shown(example)!r} for example)" if example else ""
         raise InputError(f"column {column!r} of {source} is {kind}, not numbers{told}; encode it as numbers first")
+    if pa.types.is_uint64(kind):
+        values = _signed(values, column, source)
+        kind = values.type
     present = values.is_valid().to_numpy(zero_copy_only=False)
     data = np.zeros(len(values), dtype=kind.to_pandas_dtype())
     data[present] = values.drop_null().to_numpy(zero_copy_only=False)
@@ -102,3 +104,13 @@ def _scalars(values: pa.Array, column: str, source: Path, example: str) -> tuple
         present = present & ~np.isnan(data)
         data[~present] = 0
     return data, present
+
+
+def _signed(values: pa.Array, column: str, source: Path) -> pa.Array:
+    """Models take no uint64."""
+    try:
+        return values.cast(pa.int64())
+    except pa.ArrowInvalid as error:
+        raise InputError(
+            f"column {column!r} of {source} has numbers above {2**63 - 1}; write them as floats"
+        ) from error

@@ -10,7 +10,7 @@ from urllib.parse import unquote
 
 import pyarrow as pa
 
-from metadist.data.files import files_below, note_link, require_regular, within
+from metadist.data.files import files_below, note_link, open_regular, require_regular, within
 from metadist.data.importers.delimited import LINE_BYTES, Dialect, TextColumn, sniff, suffix
 from metadist.data.names import clean
 from metadist.data.notes import Notes, shown
@@ -131,7 +131,7 @@ class Rows:
                 self.notes.add("files left out", "they are empty", within(path, self.source), "remove them")
             return file
         try:
-            schema = _dataset(path).schema
+            schema = _schema(path)
         except DAMAGE as error:
             raise self._unreadable(file, error) from error
         file.names, file.types = schema.names, {f.name: plain_type(f.type) for f in schema}
@@ -190,6 +190,8 @@ class Rows:
                 self.notes.add("files without a column", why, example, remedy, len(lacking))
 
     def _unreadable(self, file: _File, error: Exception) -> InputError:
+        if isinstance(error, UnicodeDecodeError):
+            return InputError(f"{shown(file.path)} cannot be read as csv (it is not UTF-8 text); convert it to UTF-8")
         why = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
         if "straddl" in why:
             why = f"a row is longer than {LINE_BYTES >> 20} MiB"
@@ -251,7 +253,24 @@ def _dataset(path: Path) -> Any:
     return ds.dataset(str(path.absolute()), format=form, filesystem=LocalFileSystem(use_mmap=True))
 
 
+def _is_stream(path: Path) -> bool:
+    """Whether an Arrow file is in the streaming form, which has no index at its end."""
+    with open_regular(path) as file:
+        return FORMATS[suffix(path)] == "ipc" and file.read(4) == b"\xff\xff\xff\xff"
+
+
+def _schema(path: Path) -> pa.Schema:
+    if _is_stream(path):
+        return pa.ipc.open_stream(pa.memory_map(str(path))).schema
+    return _dataset(path).schema
+
+
 def _typed_batches(file: _File, columns: list[str]) -> Iterator[pa.RecordBatch]:
+    if _is_stream(file.path):
+        for batch in pa.ipc.open_stream(pa.memory_map(str(file.path))):
+            for start in range(0, batch.num_rows, BATCH_ROWS):
+                yield batch.select(columns).slice(start, BATCH_ROWS)
+        return
     scanner = _dataset(file.path).scanner(columns, batch_size=BATCH_ROWS, batch_readahead=2, fragment_readahead=1)
     yield from scanner.to_batches()
 
@@ -298,6 +317,8 @@ def _files(source: Path, notes: Notes) -> list[Path]:
                 notes.add("files left out", why, within(file, source), "convert or rename them to have them imported")
             continue
         require_regular(file)
+        if str(file) != str(file).encode(errors="replace").decode():
+            raise InputError(f"the name of {shown(file)} is not UTF-8; rename it")
         files.append(file)
     if not files:
         raise InputError(f"{shown(source)} holds no {', '.join(FORMATS)} file; convert the data to one of them")

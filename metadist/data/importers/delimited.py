@@ -4,6 +4,7 @@ commas, and many ways to say that a value is missing."""
 import csv
 import gzip
 import io
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -72,10 +73,14 @@ def sniff(source: Path, wanted: Sequence[str], notes: Notes) -> Dialect:
     with open_text(source) as file:
         lines = list(_first_record(limited_lines(file, source)))
         encoding = file.encoding
+    if any("\0" in line for line in lines):
+        raise InputError(f"{shown(source)} has zero bytes and is no UTF-8 text; convert it to UTF-8")
+    if lines and re.match(r"sep=.\r?\n", lines[0]):
+        raise InputError(f"{shown(source)} begins with {lines[0].strip()!r}, which only Excel reads; remove that line")
     headers = {}
     for delimiter in (default, *_DELIMITERS):
         try:
-            headers[delimiter] = next(csv.reader(lines, delimiter=delimiter, strict=True), [])
+            headers[delimiter] = next(filter(None, csv.reader(lines, delimiter=delimiter, strict=True)), [])
         except csv.Error:
             continue
     if not headers:

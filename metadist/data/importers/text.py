@@ -3,6 +3,7 @@
 import csv
 import json
 import zlib
+from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -54,7 +55,8 @@ class Faults:
         told = []
         for why, lines in self.lines.items():
             more = f" and {len(lines) - TOLD} more" if len(lines) > TOLD else ""
-            told.append(f"line{'s' * (len(lines) > 1)} {', '.join(map(str, lines[:TOLD]))}{more} of {source} {why}")
+            named = f"line {lines[0]}" if len(lines) == 1 else f"lines {', '.join(map(str, lines[:TOLD]))}{more}"
+            told.append(f"{named} of {source} {'each ' * (len(lines) > 1)}{why}")
         if told:
             raise InputError(f"{', '.join(told)}; complete or remove them, or leave them out with --skip-bad")
 
@@ -103,13 +105,20 @@ def text(
         extra = {"vocabulary_size": len(tokenizer.pieces)}
         about = About("classes", str(source), "as its source says", options, extra, notes)
         fields = [Field("tokens", "input", "int32", (length,)), Field("tokens_mask", "input", "bool", (length,))]
-        writer = DatasetWriter(directory, fields, list(groups.values()), about, progress=progress)
-        _write(writer, _rows(source, columns, Notes()), tokenizer, length)
+        lines = [array("q") for _ in groups]
+        writer = DatasetWriter(
+            directory, fields, list(groups.values()), about, progress=progress,
+            name_row=lambda group, row: f"line {lines[group][row]}",
+        )  # fmt: skip
+        _write(writer, _rows(source, columns, Notes()), tokenizer, length, lines)
         writer.finish()
     return Path(out)
 
 
-def _write(writer: DatasetWriter, rows: Iterator[Row], tokenizer: Tokenizer, length: int) -> None:
+def _write(
+    writer: DatasetWriter, rows: Iterator[Row], tokenizer: Tokenizer, length: int, lines: Sequence[array]
+) -> None:
+    """The last pass. `lines` gets the line of each row of each group."""
     numbers = {group.name: number for number, group in enumerate(writer.groups)}
     codes: list[int] = []
     block: list[np.ndarray] = []
@@ -128,9 +137,13 @@ def _write(writer: DatasetWriter, rows: Iterator[Row], tokenizer: Tokenizer, len
             example = example or f"line {row.line} with {len(ids)}"
             cut.append(len(ids))
         unknown = int((ids[:length] == UNKNOWN).sum())
-        why, remedy = "their characters are not in the vocabulary of the train texts", "raise the vocabulary size"
+        why, remedy = (
+            "their characters are not in the vocabulary of the train texts",
+            "raise --vocabulary-size or put texts with them in train",
+        )
         writer.about.notes.add("tokens unknown", why, f"in line {row.line}", remedy, unknown)
         codes.append(numbers[row.label])
+        lines[codes[-1]].append(row.line)
         block.append(np.pad(ids[:length], (0, max(0, length - len(ids))), constant_values=PAD))
         if len(block) == BLOCK_ROWS:
             flush()
@@ -235,6 +248,8 @@ def _csv(source: Path, columns: Columns, notes: Notes, faults: Faults) -> Iterat
     wanted = [column for column in columns if column is not None]
     dialect = sniff(source, wanted, notes)
     header = [clean(name) for name in dialect.header]
+    if not header:
+        raise InputError(f"{source} is empty; give a file with one text per row")
     for column in wanted:
         if header.count(clean(column)) > 1:
             raise InputError(f"{source} has two columns named {column!r}; rename one of them")

@@ -335,7 +335,7 @@ def test_files_that_are_no_tables_end_in_one_sentence(tmp_path: Path) -> None:
     for content, message in (
         (b"user,age\n" + b"x" * (1 << 26) + b",1\n", "longer than 16 MiB"),
         (b"x" * (1 << 25), "a line longer than 16 MiB"),
-        (b"user,age\nu1,\xff\n", "cannot be read as csv .*(utf-8|UTF8)"),
+        (b"user,age\nu1,\xff\n", "cannot be read as csv .it is not UTF-8 text"),
         (b"\xff\xfeu\x00", "cannot be read as csv|no column"),
         (b"user,age\n\x00,1\n", "no value|cannot be read|groups cannot fill|holds no"),
         (b"user,age\nu1,2019-01-01\n", "column 'age' of .* is string, not numbers .'2019-01-01' for example"),
