@@ -99,7 +99,7 @@ def note_left_out(path: Path, root: Path, notes: Notes) -> None:
 def note_link(path: Path, root: Path, notes: Notes) -> None:
     """Say that a link leads out of the source, where it does."""
     target = os.path.realpath(path)
-    if not Path(target).is_relative_to(os.path.realpath(root)):
+    if path.is_symlink() and not Path(target).is_relative_to(os.path.realpath(root)):
         example = f"{within(path, root)} -> {shown(target)}"
         notes.add("links followed", "they lead out of the source folder", example, "remove those that you do not trust")
 

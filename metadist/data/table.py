@@ -219,6 +219,8 @@ def read_batch(path: Path) -> tuple[dict[str, Any], pa.RecordBatch]:
             raise damaged(path, f"it has {reader.num_record_batches} record batches instead of 1")
         batch = reader.get_batch(0)
         batch.validate()
+        if len(set(batch.schema.names)) < batch.num_columns:  # the names are read here: they may be no UTF-8
+            raise damaged(path, "it has two columns of one name")
         if header["counts"]["rows"] != batch.num_rows:
             raise damaged(path, f"it has {batch.num_rows} rows instead of {header['counts']['rows']}")
     except FileNotFoundError as error:

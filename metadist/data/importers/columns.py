@@ -10,7 +10,7 @@ from urllib.parse import unquote
 
 import pyarrow as pa
 
-from metadist.data.files import files_below, note_link, open_regular, require_regular, within
+from metadist.data.files import files_below, open_regular, require_regular, within
 from metadist.data.importers.delimited import LINE_BYTES, Dialect, TextColumn, sniff, suffix
 from metadist.data.names import clean
 from metadist.data.notes import Notes, shown
@@ -324,6 +324,4 @@ def _files(source: Path, notes: Notes) -> list[Path]:
         raise InputError(f"{shown(source)} holds no {', '.join(FORMATS)} file; convert the data to one of them")
     if len({suffix(file) if suffix(file) == ".tsv" else FORMATS[suffix(file)] for file in files}) > 1:
         raise InputError(f"{shown(source)} mixes file formats; keep one of {', '.join(FORMATS)} in it")
-    if source.is_file() and source.is_symlink():
-        note_link(source, source.parent, notes)
     return sorted(files)

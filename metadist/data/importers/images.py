@@ -81,7 +81,7 @@ def _write(writer: DatasetWriter, source: Path, classes: list[list[Path]], decod
 def _readable(source: Path, classes: Classes, decoder: Decoder) -> Classes:
     """The classes without the pictures that cannot be used, which are noted."""
     trial = Decoder(decoder.size, decoder.mode, Notes())
-    trial.deep_bits = decoder.deep_bits
+    trial.deep_bits, trial.dark_colours = decoder.deep_bits, decoder.dark_colours
     kept: Classes = {}
     for name, files in classes.items():
         kept[name] = []

@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from metadist.data.files import files_below, made_by_tool, require_regular, within
+from metadist.data.files import files_below, made_by_tool, note_link, require_regular, within
 from metadist.data.importers.pictures import FILTER, BadPicture, Decoder, natural, read, refuse
 from metadist.data.notes import Notes, shown
 from metadist.data.splits import deal, shuffled
@@ -117,6 +117,7 @@ def _splits(
 def _characters(source: Path, part: str, expected: int, notes: Notes) -> dict[str, Drawings]:
     """The drawings of each "Alphabet/characterNN" of one part, in natural order."""
     archive, folder = source / f"{part}.zip", source / part
+    note_link(folder if folder.is_dir() else archive, source, notes)
     if folder.is_dir():
         files = ((f.relative_to(folder).parts, within(f, source), _file(f)) for f in files_below(folder, source, notes))
     elif archive.is_file():

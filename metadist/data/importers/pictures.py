@@ -42,15 +42,19 @@ class Decoder:
     def __init__(self, size: tuple[int, int], mode: str, notes: Notes) -> None:
         self.size, self.mode, self.notes = size, mode, notes
         self.deep_bits = 16
+        self.dark_colours = False  # whether the pictures of 16 bits per colour use far fewer
 
     def measure(self, files: Iterable[Path], root: Path) -> None:
-        """Find how many bits the grey levels of the deep pictures use: 12-bit data often lie in 16-bit files."""
-        highest, count, example = 0, 0, ""
+        """Find how many bits the deep pictures use: 12-bit data often lie in 16-bit files."""
+        highest, count, example, brightest = 0, 0, "", -1
         for file in files:
-            levels = _deep_levels(file)
-            if levels is not None:
-                highest, count = max(highest, int(levels.max())), count + 1
+            grey, colours = _deep_levels(file)
+            if grey is not None:
+                highest, count = max(highest, int(grey.max())), count + 1
                 example = example or within(file, root)
+            if colours is not None:
+                brightest = max(brightest, int(colours.max()))
+        self.dark_colours = 0 <= brightest < 64
         bits = max(8, highest.bit_length() + highest.bit_length() % 2)
         self.deep_bits = bits
         what = "grey pictures of more than 8 bits scaled to 0..255"
@@ -67,6 +71,9 @@ class Decoder:
                 warnings.simplefilter("error", Image.DecompressionBombWarning)
                 with Image.open(io.BytesIO(data)) as file:
                     coarse = _sixteen_bit_colour(file, data)
+                    if coarse and self.dark_colours:
+                        why = "a picture of 16 bits per colour that uses 14 or fewer and would be dark: save it with 8 bits"
+                        raise BadPicture(where, why)
                     frames = getattr(file, "is_animated", False)
                     image = self._eight_bits(ImageOps.exif_transpose(file), where)
                 return self._fit(image, where, coarse, frames)
@@ -151,18 +158,25 @@ def natural(name: str) -> tuple[list[Any], str]:
     return [int(part) if place % 2 else part for place, part in enumerate(parts)], name
 
 
-def _deep_levels(file: Path) -> np.ndarray | None:
-    """The grey levels of a picture of more than 8 bits; None for others and for what cannot be read."""
+def _deep_levels(file: Path) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """The grey levels of a picture of more than 8 bits, or the high bytes of one of 16 bits per colour; none of others
+    and of what cannot be read."""
     from PIL import Image
 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with open_regular(file) as opened, Image.open(opened) as image:
-                return np.asarray(image) if image.mode.startswith("I") and image.size[0] else None
+            with open_regular(file) as opened:
+                start = opened.read(26)
+                with Image.open(opened) as image:
+                    if image.mode.startswith("I"):
+                        return np.asarray(image), None
+                    if _sixteen_bit_colour(image, start):
+                        return None, np.asarray(image.convert("RGB"))
     except (*DAMAGE, Image.DecompressionBombError, Image.DecompressionBombWarning):
-        return None  # decoding it will say so
+        pass  # decoding it will say so
+    return None, None
 
 
 def _sixteen_bit_colour(file: Any, data: bytes) -> bool:

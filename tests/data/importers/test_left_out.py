@@ -3,6 +3,8 @@
 import os
 import shutil
 import socket
+import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +137,30 @@ def test_deep_grey_levels_use_the_whole_range(tmp_path: Path, highest: int, divi
     _, told, pixels = imported(tmp_path / "deep", tmp_path, mode="gray", fractions=(1, 0, 0))
     np.testing.assert_array_equal(pixels[:, 0], levels // divisor)
     assert told == {"grey pictures of more than 8 bits scaled to 0..255": 5}
+
+
+def colours_of_16_bits(levels: np.ndarray) -> bytes:
+    """A PNG: Pillow writes none of this kind."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    lines = b"".join(b"\0" + line.astype(">u2").tobytes() for line in levels)
+    header = struct.pack(">IIBBBBB", levels.shape[1], levels.shape[0], 16, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(lines)) + chunk(b"IEND", b"")
+
+
+def test_deep_colours_are_cut_to_their_high_byte_or_refused_where_that_is_nearly_black(
+    folder: Path, tmp_path: Path
+) -> None:
+    levels = np.random.default_rng(77).integers(0, 4096, (8, 8, 3))
+    (folder / "ant" / "deep.png").write_bytes(colours_of_16_bits(16 * levels))
+    classes, told, pixels = imported(folder, tmp_path, fractions=(1, 0, 0))
+    assert classes["ant"] == 4 and told == {"deep colours cut": 1}
+    np.testing.assert_array_equal(pixels[3], (levels // 16).transpose(2, 0, 1))
+    (folder / "ant" / "deep.png").write_bytes(colours_of_16_bits(levels))
+    with pytest.raises(InputError, match="deep.png is a picture of 16 bits per colour that uses 14 or fewer"):
+        images(folder, tmp_path / "other")
 
 
 def test_what_pictures_lose_is_said(folder: Path, tmp_path: Path) -> None:
