@@ -118,6 +118,13 @@ class Rows:
             raise self._unreadable(file, error) from error
 
     def _opened(self, path: Path, wanted: Sequence[str]) -> _File:
+        file = self._described(path, wanted)
+        for name in file.partition.keys() & set(file.names):
+            why = f"the files have the column {shown(name)!r} themselves"
+            self.notes.add("folder names not used as columns", why, within(path, self.source), "rename the folders")
+        return file
+
+    def _described(self, path: Path, wanted: Sequence[str]) -> _File:
         file = _File(path, [], partition=_partition(path, self.source))
         if FORMATS[suffix(path)] == "csv":
             try:

@@ -19,6 +19,7 @@ SUFFIXES = {
     ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp",
 }  # fmt: skip
 FILTER = "Lanczos"
+DARK = "a picture of 16 bits per colour that uses 14 or fewer and would be dark: save it with 8 bits"
 FILE_BYTES = 1 << 28
 TOLD = 20  # bad pictures named in one message
 DAMAGE = (OSError, SyntaxError, ValueError, EOFError, TypeError, KeyError, IndexError, struct.error, zlib.error)
@@ -72,8 +73,7 @@ class Decoder:
                 with Image.open(io.BytesIO(data)) as file:
                     coarse = _sixteen_bit_colour(file, data)
                     if coarse and self.dark_colours:
-                        why = "a picture of 16 bits per colour that uses 14 or fewer and would be dark: save it with 8 bits"
-                        raise BadPicture(where, why)
+                        raise BadPicture(where, DARK)
                     frames = getattr(file, "is_animated", False)
                     image = self._eight_bits(ImageOps.exif_transpose(file), where)
                 return self._fit(image, where, coarse, frames)

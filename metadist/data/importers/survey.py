@@ -16,6 +16,7 @@ from metadist.data.notes import Notes, shown
 from metadist.errors import InputError
 
 Kind = Literal["classes", "labelled", "values"]
+EXACT = 2**24  # the last whole number up to which float32 has all
 SKIP = "mend or remove them, or leave them out with --skip-bad"
 
 
@@ -86,6 +87,7 @@ class Survey:
         self.texts = {spec.name for spec in specs if spec.role == "target" and self._is_text(spec, kind)}
         self.names: dict[str, dict[str, int]] = {name: {} for name in self.texts}  # numbers of a text target's values
         self._whole = {spec.name for spec in specs if spec.role == "target"}  # targets of which no value has a fraction
+        self.largest: dict[str, float] = {}  # absolute value of each field's numbers
         self._negative: Counter[str] = Counter()  # values of targets below 0
         self._lowest: dict[str, float] = {}
         self._skip_bad = skip_bad
@@ -192,6 +194,8 @@ class Survey:
             self.dtypes[spec.name] = data.dtype
             if self.shapes.setdefault(spec.name, shape) != shape:
                 raise InputError(f"field {spec.name!r} of {self.source} has lists of several lengths; even them out")
+        if data.size and data.dtype.kind != "b":
+            self.largest[spec.name] = max(self.largest.get(spec.name, 0.0), float(np.abs(data.astype(float)).max()))
         if spec.role == "target":
             if data.dtype.kind == "f" and not np.all(data == np.floor(data)):
                 self._whole.discard(spec.name)
@@ -257,7 +261,8 @@ class Survey:
                 self.notes.add("labels below 0", why, f"{self._lowest[name]:g}", remedy, self._negative[name])
         for name in targets:
             if settled == "labelled" or name not in floats:
-                self.dtypes[name] = np.dtype(np.float32 if settled == "values" else np.int64)
+                wide = self.largest.get(name, 0.0) > EXACT
+                self.dtypes[name] = np.dtype(np.int64 if settled == "labelled" else np.float64 if wide else np.float32)
         return settled
 
     def _is_text(self, spec: Spec, kind: Kind | None) -> bool:

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from metadist.data.importers.arrays import strings
 from metadist.data.importers.columns import Rows
-from metadist.data.importers.survey import Kind, Labels, Spec, Survey
+from metadist.data.importers.survey import EXACT, Kind, Labels, Spec, Survey
 from metadist.data.notes import Notes, shown
 from metadist.data.splits import FRACTIONS, divide, split_named
 from metadist.data.table import Field
@@ -76,6 +76,7 @@ def table(
         survey = Survey(rows, specs, labels, kind, notes, skip_bad)
         splits = _splits(survey, fractions, seed)
         scaling = _scaling(survey, splits) if standardize else {}
+        _note_rounding(survey, scaling)
         fields, extra = _fields(survey, scaling)
         parents = survey.parents
         groups = [Group(name, splits[name], rows, parents.get(name)) for name, rows in survey.group_rows.items()]
@@ -147,6 +148,19 @@ def _scaling(survey: Survey, splits: dict[str, Split]) -> Scaling:
             survey.notes.add("integer fields made floats", "they are standardized", shown(spec.name), remedy)
             survey.dtypes[spec.name] = np.dtype(np.float64)
     return {name: found.offset_and_scale() for name, found in moments.items()}
+
+
+def _note_rounding(survey: Survey, scaling: Scaling) -> None:
+    """Say which numbers lose digits: models get float32."""
+    for spec in survey.specs:
+        largest = survey.largest.get(spec.name, 0.0)
+        if survey.dtypes[spec.name].kind == "f" and spec.name not in scaling and largest > EXACT:
+            why = "models get float32, which keeps seven digits"
+            example, remedy = (
+                f"{shown(spec.name)} up to {largest:g}",
+                "--standardize shifts them before they are rounded",
+            )
+            survey.notes.add("fields of large numbers rounded", why, example, remedy)
 
 
 def _is_number(spec: Spec, survey: Survey) -> bool:

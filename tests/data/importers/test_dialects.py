@@ -351,3 +351,18 @@ def test_fields_above_128_kib_are_read(tmp_path: Path) -> None:
     source.write_text(source.read_text().replace("user,age,income", "user,age,income,note").replace("\n", ",x\n")
                       .replace("note,x", "note") + f"u1,3,4.5,{'word ' * 400_000}\n")  # fmt: skip
     assert imported(source, tmp_path).splits["train"].num_rows == N + 1
+
+
+def test_large_numbers_keep_their_digits_or_it_is_said(tmp_path: Path) -> None:
+    times = [1_700_000_000 + n for n in range(N)]
+    source = parts(tmp_path, pa.table({"user": USERS, "time": [float(t) for t in times], "y": times}))
+    asked: dict[str, Any] = {"inputs": ["time"], "targets": ["y"], "kind": "values"}
+    plain = imported(source, tmp_path, **asked)
+    np.testing.assert_array_equal(stored(plain, "y"), by_user(times))
+    assert told(plain) == {"fields of large numbers rounded": 2}
+    dataset = imported(source, tmp_path, **asked, standardize=True)
+    (time,), (y,) = dataset.splits["train"].gather(np.arange(N))
+    scaled = (by_user(range(N)) - np.mean(range(N))) / np.std(range(N))
+    np.testing.assert_allclose(time, scaled, atol=1e-5)
+    np.testing.assert_allclose(y, scaled, atol=1e-5)
+    assert told(dataset) == {}
