@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute
 
 from metadist.data.files import files_below, open_regular, require_regular, within
 from metadist.data.importers.delimited import LINE_BYTES, Dialect, TextColumn, sniff, suffix
@@ -17,6 +19,7 @@ from metadist.data.notes import Notes, shown
 from metadist.data.splits import did_you_mean
 from metadist.errors import InputError
 
+pc: Any = pyarrow.compute  # its functions are made at run time, which type checkers do not see
 FORMATS = {".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".arrow": "ipc", ".feather": "ipc", ".ipc": "ipc"}
 BATCH_ROWS = 8192
 HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
@@ -96,8 +99,8 @@ class Rows:
             return pa.nulls(batch.num_rows, kind or pa.string())
         values = batch.column(column)
         try:
-            if kind is None:
-                return plain(values)
+            if kind is None:  # a label: decimals stay, they have exact names
+                return values if pa.types.is_decimal(values.type) else plain(values)
             if column not in file.types:
                 values = self._texts[column].read(values, kind)
             return plain(values).cast(kind, safe=pa.types.is_integer(kind))
@@ -211,6 +214,13 @@ def plain(values: pa.Array) -> pa.Array:
     """An array without dictionaries, views and extension types."""
     if isinstance(values, pa.ExtensionArray):
         values = values.storage
+    types: Any = pa.types
+    if types.is_run_end_encoded(values.type):
+        values = pc.run_end_decode(values)
+    if types.is_list_view(values.type) or types.is_large_list_view(values.type):  # whose cast of a slice is wrong
+        lengths = pc.fill_null(pc.list_value_length(values), 0).to_numpy()
+        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+        values = pa.ListArray.from_arrays(pa.array(offsets), pc.list_flatten(values), mask=values.is_null())
     kind = plain_type(values.type)
     return values if kind == values.type else values.cast(kind, safe=False)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute
 import pyarrow.parquet as pq
 import pytest
 
@@ -237,6 +238,29 @@ def test_numbers_of_every_type(tmp_path: Path) -> None:
         np.testing.assert_array_equal(stored(dataset, name), ages)
     np.testing.assert_array_equal(stored(dataset, "decimal"), ages / 4)
     np.testing.assert_array_equal(stored(dataset, "lists"), np.stack([ages, ages + 1], axis=1))
+
+
+def test_arrow_files_and_streams_of_every_layout(tmp_path: Path) -> None:
+    ages = pa.array([None if n == 7 else age for n, age in enumerate(AGES)])
+    lists = [None if n == 8 else [float(n), 0.5] for n in range(N)]
+    content = pa.table(
+        {
+            "user": pa.array(USERS, pa.string_view()),
+            "age": pyarrow.compute.run_end_encode(ages),
+            "list": pa.array(lists, pa.list_view(pa.float64())),
+            "code": pa.array([decimal.Decimal(n) + decimal.Decimal("0.50") for n in range(N)], pa.decimal128(8, 2)),
+        }
+    )
+    for make in (pa.ipc.new_file, pa.ipc.new_stream):
+        with pa.OSFile(str(tmp_path / "t.arrow"), "wb") as sink, make(sink, content.schema) as out:
+            out.write_table(content, max_chunksize=13)
+        dataset = imported(tmp_path / "t.arrow", tmp_path, inputs=["age", "list"])
+        np.testing.assert_array_equal(stored(dataset, "age"), by_user([0 if n == 7 else a for n, a in enumerate(AGES)]))
+        expected = [[0, 0] if row is None else row for row in lists]
+        np.testing.assert_array_equal(stored(dataset, "list"), by_user(expected))
+        np.testing.assert_array_equal(stored(dataset, "list_mask")[:, 0], by_user([n != 8 for n in range(N)]))
+        codes = imported(tmp_path / "t.arrow", tmp_path, inputs=["age"], group="code").splits["train"].group_names
+        assert codes == sorted(f"{n}.50" for n in range(N))
 
 
 def test_whole_number_floats_are_names(tmp_path: Path) -> None:
