@@ -21,6 +21,11 @@ def _source(help_text: str) -> Callable[..., Any]:
     return click.option("--source", required=True, type=click.Path(path_type=Path), help=help_text)
 
 
+def _skip_bad(command: Callable[..., None]) -> Callable[..., None]:
+    text = "Leave out what cannot be used, and say how much."
+    return click.option("--skip-bad", is_flag=True, help=text)(command)
+
+
 def _fractions(command: Callable[..., None]) -> Callable[..., None]:
     return click.option(
         "--fractions", nargs=3, type=float, default=(0.64, 0.16, 0.20), show_default=True,
@@ -46,11 +51,17 @@ class _Progress:
 
 def _import(importer: str, **options: Any) -> None:
     from metadist.data import describe, importers
+    from metadist.data.notes import sentence
 
     path = getattr(importers, importer)(**options, progress=_Progress())
-    splits = describe(path)["splits"].items()
-    told = ", ".join(f"{split} {found['groups']} groups with {found['rows']} rows" for split, found in splits)
-    click.echo(f"{path}: {told}")
+    found = describe(path)
+    for note in found["notes"]:
+        print(f"note: {sentence(note)}", file=sys.stderr)
+    splits = found["splits"].items()
+    told = ", ".join(f"{split} {part['groups']} groups with {part['rows']} rows" for split, part in splits)
+    count = len(found["notes"])
+    kept = f" ({count} note{'s' * (count > 1)} above, kept in `metadist data describe`)" if count else ""
+    click.echo(f"{path}: {told}{kept}")
 
 
 @click.group()
@@ -84,6 +95,7 @@ def omniglot(**options: Any) -> None:
 @_source("Folder with a folder per class, or train/, validation/ and test/ with a folder per class each.")
 @_out
 @_fractions
+@_skip_bad
 @click.option("--size", nargs=2, type=int, default=(84, 84), show_default=True, help="Height and width, pixels.")
 @click.option("--mode", type=click.Choice(["color", "gray"]), default="color", show_default=True)
 def images(**options: Any) -> None:
@@ -99,6 +111,7 @@ def images(**options: Any) -> None:
 @_source("Parquet, CSV, TSV or Arrow file, or a folder of them.")
 @_out
 @_fractions
+@_skip_bad
 @click.option("--group", required=True, help="Column that says which rows belong together (class, user, target).")
 @click.option("--input", "inputs", multiple=True, required=True,
               help="Feature column, or NAME=COL,COL,... for a vector; repeat it for several inputs.")  # fmt: skip
@@ -107,7 +120,11 @@ def images(**options: Any) -> None:
 @click.option("--split-column", help="Column that says train, validation or test.")
 @click.option("--kind", type=click.Choice(["classes", "labelled", "values"]), help="Default: by the target's type.")
 @click.option("--share", help="Column whose equal values share their inputs, stored once.")
-@click.option("--standardize", is_flag=True, help="Shift and scale numbers by the training split's mean and deviation.")
+@click.option(
+    "--standardize",
+    is_flag=True,
+    help="Shift and scale every number by its mean and deviation in train; integers become floats.",
+)
 def table(**options: Any) -> None:
     """Your own table.
 
@@ -121,6 +138,7 @@ def table(**options: Any) -> None:
 @_source("CSV or JSON lines file.")
 @_out
 @_fractions
+@_skip_bad
 @click.option("--text", default="text", show_default=True, help="Column with the text.")
 @click.option("--label", default="label", show_default=True, help="Column with the class.")
 @click.option("--parent", help="Column with the class's superclass.")

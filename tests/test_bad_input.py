@@ -11,6 +11,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from data.example import write_example
@@ -289,13 +290,31 @@ def field(**changes):
     lambda header: header.update(version=-1), lambda header: header.update(version=float("nan")),
     lambda header: header.update(kind="evil"), lambda header: header.update(counts=[]),
     lambda header: header.update(counts={"rows": -1}), lambda header: header.update(extra=[]),
-    lambda header: header.update(source={"a": 1}),
+    lambda header: header.update(source={"a": 1}), lambda header: header.update(notes={"a": 1}),
+    lambda header: header.update(notes=["x"]), lambda header: header.update(notes=[{"what": "x"}]),
+    lambda header: header.update(notes=[dict.fromkeys(("what", "count", "why", "example", "remedy"), 3)]),
 ])  # fmt: skip
 def test_a_table_whose_header_describes_something_else_is_refused(tmp_path, change):
     write_example(tmp_path / "set")
     for split in ("train", "validation", "test"):
         rewrite(tmp_path / "set" / f"{split}.arrow", change)
     with pytest.raises(InputError) as raised:
+        open_dataset(tmp_path / "set")
+    assert_one_sentence(str(raised.value))
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 100_000, '{"version": ' + "9" * 5000 + "}", "\xff", "3", "[]", '{"version": 1e999}']
+)
+def test_a_table_whose_header_is_no_header_is_refused(tmp_path, text):
+    write_example(tmp_path / "set")
+    file = tmp_path / "set" / "train.arrow"
+    batch = (
+        pa.ipc.open_file(file.read_bytes()).get_batch(0).replace_schema_metadata({"metadist": text.encode("latin1")})
+    )
+    with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as out:
+        out.write_batch(batch)
+    with pytest.raises(InputError, match="train.arrow is damaged or no metadist dataset") as raised:
         open_dataset(tmp_path / "set")
     assert_one_sentence(str(raised.value))
 

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from metadist.cli import report, split_arguments
 from metadist.journal import read_journal
@@ -151,6 +152,27 @@ def test_mistakes_are_one_sentence_and_exit_code_2(tmp_path, arguments, code, sa
     assert said in done.stderr
     assert "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_import_says_what_it_left_out_and_describe_keeps_it(tmp_path):
+    for name in ("ant", "bee", "cat"):
+        (tmp_path / "set" / name).mkdir(parents=True)
+        for shot in range(3):
+            colour = (100 * shot, ord(name[0]), 0)
+            Image.new("RGB", (8, 8), colour).save(tmp_path / "set" / name / f"{shot}.png")
+    (tmp_path / "set" / "cat" / ".hidden.png").write_bytes(b"")
+    (tmp_path / "set" / "cat" / "bad.png").write_bytes(b"")
+    command = ["data", "images", "--source", "set", "--size", "8", "8", "--out", "out"]
+    refused = run(*command, cwd=tmp_path)
+    assert refused.returncode == 2 and refused.stderr.count("\n") == 1
+    assert "cat/bad.png is not a picture" in refused.stderr and "--skip-bad" in refused.stderr
+    done = run(*command, "--skip-bad", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "note: files left out: 1, hidden or made by a tool (for example cat/.hidden.png)" in done.stderr
+    assert "note: pictures left out: 1, not a picture that can be read or is cut short" in done.stderr
+    assert "2 notes above" in done.stdout and done.stdout.count("\n") == 1
+    told = json.loads(run("data", "describe", "out", cwd=tmp_path).stdout)["notes"]
+    assert [note["count"] for note in told] == [1, 1]
 
 
 def test_dry_run_prints_the_plan_and_leaves_nothing(tmp_path):

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from metadist.data import fields, splits, table, writer
 from metadist.data.importers.digits import digits
 from metadist.data.importers.sinusoid import sinusoid
 from metadist.data.splits import did_you_mean
@@ -22,9 +23,9 @@ FAMILIES: dict[str, Callable[..., Path]] = {"digits": digits, "sinusoid": sinuso
 def cached(family: str, options: Mapping[str, Any] | None = None) -> Path:
     """The directory of a built-in family ("digits", "sinusoid"), built first where it is not there yet.
 
-    It lies in $METADIST_CACHE, else ~/.cache/metadist, named by family, options (those of the importer) and format
-    version. Processes may race: each builds aside, one rename wins, the others discard theirs. Raises InputError on an
-    unknown family or option.
+    It lies in $METADIST_CACHE, else ~/.cache/metadist, named by family, options (those of the importer), format version
+    and the importer's code: a changed importer builds anew. Processes may race: each builds aside, one rename wins, the
+    others discard theirs. Raises InputError on an unknown family or option.
     """
     if family not in FAMILIES:
         raise InputError(
@@ -41,7 +42,9 @@ def cached(family: str, options: Mapping[str, Any] | None = None) -> Path:
         if isinstance(known[name], int | str) and type(options[name]) is not type(known[name]):
             raise InputError(f"{family}: {name}={options[name]!r} should be a {type(known[name]).__name__}")
     chosen = {**known, **options}
-    key = hashlib.sha256(json.dumps([FORMAT_VERSION, chosen], sort_keys=True).encode()).hexdigest()[:16]
+    key = hashlib.sha256(json.dumps([FORMAT_VERSION, chosen, _version(build)], sort_keys=True).encode()).hexdigest()[
+        :16
+    ]
     root = Path(os.environ.get("METADIST_CACHE") or Path.home() / ".cache" / "metadist")
     final = root / f"{family}-{key}"
     if final.is_dir():
@@ -57,3 +60,9 @@ def cached(family: str, options: Mapping[str, Any] | None = None) -> Path:
     finally:
         shutil.rmtree(own, ignore_errors=True)
     return final
+
+
+def _version(build: Callable[..., Path]) -> str:
+    """Stands for the code that decides what an importer writes: its own module, the draws and splits, the writer."""
+    modules = (inspect.getmodule(build), splits, writer, table, fields)
+    return hashlib.sha256("".join(inspect.getsource(module) for module in modules if module).encode()).hexdigest()

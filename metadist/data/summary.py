@@ -9,7 +9,7 @@ from metadist.data.table import Dataset, Table, open_dataset
 
 def describe(path: str | Path) -> dict[str, Any]:
     """Kind, fields, splits (groups, rows, parents, rows per group), stored value ranges, source, licence, digest, size
-    in bytes, import options. Raises InputError where the dataset cannot be opened."""
+    in bytes, import options, notes of the import. Raises InputError where the dataset cannot be opened."""
     dataset = open_dataset(path)
     return {
         "path": str(dataset.path),
@@ -17,7 +17,7 @@ def describe(path: str | Path) -> dict[str, Any]:
         "fields": [asdict(field) | {"shape": list(field.shape)} for field in dataset.fields],
         "splits": {split: _split(table) for split, table in dataset.splits.items()},
         "ranges": _ranges(dataset),
-        **{key: dataset.metadata[key] for key in ("source", "licence", "options", "extra")},
+        **{key: dataset.metadata[key] for key in ("source", "licence", "options", "extra", "notes")},
         "format_version": dataset.metadata["version"],
         "digest": dataset.digest,
         "size_bytes": sum(file.stat().st_size for file in dataset.path.iterdir() if file.is_file()),

@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from metadist.data.fields import Field, damaged, read_fields
+from metadist.data.files import require_regular
 from metadist.errors import InputError
 from metadist.task import SPLITS, Examples, Split
 
@@ -24,6 +25,7 @@ NEEDS = "0.1.0"  # the first metadist that reads FORMAT_VERSION
 KEY = b"metadist"
 SHARED = "shared.arrow"
 BLOCK_BYTES = 1 << 24
+HEADER_BYTES = 1 << 28
 KINDS = ("classes", "labelled", "values")
 _HEADER = {
     "version": int, "needs": str, "kind": str, "source": str, "licence": str, "options": dict, "extra": dict,
@@ -125,7 +127,8 @@ class Table:
 
 class Dataset:
     """A dataset directory. `splits` holds the tables there are; `digest` (32 hex digits) stands for all their content;
-    `metadata` says where it came from (source, licence, options, extra). Pickles as its path."""
+    `metadata` says where it came from (source, licence, options, extra) and what the import left out, merged, filled
+    in, cut or scaled (notes: what, count, why, example, remedy each). Pickles as its path."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -141,7 +144,7 @@ class Dataset:
                 raise InputError(f"{table.path} and {first.path} have different fields; import them together")
         self.kind, self.fields = first.kind, first.fields
         self.metadata: dict[str, Any] = {k: first.metadata[k] for k in ("version", "source", "licence", "options")}
-        self.metadata["extra"] = first.metadata["extra"]
+        self.metadata |= {"extra": first.metadata["extra"], "notes": _notes(first)}
         digests = [f"{split} {table.digest}" for split, table in self.splits.items()]
         self.shared_ranges: dict[str, list[float]] = {}
         if any(field.shared for field in self.fields):
@@ -152,6 +155,16 @@ class Dataset:
 
     def __reduce__(self):
         return Dataset, (str(self.path),)
+
+
+def _notes(table: Table) -> list[dict[str, Any]]:
+    """What the import said; tables from before it was kept have none."""
+    notes = table.metadata.get("notes", [])
+    kinds = {"what": str, "count": int, "why": str, "example": str, "remedy": str}
+    sound = isinstance(notes, list) and all(isinstance(note, dict) and note.keys() == kinds.keys() for note in notes)
+    if not sound or not all(isinstance(note[key], kind) for note in notes for key, kind in kinds.items()):
+        raise damaged(table.path, "its header has another kind of notes")
+    return notes
 
 
 def open_dataset(path: str | Path, *, verify: bool = False) -> Dataset:
@@ -185,8 +198,10 @@ def digest_of(fields: Iterable[Field], labels: tuple[Any, ...], columns: Iterabl
 def read_batch(path: Path) -> tuple[dict[str, Any], pa.RecordBatch]:
     """The header (schema metadata) and the one record batch of a file, memory-mapped."""
     try:
+        if path.exists():
+            require_regular(path)
         reader = pa.ipc.open_file(pa.memory_map(str(path)))
-        header = json.loads((reader.schema.metadata or {})[KEY])
+        header = json.loads(_limited((reader.schema.metadata or {})[KEY]))
         version = header["version"]
         if type(version) is not int or version < 1:
             raise damaged(path, f"its header has version {version!r}")
@@ -204,15 +219,25 @@ def read_batch(path: Path) -> tuple[dict[str, Any], pa.RecordBatch]:
             raise damaged(path, f"it has {reader.num_record_batches} record batches instead of 1")
         batch = reader.get_batch(0)
         batch.validate()
+        if len(set(batch.schema.names)) < batch.num_columns:  # the names are read here: they may be no UTF-8
+            raise damaged(path, "it has two columns of one name")
         if header["counts"]["rows"] != batch.num_rows:
             raise damaged(path, f"it has {batch.num_rows} rows instead of {header['counts']['rows']}")
     except FileNotFoundError as error:
         raise InputError(f"{path} is missing; import the dataset again") from error
     except (pa.ArrowException, OSError) as error:
         raise damaged(path, str(error).splitlines()[0].rstrip(".")) from error
-    except (KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except InputError:
+        raise
+    except (KeyError, TypeError, ValueError, RecursionError) as error:  # ValueError: no JSON, no UTF-8, a huge number
         raise damaged(path, "its header is not a dataset's") from error
     return header, batch
+
+
+def _limited(header: bytes) -> bytes:
+    if len(header) > HEADER_BYTES:
+        raise ValueError("longer than any header")
+    return header
 
 
 def _view(path: Path, batch: pa.RecordBatch, field: Field) -> np.ndarray:

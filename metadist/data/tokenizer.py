@@ -1,87 +1,114 @@
-"""A small word-piece tokenizer: words it never saw fall apart into pieces, down to single characters."""
+"""Texts as token ids, by byte-pair encoding (Sennrich 2016) of Hugging Face `tokenizers`.
+
+Texts are composed (Unicode NFC) and put in lower case; a word is a run of letters, digits and the marks that belong to
+them, any other character but space stands alone. A word never seen falls apart into pieces, down to single characters.
+"""
 
 import json
-import re
+import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from itertools import islice
+from collections.abc import Callable, Iterable
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from metadist.data.files import read_regular
 from metadist.errors import InputError
 
+VERSION = 2
 PAD, UNKNOWN = 0, 1
-INSIDE = "##"  # marks a piece that continues a word
+FILE_BYTES = 1 << 28
 _SPECIAL = ("[pad]", "[unknown]")
-_WORDS = re.compile(r"\w+|[^\w\s]")
-_PIECE_LENGTHS = range(2, 7)
-
-
-def words(text: str) -> list[str]:
-    """Lower-case words and single punctuation marks."""
-    return _WORDS.findall(text.lower())
+_WORD = r"[\p{L}\p{M}\p{N}_\x{200C}\x{200D}]+|[^\s]"  # with the joiners that Persian and Indic words have inside
 
 
 class Tokenizer:
-    """Greedy longest match over `pieces`; a piece's id is its place in the list, 0 pads and 1 is the unknown."""
+    """`pieces[id]` is what an id stands for: 0 pads, 1 is the unknown, then single characters, then what `merges`
+    (pairs of pieces, in order) make of them."""
 
-    def __init__(self, pieces: Sequence[str]) -> None:
-        self.pieces = list(pieces)
-        self._ids = {piece: number for number, piece in enumerate(self.pieces)}
-        self._longest = max(len(piece) for piece in self.pieces)
+    def __init__(self, pieces: list[str], merges: list[tuple[str, str]]) -> None:
+        from tokenizers import models
+
+        self.pieces, self.merges = pieces, merges
+        vocabulary = {piece: number for number, piece in enumerate(pieces)}
+        self._model = _pipeline(models.BPE(vocab=vocabulary, merges=merges, unk_token=_SPECIAL[UNKNOWN]))
 
     @classmethod
-    def build(cls, counts: Mapping[str, int], size: int) -> "Tokenizer":
-        """A vocabulary of at most `size` pieces from word counts: every character that fits, most frequent first, as a
-        word's start and inside it; then words seen twice or more and their frequent starts and insides, half each."""
+    def build(cls, texts: Callable[[], Iterable[str]], size: int) -> "Tokenizer":
+        """A vocabulary of at most `size` pieces of the texts, which are asked for twice. All their characters are in it
+        as far as they fit, most frequent first; then their most frequent pieces. Depends on the texts alone."""
+        from tokenizers import models, trainers
+
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads would not survive a fork
         characters: Counter[str] = Counter()
-        pieces: Counter[str] = Counter()
-        for word, count in counts.items():
-            for place, character in enumerate(word):
-                characters[INSIDE + character if place else character] += count
-            for length in _PIECE_LENGTHS:
-                for place in range(len(word) - length + 1):
-                    pieces[INSIDE * (place > 0) + word[place : place + length]] += count * (length - 1)
-        frequent = {word: count for word, count in counts.items() if count > 1 and len(word) > 1}
-        chosen = dict.fromkeys([*_SPECIAL, *_ranked(characters)][:size])
-        for ranked, limit in ((_ranked(frequent), (size + len(chosen)) // 2), (_ranked(pieces), size)):
-            new = [piece for piece in ranked if piece not in chosen]
-            chosen |= dict.fromkeys(new[: max(0, limit - len(chosen))])
-        return cls(list(chosen))
+        for text in texts():
+            characters.update("".join(_normalizer().normalize_str(text).split()))
+        alphabet = sorted(characters, key=lambda c: (-characters[c], c))[: size - len(_SPECIAL)]
+        trainer = trainers.BpeTrainer(
+            vocab_size=size, special_tokens=list(_SPECIAL), show_progress=False,
+            initial_alphabet=alphabet, limit_alphabet=len(alphabet),
+        )  # fmt: skip
+        model = _pipeline(models.BPE(unk_token=_SPECIAL[UNKNOWN]))
+        model.train_from_iterator(texts(), trainer)
+        vocabulary = model.get_vocab()
+        merges = json.loads(model.to_str())["model"]["merges"]
+        return cls(sorted(vocabulary, key=vocabulary.__getitem__), [(left, right) for left, right in merges])
 
-    def encode(self, text: str, length: int) -> np.ndarray:
-        """Ids, int32 [length]: cut at `length`, padded with 0."""
-        ids = list(islice((number for word in words(text) for number in self._word(word)), length))
-        return np.array(ids + [PAD] * (length - len(ids)), dtype=np.int32)
-
-    def _word(self, word: str) -> list[int]:
-        ids, place = [], 0
-        while place < len(word):
-            for end in range(min(len(word), place + self._longest), place, -1):
-                number = self._ids.get(INSIDE * (place > 0) + word[place:end])
-                if number is not None:
-                    break
-            else:
-                end, number = place + 1, UNKNOWN
-            ids.append(number)
-            place = end
-        return ids
+    def encode(self, text: str) -> np.ndarray:
+        """Ids of a text, int32 [tokens]."""
+        return np.array(self._model.encode(text, add_special_tokens=False).ids, dtype=np.int32)
 
     def save(self, path: Path) -> None:
-        path.write_text(json.dumps({"version": 1, "pieces": self.pieces}, ensure_ascii=False), encoding="utf-8")
+        content = {"version": VERSION, "pieces": self.pieces, "merges": self.merges}
+        path.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
 
     @classmethod
     def load(cls, path: str | Path) -> "Tokenizer":
-        """Read a dataset's `vocabulary.json`. Raises InputError when it is missing or damaged."""
+        """Read a dataset's `vocabulary.json`. Raises InputError when it is missing, damaged, or of another version."""
+        path = Path(path)
         try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
-            if tuple(content["pieces"][:2]) == _SPECIAL:
-                return cls(content["pieces"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            content = json.loads(read_regular(path, FILE_BYTES))
+            version, pieces = content["version"], content["pieces"]
+            if version == VERSION and tuple(pieces[:2]) == _SPECIAL:
+                return cls(list(pieces), [(left, right) for left, right in content["merges"]])
+        except InputError:
+            raise
+        except Exception as error:  # the library raises bare ones for merges that do not fit the pieces
             raise InputError(f"{path} is missing or damaged; import the text again") from error
+        if version != VERSION:
+            raise InputError(
+                f"{path} is a vocabulary of version {version!r} and this metadist reads version {VERSION}, which "
+                "splits words otherwise; import the text again"
+            )
         raise InputError(f"{path} is not a vocabulary of metadist; import the text again")
 
 
-def _ranked(counts: Mapping[str, int]) -> list[str]:
-    return sorted(counts, key=lambda piece: (-counts[piece], piece))
+def words(text: str) -> list[str]:
+    """The words and single other characters of a text, composed and in lower case."""
+    return [word for word, _ in _splitter().pre_tokenize_str(_normalizer().normalize_str(text))]
+
+
+def _pipeline(model: Any) -> Any:
+    from tokenizers import Tokenizer as Pipeline
+
+    pipeline = Pipeline(model)
+    pipeline.normalizer = _normalizer()
+    pipeline.pre_tokenizer = _splitter()
+    return pipeline
+
+
+@cache
+def _normalizer() -> Any:
+    """Composed again after the lower case, which may take characters apart."""
+    from tokenizers import normalizers
+
+    return normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase(), normalizers.NFC()])
+
+
+@cache
+def _splitter() -> Any:
+    from tokenizers import Regex, pre_tokenizers
+
+    return pre_tokenizers.Split(Regex(_WORD), "removed", invert=True)

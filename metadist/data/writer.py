@@ -11,12 +11,15 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from dataclasses import fields as dataclass_fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from metadist.data.notes import Notes, shown
+from metadist.data.repeats import NameRow, fingerprint, note_across, note_within
 from metadist.data.table import BLOCK_BYTES, FORMAT_VERSION, KEY, NEEDS, SHARED, Field, digest_of
 from metadist.errors import InputError
 from metadist.task import SPLITS, Split
@@ -39,13 +42,15 @@ class Group:
 
 @dataclass(frozen=True)
 class About:
-    """What a dataset says of itself. `options` is how it was imported, `extra` what it takes to read its fields."""
+    """What a dataset says of itself. `options` is how it was imported, `extra` what it takes to read its fields,
+    `notes` what the import left out, merged, filled in, cut or scaled."""
 
     kind: str
     source: str
     licence: str
     options: dict[str, Any]
     extra: dict[str, Any] = field(default_factory=dict)
+    notes: Notes = field(default_factory=Notes)
 
 
 @contextmanager
@@ -110,8 +115,10 @@ class DatasetWriter:
         *,
         shared_rows: int = 0,
         progress: Progress | None = None,
+        name_row: NameRow | None = None,
     ) -> None:
         self.directory, self.about, self.progress = directory, about, progress
+        self._name_row = name_row or (lambda group, row: f"row {row + 1} of {shown(groups[group].name)!r}")
         self.fields = tuple(fields)
         self.groups = groups
         self.num_rows = sum(group.rows for group in groups)
@@ -166,9 +173,12 @@ class DatasetWriter:
         return None
 
     def finish(self) -> None:
-        """Write the Arrow files and drop the scratch files. Raises InputError when rows are missing."""
+        """Write the Arrow files and drop the scratch files. Raises InputError when rows are missing.
+
+        Equal rows of a group and, where groups are classes, of two groups are noted."""
         if not np.array_equal(self._cursor, self._ends) or not self._seen.all():
             raise InputError(f"{self.about.source} changed while it was being read; import it again")
+        self._note_repeats()
         shared = tuple(f for f in self.fields if f.shared)
         if shared:
             arrays = {f.name: self._raw[f.name] for f in shared}
@@ -186,6 +196,21 @@ class DatasetWriter:
         self._raw.clear()
         for file in self.directory.glob("*.raw"):
             file.unlink()
+
+    def _note_repeats(self) -> None:
+        own = [name for name in self._raw if not any(f.name == name and f.shared for f in self.fields)]
+        prints = self._scratch("prints", np.dtype(np.uint64), (self.num_rows,))
+        fingerprint([self._raw[name] for name in own], prints)
+        counts = [self.groups[g].rows for g in self._order]
+
+        def name_row(place: int, row: int) -> str:
+            return self._name_row(self._order[place], row)
+
+        note_within(prints, counts, name_row, self.about.notes)
+        if self.about.kind == "classes":
+            scratch = self._scratch("sorted", np.dtype(np.uint64), (self.num_rows,))
+            splits = [self.groups[g].split for g in self._order]
+            note_across(prints, scratch, counts, splits, name_row, self.about.notes)
 
     def _check(self, shared_rows: int) -> None:
         names = [f.name for f in self.fields]
@@ -243,7 +268,8 @@ class DatasetWriter:
             "version": FORMAT_VERSION,
             "needs": NEEDS,
             **header,
-            **asdict(self.about),
+            **{f.name: getattr(self.about, f.name) for f in dataclass_fields(self.about)},
+            "notes": self.about.notes.told(),
             "fields": [asdict(f) for f in (fields if name == SHARED else self.fields)],
             "ranges": {f.name: _range(arrays[f.name]) for f in fields},
         }

@@ -1,4 +1,5 @@
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -6,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import metadist
 from metadist.data import cached, open_dataset
 from metadist.errors import InputError
 
@@ -55,3 +57,23 @@ def test_unknown_names_are_refused_with_a_hint(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(InputError, match="points >= 1"):
         cached("sinusoid", {"points": 0})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_changed_importer_never_meets_old_data(tmp_path: Path) -> None:
+    """The package is copied and the importer's text changed there: its noise must not come from the old cache."""
+    package = tmp_path / "changed" / "metadist"
+    shutil.copytree(Path(metadist.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
+    code = (
+        "import sys; from metadist.data import cached, open_dataset\n"
+        f"print(open_dataset(cached('sinusoid', {SMALL!r})).splits['train'].column('y').max())\n"
+    )
+
+    def largest() -> float:
+        environment = {**os.environ, "METADIST_CACHE": str(tmp_path / "cache"), "PYTHONPATH": str(package.parent)}
+        command = [sys.executable, "-P", "-c", code]
+        return float(subprocess.run(command, capture_output=True, text=True, env=environment, check=True).stdout)
+
+    assert 4 < largest() < 5
+    importer = package / "data" / "importers" / "sinusoid.py"
+    importer.write_text(importer.read_text().replace("(0.1, 5.0)", "(50.0, 55.0)"))
+    assert 50 < largest() < 55

@@ -1,12 +1,16 @@
 """A folder of pictures, one folder per class."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from metadist.data.importers.pictures import FILTER, SUFFIXES, decode, natural, read
+from metadist.data.files import entries, files_below, made_by_tool, note_left_out, note_link, within
+from metadist.data.importers.pictures import FILTER, SUFFIXES, BadPicture, Decoder, natural, read, refuse
+from metadist.data.names import clean, note_cleaned, note_lookalikes
+from metadist.data.notes import Notes, shown
 from metadist.data.splits import FRACTIONS, divide, split_named
 from metadist.data.table import Field
 from metadist.data.writer import About, DatasetWriter, Group, Progress, staging
@@ -14,6 +18,8 @@ from metadist.errors import InputError
 from metadist.task import Split
 
 BLOCK_BYTES = 1 << 24
+
+Classes = dict[str, list[Path]]
 
 
 def images(
@@ -24,69 +30,168 @@ def images(
     mode: Literal["color", "gray"] = "color",
     fractions: Sequence[float] = FRACTIONS,
     seed: int = 0,
+    skip_bad: bool = False,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Path:
     """Import a folder of class folders, or of split folders (train / val, valid or validation / test) holding them.
 
     Field `image`: uint8 (C, H, W) with `size` = (H, W), scale 1/255, resized by Lanczos without keeping the aspect
-    ratio. Without split folders the classes are divided by `fractions` (train, validation, test) and `seed`. Hidden
-    files and files that are not pictures by their suffix are left out.
+    ratio. Without split folders the classes are divided by `fractions` (train, validation, test) and `seed`. Files
+    that are hidden, made by a tool, or no pictures by their suffix are left out, and noted. Pictures that cannot be
+    read are refused, all in one message, or with `skip_bad` left out and noted.
     """
-    source = Path(source)
+    source, notes = Path(source), Notes()
     if mode not in ("color", "gray") or len(size) != 2 or min(size) < 1:
         raise InputError(f"images takes mode color or gray and a size (height, width) in pixels; not {mode!r}, {size}")
     with staging(out, overwrite) as directory:
-        classes, splits = _classes(source, fractions, seed)
+        classes, splits = _classes(source, fractions, seed, notes)
+        decoder = Decoder(size, "RGB" if mode == "color" else "L", notes)
+        decoder.measure((file for files in classes.values() for file in files), source)
+        if skip_bad:
+            classes = _readable(source, classes, decoder)
         groups = [Group(name, splits[name], len(files)) for name, files in classes.items()]
         shape = (3 if mode == "color" else 1, *size)
         options = {"importer": "images", "size": list(size), "mode": mode, "fractions": list(fractions), "seed": seed}
-        about = About("classes", str(source), "as its source says", options, {"filter": FILTER})
+        options |= {"skip_bad": skip_bad}
+        about = About("classes", str(source), "as its source says", options, {"filter": FILTER}, notes)
         field = Field("image", "input", "uint8", shape, scale=1 / 255)
-        writer = DatasetWriter(directory, [field], groups, about, progress=progress)
-        block_rows = max(1, BLOCK_BYTES // int(np.prod(shape)))
-        for number, files in enumerate(classes.values()):
-            for start in range(0, len(files), block_rows):
-                block = [
-                    decode(read(file), str(file), size, "RGB" if mode == "color" else "L")
-                    for file in files[start : start + block_rows]
-                ]
-                writer.add(np.full(len(block), number), {"image": np.stack(block)})
+        listed = list(classes.values())
+        writer = DatasetWriter(
+            directory, [field], groups, about, progress=progress,
+            name_row=lambda group, row: within(listed[group][row], source),
+        )  # fmt: skip
+        _write(writer, source, listed, decoder)
         writer.finish()
     return Path(out)
 
 
-def _classes(source: Path, fractions: Sequence[float], seed: int) -> tuple[dict[str, list[Path]], dict[str, Split]]:
+def _write(writer: DatasetWriter, source: Path, classes: list[list[Path]], decoder: Decoder) -> None:
+    """Decode all pictures; raises InputError that names every one that cannot be used."""
+    block_rows = max(1, BLOCK_BYTES // int(np.prod(writer.fields[0].shape)))
+    bad: list[BadPicture] = []
+    for number, files in enumerate(classes):
+        for start in range(0, len(files), block_rows):
+            block = [_decoded(file, source, decoder, bad) for file in files[start : start + block_rows]]
+            if not bad:
+                writer.add(np.full(len(block), number), {"image": np.stack(block)})
+    refuse(bad, sum(map(len, classes)), source, "replace or remove it, or leave it out with --skip-bad")
+
+
+def _readable(source: Path, classes: Classes, decoder: Decoder) -> Classes:
+    """The classes without the pictures that cannot be used, which are noted."""
+    trial = Decoder(decoder.size, decoder.mode, Notes())
+    trial.deep_bits, trial.dark_colours = decoder.deep_bits, decoder.dark_colours
+    kept: Classes = {}
+    for name, files in classes.items():
+        kept[name] = []
+        for file in files:
+            bad: list[BadPicture] = []
+            _decoded(file, source, trial, bad)
+            if bad:
+                decoder.notes.add("pictures left out", bad[0].why, bad[0].where, "replace or remove them")
+            else:
+                kept[name].append(file)
+        if not kept[name]:
+            raise InputError(f"class {shown(name)!r} of {shown(source)} has no picture that can be read; remove it")
+    return kept
+
+
+def _decoded(file: Path, source: Path, decoder: Decoder, bad: list[BadPicture]) -> np.ndarray:
+    """The pixels, or none and another entry in `bad`."""
+    where = within(file, source)
+    try:
+        return decoder(read(file), where)
+    except BadPicture as error:
+        bad.append(error)
+    except InputError as error:  # a pipe, a link to nowhere, a file without permission
+        bad.append(BadPicture(where, _why(str(error), file)))
+    return np.empty(0)
+
+
+def _why(message: str, file: Path) -> str:
+    """ "FILE is a pipe and no regular file; remove it" without the file and the remedy."""
+    why = message.removeprefix(f"{shown(file)} ").split(";")[0]
+    return why.removeprefix("is ").replace("cannot be read", "unreadable")
+
+
+def _classes(source: Path, fractions: Sequence[float], seed: int, notes: Notes) -> tuple[Classes, dict[str, Split]]:
     """The pictures of each class, and each class's split."""
-    folders = _folders(source)
+    folders = _folders(source, source, notes)
     if not folders:
         raise InputError(f"{source} holds no class folders; make one folder of pictures per class")
-    named = {folder: split_named(folder.name) for folder in folders}
+    named: dict[Path, Split | None] = {folder: split_named(folder.name) for folder in folders}
     if any(named.values()) and not all(named.values()):
         stray = next(folder.name for folder, split in named.items() if not split)
         raise InputError(f"{source} has split folders and beside them {stray!r}; move that into one of them, or away")
+    classes: Classes = {}
     if not all(named.values()):
-        classes = {folder.name: _pictures(folder) for folder in folders}
-        return classes, divide(classes, fractions, seed)
-    classes, splits = {}, {}
+        for folder in folders:
+            classes.setdefault(_class_name(folder, source, notes), []).extend(_pictures(folder, source, notes))
+        note_lookalikes("classes", classes, notes)
+        return _sorted(classes), divide(classes, fractions, seed)
+    splits: dict[str, Split] = {}
     for folder, split in named.items():
-        for inner in _folders(folder):
-            if inner.name in classes or split is None:
-                raise InputError(f"class {inner.name!r} of {source} is in two splits; splits must not share classes")
-            classes[inner.name], splits[inner.name] = _pictures(inner), split
+        for inner in _folders(folder, source, notes):
+            name = _class_name(inner, source, notes)
+            if split is None or splits.setdefault(name, split) != split:
+                raise InputError(f"class {name!r} of {source} is in two splits; splits must not share classes")
+            classes.setdefault(name, []).extend(_pictures(inner, source, notes))
     if not classes:
         raise InputError(f"the split folders in {source} hold no class folders; make one folder of pictures per class")
-    return classes, splits
+    note_lookalikes("classes", classes, notes)
+    return _sorted(classes), splits
 
 
-def _folders(source: Path) -> list[Path]:
-    if not source.is_dir():
-        raise InputError(f"{source} is not a folder; give the folder that holds the class folders")
-    return sorted(entry for entry in source.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+def _class_name(folder: Path, source: Path, notes: Notes) -> str:
+    try:
+        folder.name.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"the name of folder {within(folder, source)} is not UTF-8; rename the folder") from error
+    if clean(folder.name) != folder.name:
+        note_cleaned("names of class folders", folder.name, notes)
+    return clean(folder.name)
 
 
-def _pictures(folder: Path) -> list[Path]:
-    files = [file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES and not file.name.startswith(".")]
+def _sorted(classes: Classes) -> Classes:
+    return {name: sorted(files, key=lambda file: natural(str(file))) for name, files in classes.items()}
+
+
+def _folders(folder: Path, source: Path, notes: Notes) -> list[Path]:
+    """The folders in a folder of folders; what else lies there is noted."""
+    if not folder.is_dir():
+        raise InputError(f"{shown(folder)} is not a folder; give the folder that holds the class folders")
+    found: list[Path] = []
+    for entry in entries(folder):
+        if made_by_tool(entry.name):
+            note_left_out(entry, source, notes)
+        elif not entry.is_dir():
+            why = "they lie beside the class folders"
+            notes.add("files left out", why, within(entry, source), "move them into the folder of their class")
+        elif entry.is_symlink() and Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(entry)):
+            remedy = "remove the link"
+            notes.add("linked folders left out", "they lead back to the source", within(entry, source), remedy)
+        else:
+            if entry.is_symlink():
+                note_link(entry, source, notes)
+            found.append(entry)
+    return found
+
+
+def _pictures(folder: Path, source: Path, notes: Notes) -> list[Path]:
+    files = []
+    for file in files_below(folder, source, notes):
+        if file.suffix.lower() not in SUFFIXES:
+            remedy = "convert them to PNG or JPEG to have them imported"
+            notes.add("files left out", "no pictures by their suffix", within(file, source), remedy)
+            continue
+        files.append(file)
+        if file.parent != folder:
+            example = f"{within(file, source)} into {shown(folder.name)!r}"
+            remedy = "make them class folders of their own if they are classes"
+            notes.add("pictures merged", "of folders inside a class folder into the class", example, remedy)
     if not files:
-        raise InputError(f"class folder {folder} holds no picture files (.png, .jpg, ...); add some or remove it")
-    return sorted(files, key=lambda file: natural(str(file)))
+        raise InputError(
+            f"class folder {shown(folder)} holds no picture files (.png, .jpg, ...); add some or remove it"
+        )
+    return files

@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from metadist.data.importers.columns import Rows, strings
-from metadist.data.importers.survey import Kind, Labels, Spec, Survey
+from metadist.data.importers.arrays import strings
+from metadist.data.importers.columns import Rows
+from metadist.data.importers.survey import EXACT, Kind, Labels, Spec, Survey
+from metadist.data.notes import Notes, shown
 from metadist.data.splits import FRACTIONS, divide, split_named
 from metadist.data.table import Field
 from metadist.data.writer import About, DatasetWriter, Group, Progress, staging
@@ -17,9 +19,10 @@ from metadist.errors import InputError
 from metadist.task import Split
 
 MASK = "_mask"
+ROUNDING = 1e-13  # deviations below this part of the mean are what rounding leaves of a constant
 
 Scaling = dict[str, tuple[np.ndarray, np.ndarray]]
-"""The offset and scale of each float field: numbers, or one per column of a stacked field."""
+"""The offset and scale of each standardized field: numbers, or one per element of a vector."""
 
 
 def table(
@@ -36,6 +39,7 @@ def table(
     kind: Kind | None = None,
     share: str | None = None,
     standardize: bool = False,
+    skip_bad: bool = False,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Path:
@@ -48,28 +52,35 @@ def table(
     text targets make kind "labelled" (int64; texts numbered in sorted order, which `extra["names"]` keeps), float
     targets "values". Missing inputs (null, NaN) become 0 beside an input `<name>_mask`, True where present. Groups are
     split by `split_column`, else by `fractions` and `seed`. Rows with the same value of `share` share their inputs.
+    Rows without a group or target, or with an infinite value, are refused, or with `skip_bad` left out and noted.
 
-    `standardize` gives float fields the offset and scale of their mean and deviation over the train rows, so that
-    `gather` yields (value - mean) / deviation; its inverse is `value / field.scale + field.offset`. Stacked columns
-    are standardized one by one as they are stored; `extra["standardized"][field]` has their "offset" and "scale" for
-    the same inverse.
+    `standardize` shifts and scales every number by its mean and deviation over the train rows, so that `gather` yields
+    (value - mean) / deviation; integers become floats, and labels and booleans stay as they are. A single column keeps
+    its values and gets its field's `offset` and `scale`, whose inverse is `value / field.scale + field.offset`. The
+    elements of lists and of stacked columns are standardized one by one as they are stored;
+    `extra["standardized"][field]` has their "offset" and "scale" for the same inverse.
     """
-    source, labels = Path(source), Labels(group, parent, split_column, share)
-    specs = [Spec.parse(text, "input") for text in inputs] + [Spec.parse(text, "target") for text in targets]
+    source, notes = Path(source), Notes()
     if not inputs:
         raise InputError(f"no input column of {source} was named; name at least one")
     options = {"importer": "table", "group": group, "inputs": list(inputs), "targets": list(targets), "parent": parent}
     options |= {"split_column": split_column, "fractions": list(fractions), "seed": seed, "kind": kind}
-    options |= {"share": share, "standardize": standardize}
+    options |= {"share": share, "standardize": standardize, "skip_bad": skip_bad}
     with staging(out, overwrite) as directory:
-        columns = [*labels.columns, *(column for spec in specs for column in spec.columns)]
-        survey = Survey(Rows(source, list(dict.fromkeys(columns)), labels.columns), specs, labels, kind)
+        rows = Rows(source, [name for name in (group, parent, split_column, share) if name is not None], notes)
+        asked = (None if name is None else rows.column(name) for name in (parent, split_column, share))
+        labels = Labels(rows.column(group), *asked)
+        specs = [Spec.parse(text, "input", rows) for text in inputs]
+        specs += [Spec.parse(text, "target", rows) for text in targets]
+        rows.choose(labels.columns, [column for spec in specs for column in spec.columns])
+        survey = Survey(rows, specs, labels, kind, notes, skip_bad)
         splits = _splits(survey, fractions, seed)
         scaling = _scaling(survey, splits) if standardize else {}
+        _note_rounding(survey, scaling)
         fields, extra = _fields(survey, scaling)
         parents = survey.parents
         groups = [Group(name, splits[name], rows, parents.get(name)) for name, rows in survey.group_rows.items()]
-        about = About(survey.kind, str(source), "as its source says", options, extra)
+        about = About(survey.kind, str(source), "as its source says", options, extra, notes)
         writer = DatasetWriter(directory, fields, groups, about, shared_rows=len(survey.items), progress=progress)
         _write(writer, survey, scaling)
         writer.finish()
@@ -111,22 +122,58 @@ def _fields(survey: Survey, scaling: Scaling) -> tuple[list[Field], dict[str, An
 
 
 def _scaling(survey: Survey, splits: dict[str, Split]) -> Scaling:
-    floats = [spec for spec in survey.specs if survey.dtypes[spec.name].kind == "f" and spec.name not in survey.texts]
-    moments = {spec.name: _Moments(by_column=len(spec.columns) > 1) for spec in floats}
-    for batch in survey.rows.batches():
+    """The offset and scale of each number, over the train rows; what stays as it is, is noted."""
+    chosen = [spec for spec in survey.specs if _is_number(spec, survey)]
+    for spec in survey.specs:
+        if spec not in chosen:
+            why = "they are labels" if spec.role == "target" else "they are booleans"
+            survey.notes.add("fields not standardized", why, shown(spec.name), "nothing if that is right")
+    moments = {spec.name: _Moments(by_element=bool(survey.shapes[spec.name])) for spec in chosen}
+    for batch in survey.batches():
         names, codes, _ = strings(batch, survey.labels.group, survey.source)
-        chosen = np.array([splits[name] == "train" for name in names])[codes]
-        for spec in floats:
+        in_train = np.array([splits[name] == "train" for name in names])[codes]
+        for spec in chosen:
             data, known = survey.read(spec, batch)
-            moments[spec.name].add(data[chosen], known[chosen])
+            moments[spec.name].add(data[in_train], known[in_train])
+    for spec in chosen:
+        constant = moments[spec.name].constant
+        why, remedy = (
+            "they are constant or missing in all of train, and only shifted",
+            "leave them out if they say nothing",
+        )
+        example = f"{shown(spec.name)}[{int(np.argmax(constant))}]" if constant.ndim else shown(spec.name)
+        survey.notes.add("numbers not scaled", why, example, remedy, int(constant.sum()))
+        if survey.dtypes[spec.name].kind != "f":
+            remedy = "import without --standardize where they are numbers of things, for an embedding"
+            survey.notes.add("integer fields made floats", "they are standardized", shown(spec.name), remedy)
+            survey.dtypes[spec.name] = np.dtype(np.float64)
     return {name: found.offset_and_scale() for name, found in moments.items()}
+
+
+def _note_rounding(survey: Survey, scaling: Scaling) -> None:
+    """Say which numbers lose digits: models get float32."""
+    for spec in survey.specs:
+        largest = survey.largest.get(spec.name, 0.0)
+        if survey.dtypes[spec.name].kind == "f" and spec.name not in scaling and largest > EXACT:
+            why = "models get float32, which keeps seven digits"
+            example, remedy = (
+                f"{shown(spec.name)} up to {largest:g}",
+                "--standardize shifts them before they are rounded",
+            )
+            survey.notes.add("fields of large numbers rounded", why, example, remedy)
+
+
+def _is_number(spec: Spec, survey: Survey) -> bool:
+    """Whether a field is standardized: numbers are, but neither booleans nor labels."""
+    label = spec.role == "target" and survey.kind == "labelled"
+    return not label and survey.dtypes[spec.name].kind != "b"
 
 
 def _write(writer: DatasetWriter, survey: Survey, scaling: Scaling) -> None:
     """The last pass."""
     numbered = {group.name: number for number, group in enumerate(writer.groups)}
     shared = [field.name for field in writer.fields if field.shared]
-    for batch in survey.rows.batches():
+    for batch in survey.batches():
         names, codes, _ = strings(batch, survey.labels.group, survey.source)
         values = _values(writer.fields, survey, scaling, batch)
         share = survey.labels.share
@@ -164,8 +211,8 @@ def _values(fields: Sequence[Field], survey: Survey, scaling: Scaling, batch: pa
 class _Moments:
     """Mean and variance over rows, streamed block by block (Chan, Golub, LeVeque 1979)."""
 
-    def __init__(self, by_column: bool) -> None:
-        self._axis = 0 if by_column else None
+    def __init__(self, by_element: bool) -> None:
+        self._axis = 0 if by_element else None
         self._count: Any = 0.0
         self._mean: Any = 0.0
         self._squares: Any = 0.0
@@ -181,7 +228,13 @@ class _Moments:
         self._mean = self._mean + shift * count / total
         self._count = self._count + count
 
+    @property
+    def constant(self) -> np.ndarray:
+        """Where there is no deviation but that of rounding."""
+        deviation = np.sqrt(self._squares / np.maximum(self._count, 1))
+        return np.asarray(deviation <= ROUNDING * np.abs(self._mean))
+
     def offset_and_scale(self) -> tuple[np.ndarray, np.ndarray]:
         """Mean and 1 / deviation; a constant keeps its scale."""
         deviation = np.sqrt(self._squares / np.maximum(self._count, 1))
-        return np.asarray(self._mean), np.asarray(1 / np.where(deviation > 0, deviation, 1.0))
+        return np.asarray(self._mean), np.asarray(1 / np.where(self.constant, 1.0, deviation))

@@ -156,7 +156,9 @@ def test_standardized_fields_and_their_inverse(tmp_path: Path) -> None:
     raw = np.concatenate([np.arange(g, N, 6) for g in range(4)]).astype(float)
     for values in (age, y, *both.T):
         np.testing.assert_allclose(values, (raw - raw.mean()) / raw.std(), atol=1e-6)
-    assert not constant.any() and vector.dtype == np.int64
+    assert not constant.any() and vector.dtype == np.float32
+    for element in range(3):
+        np.testing.assert_allclose(vector[:, element], (raw - raw.mean()) / raw.std(), atol=1e-6)
     np.testing.assert_allclose(age / dataset.fields[0].scale + dataset.fields[0].offset, raw, atol=1e-4)
     told = dataset.metadata["extra"]["standardized"]["both"]
     np.testing.assert_allclose(both[:, 1] / told["scale"][1] + told["offset"][1], 1000 * raw, atol=0.1)
@@ -207,7 +209,7 @@ NAN = float("nan")
         ({}, {"inputs": ["age", "age"]}, "given twice"),
         ({}, {"inputs": ["group=age"]}, "reserved"),
         ({}, {"inputs": ["x=age,vector"]}, "stacks lists"),
-        ({}, {"group": "age"}, "column 'age' of .* is double, not names"),
+        ({}, {"group": "y"}, "column 'y' of .* is double, not names .0.5 for example"),
         ({"y": [NAN, None] + [1.0] * (N - 2)}, {"targets": ["y"]}, "'y' .* no value .null or NaN. in 2 rows"),
         ({"y": [float("inf")] + [1.0] * (N - 1)}, {"targets": ["y"]}, "'y' .* an infinite value in 1 rows"),
         ({"age": [-float("inf")] * 2 + [1.0] * (N - 2)}, {}, "'age' .* an infinite value in 2 rows"),
