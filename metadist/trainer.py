@@ -241,6 +241,14 @@ class Trainer:
         if self.config.optimizer.max_staleness:
             tasks = self.fleet.staleness
             values["train/staleness_steps"] = sum(lag * n for lag, n in tasks.items()) / max(1, sum(tasks.values()))
+        learner = self.engine.learner
+        means = {
+            name: float(np.concatenate([report.diagnostics[name] for report in reports]).mean())
+            for name in learner.diagnostics
+        }
+        values |= {f"train/{name}": mean for name, mean in means.items()}
+        if means and (concern := learner.concern(means)):
+            self._say_once(f"{concern} (said once, at meta-step {done})")
         for phase in PHASES:
             spent = sum(report.seconds[phase] for report in reports)
             values[f"time/{phase}_s_per_task"] = spent / stats.num_tasks

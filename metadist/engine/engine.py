@@ -4,7 +4,7 @@ Both derive adaptation and meta-gradient from the same learner and agree to roun
 """
 
 import time
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any, NamedTuple
@@ -98,11 +98,13 @@ class Engine:
         step: int = 0,
         meta_steps: int = 1,
         draws: Sequence[Draws] | None = None,
+        diagnostics: dict[str, Tensor] | None = None,
     ) -> MetaGradients:
         """Outer losses [T] and meta-gradients [T, P] of T tasks at theta [P].
 
-        `draws` are the tasks' own random streams; by default they are keyed by (step, place in `tasks`). Raises
-        InputError where memory does not suffice, saying what would need less.
+        `draws` are the tasks' own random streams; by default they are keyed by (step, place in `tasks`). The learner's
+        diagnostics, [T] each, are put into the dictionary given. Raises InputError where memory does not suffice,
+        saying what would need less.
         """
         told = self._told(tasks, step, meta_steps)
         if self.kind == "vmap" and len(set(told)) > 1:
@@ -118,14 +120,17 @@ class Engine:
             if self.kind == "vmap":
                 task, drawn = self._stacked(tasks, step, draws)
                 self._look_for_trunk(weights, task.map(lambda x: x[0]))
-                losses, rows = self._run(weights, task, drawn, step, meta_steps, *told[0])
+                losses, rows, *found = self._run(weights, task, drawn, step, meta_steps, *told[0])
+                self._note(diagnostics, found)
                 return MetaGradients(losses, rows)
             separate = list(self._separate(tasks, step, draws))
             self._look_for_trunk(weights, separate[0][0])
             rows = torch.empty(len(separate), self.layout.size, dtype=self.dtype, device=self.device)
-            losses = rows.new_empty(len(separate))
+            losses, noted = rows.new_empty(len(separate)), []
             for t, (task, drawn) in enumerate(separate):
-                losses[t], rows[t] = self._run(weights, task, drawn, step, meta_steps, *told[t])
+                losses[t], rows[t], *found = self._run(weights, task, drawn, step, meta_steps, *told[t])
+                noted.append(found)
+            self._note(diagnostics, map(torch.stack, zip(*noted, strict=True)))
             return MetaGradients(losses, rows)
 
     def operations(self, tasks: Sequence[Task]) -> list[Node]:
@@ -165,9 +170,13 @@ class Engine:
 
         if self.kind == "loop":
             loss, gradient = one(weights, task, drawn)
-            return loss, self.layout.flatten(gradient)
+            return loss, self.layout.flatten(gradient), *(gradient[name] for name in self.learner.diagnostics)
         losses, gradients = torch.func.vmap(one, (None, 0, 0))(weights, task, drawn)
-        return losses, self.layout.flatten_rows(gradients)
+        return losses, self.layout.flatten_rows(gradients), *(gradients[name] for name in self.learner.diagnostics)
+
+    def _note(self, diagnostics: dict[str, Tensor] | None, found: Iterable[Tensor]) -> None:
+        if diagnostics is not None:
+            diagnostics.update(zip(self.learner.diagnostics, found, strict=True))
 
     @torch.no_grad()
     def evaluate(
