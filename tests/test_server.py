@@ -1,5 +1,5 @@
-import pickle
 import math
+import pickle
 
 import numpy as np
 import pytest

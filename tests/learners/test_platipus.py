@@ -1,4 +1,4 @@
-"""PLATIPUS on a model whose every quantity has a closed form: three vectors w, b and c, of which the outputs are made."""
+"""PLATIPUS on a model whose every quantity has a closed form: outputs are the weighted sum of three vectors."""
 
 import numpy as np
 import pytest
