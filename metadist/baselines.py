@@ -41,11 +41,14 @@ def _both(task: Task) -> tuple[np.ndarray, np.ndarray]:
 
 
 def nearest_class_mean(task: Task) -> np.ndarray:
-    """Logits [n, N]: minus the squared distance of raw features to each class's support mean."""
+    """Logits [n, N]: minus the squared distance of raw features to each class's support mean; lowest for a class that
+    has no support examples, where labels have gaps."""
     support, query = _both(task)
-    labels = task.support.targets[0]
-    means = np.stack([support[labels == label].mean(axis=0) for label in range(labels.max() + 1)])
-    return -((query[:, None] - means) ** 2).sum(axis=2)
+    labels, asked = (part.targets[0].astype(np.int64) for part in task)
+    logits = np.full((len(query), max(labels.max(), asked.max()) + 1), np.finfo(np.float64).min / 2)
+    for label in np.unique(labels[labels >= 0]):
+        logits[:, label] = -((query - support[labels == label].mean(axis=0)) ** 2).sum(axis=1)
+    return logits
 
 
 def support_mean(task: Task) -> np.ndarray:

@@ -55,6 +55,7 @@ def train(
     """
     from metadist import config as configuration
     from metadist import run
+    from metadist.run_dir import finite
 
     files, overrides = split_arguments(arguments)
     if not files and not overrides:
@@ -69,7 +70,7 @@ def train(
         click.echo(json.dumps(run.dry_run(config), indent=2))
         return
     told = run.train(config, resume=resume, quiet=quiet)
-    click.echo(json.dumps(told, indent=2) if as_json else report(told))
+    click.echo(json.dumps(finite(told), indent=2) if as_json else report(told))
     if not as_json:
         click.echo(f"\nresults    {config.run_dir}/results.json")
         other = "evaluation.inner_steps=10" if told["protocol"]["inner_steps"] else "evaluation.test_tasks=1000"
@@ -94,11 +95,12 @@ def evaluate(run_directory: Path, arguments: tuple[str, ...], checkpoint: str, a
     from metadist import config as configuration
     from metadist import run
     from metadist.fewshot import config_file
+    from metadist.run_dir import finite
 
     _, overrides = split_arguments(arguments)
     config = configuration.load_config([config_file(run_directory)], overrides)
     told = run.evaluate(config, run_directory, checkpoint=checkpoint, say=_to_stderr)
-    click.echo(json.dumps(told, indent=2) if as_json else f"{report(told)}\n\nresults    {told['folder']}")
+    click.echo(json.dumps(finite(told), indent=2) if as_json else f"{report(told)}\n\nresults    {told['folder']}")
 
 
 @commands.command(context_settings={"ignore_unknown_options": True})  # so that -1 is a number
@@ -236,20 +238,25 @@ def report(told: dict[str, Any]) -> str:
     lines.append(f"evaluated  {told['evaluated_theta_sha256']} (step {told['evaluated_step']})")
     lines += [f"protocol   {protocol}", "", f"{metric} (mean, 95 % interval)"]
     for k, point in enumerate(told[metric]["by_inner_step"]):
-        lines.append(f"  {f'after {k} inner steps' if k else told['begun']:24} {_figure(metric, point)}")
+        label = f"after {k} inner steps" if k else told["begun"]
+        lines.append(f"  {label:24} {_figure(metric, point, told['protocol']['tasks'])}")
     for name, measured in told["baselines"].items():
         points = measured[metric] if isinstance(measured[metric], list) else [measured[metric]]
         for k, point in enumerate(points):
             label = name.replace("_", " ") + (f", {k} steps" if len(points) > 1 else "")
             some = f" ({measured['tasks']} tasks)" if measured["tasks"] < told["protocol"]["tasks"] else ""
-            lines.append(f"  {label:24} {_figure(metric, point)}{some}")
+            lines.append(f"  {label:24} {_figure(metric, point, measured['tasks'])}{some}")
+    if "divergence" in told:
+        lines += ["", f"diverged   {told['divergence']}"]
     if lost := told.get("online", {}).get("losses"):
         rounds = f"{len(lost)} rounds, loss {lost[0]:.4f} in the first, {lost[-1]:.4f} in the last"
         lines += ["", f"online     {rounds}, regret {told['online']['regret']:.4f}"]
     return "\n".join(lines)
 
 
-def _figure(metric: str, point: dict[str, float]) -> str:
+def _figure(metric: str, point: dict[str, float], tasks: int) -> str:
+    if point.get("diverged_tasks"):
+        return f"none: {point['diverged_tasks']} of {tasks} tasks diverged"
     if metric == "accuracy":
         return f"{100 * point['mean']:.2f} % ± {100 * point['ci95']:.2f}"
     return f"{point['mean']:.4f} ± {point['ci95']:.4f}"

@@ -10,10 +10,18 @@ class InputError(ValueError):
 
 
 class Diverged(ArithmeticError):
-    """Training produced a loss or gradient that is not finite; the command line exits with code 3.
+    """Training produced a loss, gradient or theta that is not finite; the command line exits with code 3.
 
-    The message names the task and the command that replays it.
+    The message names the task and the command that replays it. `task` is its name; or, where all tasks were finite but
+    not what the step along their mean led to, `element` is the first place in theta.
     """
+
+    def __init__(self, message: str, task: str | None = None, element: int | None = None):
+        super().__init__(message)
+        self.task, self.element = task, element
+
+    def __reduce__(self) -> tuple[type["Diverged"], tuple[str, str | None, int | None]]:
+        return type(self), (str(self), self.task, self.element)
 
 
 class Interrupted(Exception):

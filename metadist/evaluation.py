@@ -15,6 +15,7 @@ from metadist.engine import Engine
 from metadist.errors import InputError
 from metadist.figures import CurvePoint, adaptation_curve
 from metadist.joint import check_joint, fine_tuning, joint_results
+from metadist.learners import Learner
 from metadist.losses import LOSSES
 from metadist.messages import Chunk, plan
 from metadist.task import Split
@@ -36,12 +37,21 @@ class Interval(NamedTuple):
 
 
 def interval(values: np.ndarray) -> Interval:
-    """values [T], one per task -> their mean and interval."""
+    """values [T], one per task -> their mean and interval; both NaN where one of them is not finite, because a mean
+    over the tasks that did not diverge would be of an easier set."""
     count = len(values)
+    if count_diverged(values):
+        return Interval(float("nan"), float("nan"))
     if count < 2:
         return Interval(float(values.mean()), float("nan"))
     quantile = float(stats.t.ppf(0.975, count - 1))
     return Interval(float(values.mean()), quantile * float(values.std(ddof=1)) / count**0.5)
+
+
+def count_diverged(*results: np.ndarray) -> int:
+    """The number of tasks of which one of these [T, ...] is not finite."""
+    bad = [~np.isfinite(values).reshape(len(values), -1).all(axis=1) for values in results]
+    return int(np.any(bad, axis=0).sum())
 
 
 def measure(
@@ -103,7 +113,11 @@ def evaluate_run(
     told = protocol(config, shapes, engine)
     if "joint" in baselines:
         told["joint_inner_lr"] = fine_tuning(config, shapes, engine.learner)[0]
-    return {"protocol": told, "begun": engine.learner.before, **summary(results)}, results
+    figures = summary(results)
+    if text := divergence(figures, engine.learner, own.test_tasks):
+        say(text)
+        figures["divergence"] = text
+    return {"protocol": told, "begun": engine.learner.before, **figures}, results
 
 
 def protocol(config: Config, shapes: Shapes, engine: Engine) -> dict[str, Any]:
@@ -134,14 +148,40 @@ def _scaled(unit: Mapping[str, Any]) -> bool:
     return bool(np.any(np.not_equal(unit["scale"], 1)) or np.any(unit["offset"]))
 
 
+def divergence(told: Mapping[str, Any], learner: Learner, num_tasks: int) -> str:
+    """What to say where tasks diverged, or nothing; `told` is the summary."""
+    counts = {"": (told["diverged_tasks"], num_tasks)}
+    counts |= {
+        f" of the baseline {name}": (own["diverged_tasks"], own["tasks"]) for name, own in told["baselines"].items()
+    }
+    parts = [f"{bad} of {tasks} tasks{whose} diverged" for whose, (bad, tasks) in counts.items() if bad]
+    if not parts:
+        return ""
+    remedy = "lower evaluation.inner_lr or evaluation.inner_steps"
+    if "inner_lr" in learner.refused or learner.learned_rates:
+        remedy = "lower meta_lr or set optimizer.clip_norm, and train again"
+    if not told["diverged_tasks"]:
+        remedy = "the learner's own tasks did not"
+    return f"{', '.join(parts)} (an output or loss is not finite), so these figures have no mean: {remedy}"
+
+
 def summary(results: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Per metric: before the first inner step, after each, after the last; per baseline: its metrics."""
-    told: dict[str, Any] = {"baselines": {}}
+    """Per metric: before the first inner step, after each, after the last; per baseline: its metrics.
+
+    `diverged_tasks` is how many tasks have a value that is not finite: of a figure, or of any metric after the last
+    step.
+    """
+    after = {name: values.reshape(len(values), -1)[:, -1] for name, values in results.items()}
+    own = [values for name, values in after.items() if "/" not in name]
+    told: dict[str, Any] = {"diverged_tasks": count_diverged(*own), "baselines": {}}
     for name, values in results.items():
         baseline, slash, metric = name.rpartition("/")
-        curve = [interval(column)._asdict() for column in values.reshape(len(values), -1).T]
+        columns = values.reshape(len(values), -1).T
+        curve = [{**interval(column)._asdict(), "diverged_tasks": count_diverged(column)} for column in columns]
         if slash:
-            measured = told["baselines"].setdefault(baseline, {"tasks": len(values)})
+            all_of_it = [values for name, values in after.items() if name.rpartition("/")[0] == baseline]
+            fresh = {"tasks": len(values), "diverged_tasks": count_diverged(*all_of_it)}
+            measured = told["baselines"].setdefault(baseline, fresh)
             measured[metric] = curve[0] if values.ndim == 1 else curve
         else:
             told[metric] = {"before": curve[0], "after": curve[-1], "by_inner_step": curve}
@@ -165,11 +205,11 @@ def write_results(results: Mapping[str, np.ndarray], path: Path) -> None:
 def draw_curve(told: Mapping[str, Any], title: str, path: Path) -> None:
     """The adaptation curve with its baselines, as a PNG."""
     metric = "accuracy" if "accuracy" in told else "loss"
-    points = [CurvePoint("meta-learned", k, *point.values()) for k, point in enumerate(told[metric]["by_inner_step"])]
-    for baseline, measured in told["baselines"].items():
-        name, curve = baseline.replace("_", " "), measured[metric]
-        if isinstance(curve, list):
-            points += [CurvePoint(name, k, *point.values()) for k, point in enumerate(curve)]
-        else:
-            points.append(CurvePoint(name, None, *curve.values()))
+    curves = {"meta-learned": told[metric]["by_inner_step"]}
+    curves |= {name.replace("_", " "): measured[metric] for name, measured in told["baselines"].items()}
+    points = []
+    for name, curve in curves.items():
+        steps = list(enumerate(curve)) if isinstance(curve, list) else [(None, curve)]
+        label = f"{name} (diverged)" if any(point.get("diverged_tasks") for _, point in steps) else name
+        points += [CurvePoint(label, k, point["mean"], point["ci95"]) for k, point in steps]
     adaptation_curve(points, title, path, metric)

@@ -14,7 +14,7 @@ from metadist.config import load_config
 from metadist.config.build import Shapes, make_evaluation_engine
 from metadist.config.load import parse_config
 from metadist.engine import Engine
-from metadist.errors import InputError
+from metadist.errors import Diverged, InputError
 from metadist.task import Examples
 
 Arrays = np.ndarray | torch.Tensor | Sequence[float] | tuple[np.ndarray, ...]
@@ -44,8 +44,11 @@ class Adapted:
         return outputs / scale + offset
 
     def predict(self, x: Arrays, transductive: bool | None = None) -> np.ndarray:
-        """Labels [n] of the support set's kind in classification, values [n, d] in regression; see `outputs`."""
+        """Labels [n] of the support set's kind in classification, values [n, d] in regression; see `outputs`. Raises
+        Diverged where logits are not finite."""
         outputs = self.outputs(x, transductive)
+        if self._shapes.classification and not np.isfinite(outputs).all():  # of NaN argmax makes class 0
+            raise Diverged("adaptation diverged, the model's outputs are not finite: lower evaluation.inner_lr")
         return outputs.argmax(axis=-1) if self._shapes.classification else outputs
 
 

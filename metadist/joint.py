@@ -15,7 +15,7 @@ from metadist.config.build import Shapes, make_loss, make_model, make_source, me
 from metadist.config.method import chunk_size, make_method
 from metadist.draws import Draws
 from metadist.engine import Engine
-from metadist.errors import InputError
+from metadist.errors import Diverged, InputError
 from metadist.learners import MAML, Learner
 from metadist.learners.inner_optimizers import SGD
 from metadist.messages import Chunk, ChunkReport, Weights, plan
@@ -95,7 +95,10 @@ def _regressor(config: Config, shapes: Shapes) -> dict[str, torch.Tensor]:
         tasks = [source(arrived(config, task)) for task in chunk.tasks]
         losses, rows = engine.meta_gradients(theta, tasks, step, 1, draws)
         report = ChunkReport(chunk, losses.numpy(), rows.norm(dim=1).numpy(), {})
-        weights, _ = server.apply(step, (report, rows.numpy()))
+        try:
+            weights, _ = server.apply(step, (report, rows.numpy()))
+        except Diverged:  # which its figures, all NaN, then say: no reason to lose those of the run
+            return engine.layout.unflatten(torch.full_like(theta, torch.nan))
     return engine.layout.unflatten(torch.from_numpy(weights.theta))
 
 

@@ -37,6 +37,10 @@ class Layout:
             raise InputError(f"a learner's statistics {list(names)} must be the last of its layout")
         return sum(self.sizes[cut:])
 
+    def name_at(self, place: int) -> str:
+        """The name of the tensor that holds an element of the vector."""
+        return self.names[int(np.searchsorted(np.cumsum(self.sizes), place, side="right"))]
+
     def flatten(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """{name: [*shape]} -> [P]."""
         return torch.cat([tensors[name].reshape(-1) for name in self.names])

@@ -36,7 +36,8 @@ class ChunkReport(NamedTuple):
     """What the driver and the server need to know of a computed chunk beside its gradient.
 
     losses, norms: float64 [n], the outer loss and the meta-gradient's norm of each task; a task is finite when both
-    are. seconds: time per phase, see PHASES. worker: who computed it, as host:process.
+    are. seconds: time per phase, see PHASES. worker: who computed it, as host:process. diagnostics: the learner's, [n]
+    each.
     """
 
     chunk: Chunk
@@ -44,6 +45,7 @@ class ChunkReport(NamedTuple):
     norms: np.ndarray
     seconds: dict[str, float]
     worker: str = ""
+    diagnostics: Mapping[str, np.ndarray] = {}
 
     @property
     def computing_s(self) -> float:

@@ -12,7 +12,7 @@ import numpy as np
 from metadist.messages import Chunk, Weights
 
 if TYPE_CHECKING:
-    from metadist.server import Folded, Optimization, Stats
+    from metadist.server import Attempt, Folded, Optimization, Stats
 
 HELD = 4  # weights, and numbers of cancelled calls: more than a worker is ever at
 
@@ -134,11 +134,16 @@ class ServerActor:
         self.take(step, fresh, *parts)
         return self._shard.fold(step, num_tasks)
 
-    def move(self, step: int, *folded: "Folded") -> tuple[Weights, "Stats"]:
-        return self._shard.move(step, *folded)
+    def attempt(self, step: int, *folded: "Folded") -> "Attempt":
+        return self._shard.attempt(step, *folded)
+
+    def move(self, step: int, *told: Any) -> tuple[Weights, "Stats"]:
+        """What all shards folded, then what all of them tried."""
+        half = len(told) // 2
+        return self._shard.move(step, *told[:half], attempts=told[half:])
 
     def apply(self, step: int, fresh: bool, num_tasks: int | None, *parts: Any) -> tuple[Weights, "Stats"]:
-        return self.move(step, self.fold(step, fresh, num_tasks, *parts))
+        return self._shard.move(step, self.fold(step, fresh, num_tasks, *parts))
 
     def pid(self) -> int:
         return os.getpid()

@@ -67,7 +67,8 @@ class RayServer:
                 moved = [self._shards[0].apply.options(num_returns=2).remote(*parts[0])]
             else:
                 folded = [shard.fold.remote(*own) for shard, own in zip(self._shards, parts, strict=True)]
-                moved = [shard.move.options(num_returns=2).remote(step, *folded) for shard in self._shards]
+                tried = [shard.attempt.remote(step, *folded) for shard in self._shards]
+                moved = [shard.move.options(num_returns=2).remote(step, *folded, *tried) for shard in self._shards]
             weights[:] = [slices for slices, _ in moved]
             return [told for _, told in moved]
 

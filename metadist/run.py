@@ -185,6 +185,7 @@ def make_trainer(
         saver=Saver(store, journal, record.say),
         journal=journal,
         tracker=record.tracker,
+        say=record.say,
         facts=lambda: {
             "identity": identity,
             "shapes": prepared.shapes._asdict(),
@@ -221,6 +222,7 @@ def conclude(
     metric = "accuracy" if "accuracy" in told else "loss"
     final = {f"{config.evaluation.split}/{metric}": told[metric]["after"]["mean"]}
     final[f"{config.evaluation.split}/{metric}_ci95"] = told[metric]["after"]["ci95"]
+    final[f"{config.evaluation.split}/diverged_tasks"] = told["diverged_tasks"]
     if told["begun"] == "before adaptation":
         final[f"{config.evaluation.split}/{metric}_before"] = told[metric]["before"]["mean"]
     record.tracker.metrics(final, weights.version)

@@ -131,12 +131,13 @@ def asked_target(run_dir: Path) -> int | None:
 
 def write_json(told: Any, path: Path) -> None:
     """Results as strict JSON; a number that is not finite is null."""
-    replace_text(path, json.dumps(_finite(told), indent=2, allow_nan=False) + "\n")
+    replace_text(path, json.dumps(finite(told), indent=2, allow_nan=False) + "\n")
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """The same with None for each number that is not finite, which JSON does not have."""
     if isinstance(value, dict):
-        return {key: _finite(inner) for key, inner in value.items()}
+        return {key: finite(inner) for key, inner in value.items()}
     if isinstance(value, list):
-        return [_finite(inner) for inner in value]
+        return [finite(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

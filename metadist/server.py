@@ -79,8 +79,17 @@ class Folded(NamedTuple):
     along: list[float]
 
 
+class Attempt(NamedTuple):
+    """Whether a shard of so many elements can step: the first that would not be finite, of theta or of what the
+    optimizer remembers, and what of it that is; None where there is none."""
+
+    size: int
+    first_bad: int | None = None
+    what: str = ""
+
+
 class Shard:
-    """A contiguous slice of theta and its optimizer. For each meta-step: begin, take every chunk, fold, move.
+    """A contiguous slice of theta and its optimizer. For each meta-step: begin, take every chunk, fold, try, move.
 
     What has been folded or applied can be gone through again, which changes nothing. Not thread-safe.
     """
@@ -90,16 +99,17 @@ class Shard:
         self.optimization = optimization
         self._theta = torch.from_numpy(np.array(theta))
         self._cut = len(theta) - optimization.statistics
-        self._descended = self._theta[: self._cut]
-        self._optimizer = make_optimizer(self._descended, optimization)
+        self._optimizer = make_optimizer(self._theta[: self._cut], optimization)
         self._step = 0
         self._reports: list[ChunkReport] = []
         self._mean: np.ndarray | None = None
         self._folded: Folded | None = None
+        self._tried: tuple[torch.Tensor, torch.optim.Optimizer] | None = None  # copies, where it is careful
         self._last: tuple[Weights, Stats] | None = None
         if state is not None:
             self._step = state["step"]
             self._optimizer.load_state_dict(deepcopy(state["optimizer"]))
+        self._careful = not are_moderate(*remembered(self._optimizer).values(), self._theta)
 
     def weights(self) -> Weights:
         """The slice of theta as it is now, a copy."""
@@ -115,7 +125,7 @@ class Shard:
             return
         if step != self._step:
             raise ValueError(f"the server has applied {self._step} meta-steps; it cannot apply step {step}")
-        self._reports, self._mean = [], None
+        self._reports, self._mean, self._tried = [], None, None
         self._sum = np.zeros(self._theta.numel(), np.float64)
         self._units: np.ndarray | None = None
 
@@ -154,7 +164,7 @@ class Shard:
         for report in self._reports:
             task = report.first_not_finite()
             if task is not None:
-                raise Diverged(f"task {task} has a loss or meta-gradient that is not finite")
+                raise Diverged(f"task {task} has a loss or meta-gradient that is not finite", task=str(task))
         self._mean = self._sum / taken
         mean = self._mean[: self._cut]
         self._folded = Folded(
@@ -166,24 +176,61 @@ class Shard:
         )
         return self._folded
 
-    def move(self, step: int, *folded: Folded) -> tuple[Weights, Stats]:
-        """Step once, knowing what every shard folded, in order; doing it again returns the kept result."""
-        if self._is_applied(step) and self._last is not None:
-            return self._last
+    def attempt(self, step: int, *folded: Folded) -> Attempt:
+        """Whether the step that follows from what every shard folded, in order, leaves all finite; theta stays."""
+        if self._is_applied(step):
+            return Attempt(len(self._theta))
         if step != self._step or self._mean is None:
             raise ValueError(f"meta-step {step} cannot move theta: its gradients have not been folded")
-        num_tasks = self._num_tasks()
-        stats = make_stats(folded, self.optimization.rate(step, num_tasks))
         norm = root([square for shard in folded for square in shard.limited])
         gradient, to_observed = np.split(self._mean, [self._cut])
-        self._descended.grad = torch.from_numpy(clip(gradient, self.optimization, norm)).to(self._theta.dtype)
-        for group in self._optimizer.param_groups:
-            group["lr"] = stats.meta_lr
-        self._optimizer.step()
-        self._theta[self._cut :] -= torch.from_numpy(self.optimization.statistics_rate * to_observed)
-        self._step, self._mean, self._reports = self._step + 1, None, []
+        self._along = torch.from_numpy(clip(gradient, self.optimization, norm)).to(self._theta.dtype)
+        self._to_observed = torch.from_numpy(self.optimization.statistics_rate * to_observed)
+        rate = self.optimization.rate(step, self._num_tasks())
+        self._careful = self._careful or not are_moderate(
+            torch.tensor(rate), self._along, self._to_observed, self._theta
+        )
+        self._tried = self._theta, self._optimizer
+        if not self._careful:
+            return Attempt(len(self._theta))
+        theta = self._theta.clone()
+        self._tried = theta, make_optimizer(theta[: self._cut], self.optimization)
+        self._tried[1].load_state_dict(deepcopy(self._optimizer.state_dict()))
+        self._descend(*self._tried, rate)
+        return first_not_finite(theta, self._tried[1])
+
+    def move(self, step: int, *folded: Folded, attempts: Sequence[Attempt] | None = None) -> tuple[Weights, Stats]:
+        """Step once, knowing what every shard folded, in order; doing it again returns the kept result. Raises
+        Diverged, and stays as it was, where theta or what its optimizer remembers would not be finite: here, or in one
+        of the shards that made these `attempts`."""
+        if self._is_applied(step) and self._last is not None:
+            return self._last
+        attempts = [self.attempt(step, *folded)] if attempts is None else attempts
+        if self._tried is None:
+            raise ValueError(f"meta-step {step} cannot move theta: it has not been tried")
+        stats = make_stats(folded, self.optimization.rate(step, self._num_tasks()))
+        first = 0
+        for tried in attempts:
+            if tried.first_bad is not None:
+                raise Diverged(
+                    f"the step along the mean meta-gradient (norm {stats.gradient_norm:.3g}) would make {tried.what} "
+                    "infinite or NaN",
+                    element=first + tried.first_bad,
+                )
+            first += tried.size
+        if self._tried[0] is self._theta:
+            self._descend(*self._tried, stats.meta_lr)
+        self._theta, self._optimizer = self._tried
+        self._step, self._mean, self._reports, self._tried = self._step + 1, None, [], None
         self._last = self.weights(), stats
         return self._last
+
+    def _descend(self, theta: torch.Tensor, optimizer: torch.optim.Optimizer, rate: float) -> None:
+        """Step in place."""
+        group = optimizer.param_groups[0]
+        group["lr"], group["params"][0].grad = rate, self._along
+        optimizer.step()
+        theta[self._cut :] -= self._to_observed
 
     def _is_applied(self, step: int) -> bool:
         return step == self._step - 1 and self._last is not None
@@ -205,7 +252,7 @@ class Server(Shard):
 
         Each chunk is its report and float rows [n, P], or their float64 sum [P]. Raises ValueError for a step out of
         order, or training tasks that are not 0..T-1, each once (T is `num_tasks`, where given); Diverged for a loss or
-        gradient that is not finite.
+        gradient that is not finite, or if theta would not be: then all is as before the step.
         """
         self.begin(step)
         for report, gradient in chunks:
@@ -270,6 +317,30 @@ def make_optimizer(theta: torch.Tensor, optimization: Optimization) -> torch.opt
         return torch.optim.SGD([theta], lr=rate, momentum=optimization.momentum, weight_decay=decay, foreach=False)
     kind = torch.optim.AdamW if optimization.optimizer == "adamw" else torch.optim.Adam
     return kind([theta], lr=rate, weight_decay=decay, foreach=False)
+
+
+def are_moderate(*tensors: torch.Tensor) -> bool:
+    """Whether every element is below a bound (4e9 in float32) from which an optimizer's squares, moments and steps are
+    far from overflowing."""
+    most = torch.finfo(tensors[-1].dtype).max ** 0.25
+    extremes = [float(end.abs()) for tensor in tensors if tensor.numel() for end in torch.aminmax(tensor)]
+    return all(extreme < most for extreme in extremes)
+
+
+def remembered(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """The optimizer's moments [p], by name."""
+    state = optimizer.state.get(optimizer.param_groups[0]["params"][0], {})
+    return {name: value for name, value in state.items() if getattr(value, "ndim", 0)}
+
+
+def first_not_finite(theta: torch.Tensor, optimizer: torch.optim.Optimizer) -> Attempt:
+    """Of a slice of theta after a step, and of the optimizer's moments."""
+    moments = {f"the optimizer's {name}": values for name, values in remembered(optimizer).items()}
+    for what, values in {"theta": theta, **moments}.items():
+        bad = (~values.isfinite()).nonzero()
+        if len(bad):
+            return Attempt(len(theta), int(bad[0, 0]), what)
+    return Attempt(len(theta))
 
 
 def block_sums(values: np.ndarray) -> list[float]:

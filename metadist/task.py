@@ -5,8 +5,11 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from metadist.errors import InputError
+
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+MOST_WAYS = 2**16
 
 
 class TaskId(NamedTuple):
@@ -85,13 +88,61 @@ def stack(tasks: Sequence[Task], join: Callable[[list[Any]], Any]) -> Task:
     )
 
 
-def num_ways(tasks: Sequence[Task]) -> int:
-    """The most classes of a support set, whose targets number them from 0; 0 where the targets are something else."""
-    most = 0
-    for support, _ in [tasks.stacked] if isinstance(tasks, Tasks) else tasks:
-        first = support.targets[0]
-        labels = np.asarray(first.cpu() if hasattr(first, "cpu") else first)
-        if len(support.targets) > 1 or not np.issubdtype(labels.dtype, np.integer):
-            return 0
-        most = max(most, int(labels.max()) + 1)
-    return most
+def as_labels(task: Task) -> Task:
+    """The task with labels (one target of whole numbers, of whatever width) as int64. Raises InputError where they do
+    not fit."""
+    return Task(*(part._replace(targets=(_int64(part.targets[0]),)) if has_labels(part) else part for part in task))
+
+
+def has_labels(examples: Examples) -> bool:
+    """Whether the targets are labels: one array of whole numbers."""
+    return len(examples.targets) == 1 and _kind(examples.targets[0]).startswith(("int", "uint"))
+
+
+def _kind(array: Any) -> str:
+    return str(array.dtype if hasattr(array, "dtype") else np.asarray(array).dtype).removeprefix("torch.")
+
+
+def _int64(array: Any) -> Any:
+    if _kind(array) == "int64":
+        return array
+    array = np.asarray(array.cpu() if hasattr(array, "cpu") else array)
+    if array.dtype == np.uint64 and array.max(initial=0) > np.iinfo(np.int64).max:
+        raise InputError(f"label {array.max()} is too large: number the classes of a task from 0")
+    return array.astype(np.int64)
+
+
+def ways_of(tasks: Sequence[Task], *, covered: bool = False) -> list[int]:
+    """Of each task, how many classes the labels of its support set number from 0; 0 where its targets are no labels.
+
+    `covered`: the support set must also have an example of every class of the query set, else InputError.
+    """
+    if isinstance(tasks, Tasks):
+        return _ways(tasks.stacked, covered)
+    return [ways for task in tasks for ways in _ways(task.map(lambda array: array[None]), covered)]
+
+
+def _ways(stacked: Task, covered: bool) -> list[int]:
+    if not has_labels(stacked.support):
+        return [0] * len(stacked.support.inputs[0])
+    support, query = (_rows(part.targets[0]) for part in stacked)
+    ways = np.maximum(support.max(axis=1) + 1, 0)
+    if covered and ways.max() > MOST_WAYS:
+        raise InputError(f"label {ways.max() - 1} in a support set: number the classes of a task from 0, without gaps")
+    if covered:
+        present = np.zeros((len(support), ways.max() + 1), bool)  # the last column: of no class
+        np.put_along_axis(present, np.where(support < 0, ways.max(), support), True, axis=1)
+        present[:, -1] = False
+        absent = (query >= 0) & ~np.take_along_axis(present, np.clip(query, 0, ways.max()), axis=1)
+        if absent.any():
+            raise InputError(
+                f"a task's query set has label {query[absent][0]}, its support set has none: this learner makes its "
+                "head from the support set, so each class needs an example there"
+            )
+    return ways.tolist()
+
+
+def _rows(labels: Any) -> np.ndarray:
+    """[T, n, ...] -> [T, n], int64."""
+    labels = np.asarray(_int64(labels.cpu() if hasattr(labels, "cpu") else labels))
+    return labels.reshape(len(labels), -1)

@@ -1,11 +1,14 @@
 """The training loop, and what it does every so often: log, validate, save."""
 
+import math
 import time
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -18,7 +21,7 @@ from metadist.config.method import chunk_size
 from metadist.deals import Ahead
 from metadist.engine import Engine
 from metadist.errors import Diverged, Interrupted, StorageFailed
-from metadist.evaluation import interval, measure
+from metadist.evaluation import count_diverged, interval, measure
 from metadist.journal import Journal
 from metadist.messages import PHASES, Weights, plan
 from metadist.online import round_loss
@@ -29,6 +32,8 @@ from metadist.stopping import Stop
 from metadist.tracking import Tracker
 
 LOG_EVERY_S = 5.0
+NORMS, SPIKE = 100, 1000
+"""Of so many meta-gradients the norm is remembered; one so many times the median is told."""
 
 
 @dataclass
@@ -72,6 +77,7 @@ class Trainer:
         saver: Saver,
         journal: Journal,
         tracker: Tracker,
+        say: Callable[[str], None],
         facts: Callable[[], dict[str, Any]],
         planned: dict[int, int],
         progress: Progress,
@@ -84,12 +90,14 @@ class Trainer:
         self.saver = saver
         self.journal = journal
         self.tracker = tracker
+        self._say, self._said = say, set[str]()
         self.facts = facts
         self.planned = planned
         self.progress = progress
         self.chunk_size = chunk_size(config, engine)
         self.metric = next(iter(metrics(config, shapes)))
         self._window = Window()
+        self._norms: deque[float] = deque(maxlen=NORMS)
         self._logged = False
         self._validated: dict[str, float] = {}
         self._config_text = dump_config(config)
@@ -127,6 +135,7 @@ class Trainer:
             except Diverged as error:
                 raise self._explain(error, step) from None
             self.journal.append({"applied": step, "deals": self.fleet.account()})
+            self._watch_norm(step, stats.gradient_norm)
             self._count(stats, computed - began, time.perf_counter() - computed)
             self._log(step + 1, stats, gradients)
             del gradients  # which would stay in the object store while the next ones come
@@ -145,6 +154,11 @@ class Trainer:
         losses[number] = round_loss(
             self.fleet, self.server.weights(), number, self.config.evaluation.tasks, self.chunk_size
         )
+        if not math.isfinite(losses[number]):
+            self._say_once(
+                f"round {number} diverged: its loss is not finite, so the regret will have no value (said once): lower "
+                "learner.inner_lr or meta_lr, or set optimizer.clip_norm"
+            )
         self.tracker.metrics({"online/loss": losses[number], "online/loss_sum": sum(losses.values())}, step)
         self._window.began += time.perf_counter() - began
 
@@ -172,6 +186,23 @@ class Trainer:
         if changed_ns != self._target_changed_ns:
             self._target_changed_ns = changed_ns
             self.fleet.resize(asked_target(self.run_dir) or self.fleet.target)
+
+    def _watch_norm(self, step: int, norm: float) -> None:
+        """Say it once where one meta-gradient is so much longer than the others that Adam's second moment remembers it:
+        with 1000 times the usual gradient its rate is below a fifth of the usual one for more than 1000 steps."""
+        own = self.config.optimizer
+        limited = min(norm, own.clip_norm or norm, (own.clip_value or norm) * self.engine.layout.size**0.5)
+        self._norms.append(limited)
+        largest, usual = max(self._norms), median(self._norms)
+        if len(self._norms) > 2 and largest > SPIKE * usual > 0:
+            at = step + 1 - len(self._norms) + list(self._norms).index(largest)
+            slow = (
+                "Adam's rate stays small for thousands of steps after it" if own.name != "sgd" else "it moves theta far"
+            )
+            self._say_once(
+                f"meta-gradient of meta-step {at} has norm {largest:.3g}, more than {SPIKE} times the usual "
+                f"{usual:.3g}: {slow} (said once), set optimizer.clip_norm to a few times the usual norm"
+            )
 
     def _count(self, stats: Stats, compute_s: float, update_s: float) -> None:
         window = self._window
@@ -210,6 +241,14 @@ class Trainer:
         if self.config.optimizer.max_staleness:
             tasks = self.fleet.staleness
             values["train/staleness_steps"] = sum(lag * n for lag, n in tasks.items()) / max(1, sum(tasks.values()))
+        learner = self.engine.learner
+        means = {
+            name: float(np.concatenate([report.diagnostics[name] for report in reports]).mean())
+            for name in learner.diagnostics
+        }
+        values |= {f"train/{name}": mean for name, mean in means.items()}
+        if means and (concern := learner.concern(means)):
+            self._say_once(f"{concern} (said once, at meta-step {done})")
         for phase in PHASES:
             spent = sum(report.seconds[phase] for report in reports)
             values[f"time/{phase}_s_per_task"] = spent / stats.num_tasks
@@ -224,19 +263,33 @@ class Trainer:
             return False
         began = time.perf_counter()
         results = measure(self.fleet, self.server.weights(), "validation", own.tasks, self.chunk_size)
-        values = {}
+        diverged = count_diverged(*(by_step[:, -1] for by_step in results.values()))
+        values = {"validation/diverged_tasks": float(diverged)}
         for name, by_step in results.items():
             values[f"validation/{name}"], values[f"validation/{name}_ci95"] = interval(by_step[:, -1])
-            values[f"validation/{name}_before"] = float(by_step[:, 0].mean())
+            values[f"validation/{name}_before"] = interval(by_step[:, 0]).mean
+        if diverged:
+            self._say_once(
+                f"validation at step {done}: {diverged} of {own.tasks} tasks diverged (an output or loss is not "
+                "finite), so it has no mean and cannot be the best (said once, see validation/diverged_tasks): lower "
+                "evaluation.inner_lr, learner.inner_lr or meta_lr, or set optimizer.clip_norm"
+            )
         values["time/validation_s"] = time.perf_counter() - began
         self.tracker.metrics(values, done)
         self._validated = values
         self._window.began += values["time/validation_s"]
         score = values[f"validation/{self.metric}"] * (1 if self.metric == "accuracy" else -1)
-        improved = score == score and (self.progress.best is None or score > self.progress.best)  # NaN is never best
+        improved = not diverged and (self.progress.best is None or score > self.progress.best)
         best, since = (score, 0) if improved else (self.progress.best, self.progress.since_best + 1)
         self.progress = replace(self.progress, best=best, since_best=since, validated=done)
         return improved
+
+    def _say_once(self, text: str) -> None:
+        """Say it unless something that begins with the same word has been said in this run."""
+        kind = text.split()[0]
+        if kind not in self._said:
+            self._said.add(kind)
+            self._say(text)
 
     def _save(self, done: int, *, best: bool, now: bool) -> None:
         """Checkpoint when it is time, when it is the best, or when it must be now: then all is written at return."""
@@ -263,8 +316,14 @@ class Trainer:
     def _explain(self, error: Diverged, step: int) -> Diverged:
         with suppress(StorageFailed):  # which was said
             self._save(step, best=False, now=True)
-        task = str(error).split()[1]
+        if error.element is not None:
+            name = self.engine.layout.name_at(error.element)
+            usual = f" (usual norm: {median(self._norms):.3g})" if self._norms else ""
+            return Diverged(
+                f"meta-step {step}: {error}, first in {name}: what was before it is saved, set optimizer.clip_norm"
+                f"{usual} or lower meta_lr"
+            )
         return Diverged(
             f"{error} at meta-step {step}: lower learner.inner_lr or meta_lr, or set optimizer.clip_norm; "
-            f"`metadist replay {self.run_dir} --task {task}` computes it again, step by step"
+            f"`metadist replay {self.run_dir} --task {error.task}` computes it again, step by step"
         )

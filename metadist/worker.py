@@ -102,7 +102,8 @@ class Worker:
             times = [time.perf_counter()]
             theta = _tensor(weights).to(self.engine.device)
             times.append(self.engine.now())
-            losses, rows = self.engine.meta_gradients(theta, tasks, chunk.step, self.meta_steps, draws)
+            found: dict[str, torch.Tensor] = {}
+            losses, rows = self.engine.meta_gradients(theta, tasks, chunk.step, self.meta_steps, draws, found)
             times.append(self.engine.now())
             gradient, losses = rows.cpu().numpy(), losses.cpu().numpy().astype(np.float64)
             times.append(time.perf_counter())
@@ -114,7 +115,8 @@ class Worker:
         times.append(time.perf_counter())
         spent = [sampled - began, *(later - earlier for earlier, later in pairwise(times))]
         seconds: dict[str, float] = dict(zip(PHASES, spent, strict=True))
-        return ChunkReport(chunk, losses, norms, seconds, self._name), gradient
+        diagnostics = {name: values.cpu().numpy() for name, values in found.items()}
+        return ChunkReport(chunk, losses, norms, seconds, self._name, diagnostics), gradient
 
     def evaluate(self, weights: Weights, chunk: Chunk, baselines: tuple[str, ...] = ()) -> dict[str, np.ndarray]:
         """{metric: [n, inner_steps + 1]} of the chunk's tasks, before adaptation and after every inner step, and

@@ -84,3 +84,16 @@ def test_from_scratch_starts_from_the_models_own_initial_weights():
     trained = from_scratch(learner, task, steps=1, lr=1e-3)
     moved = {name: (trained[name] - model.parameters[name]).abs().max() for name in trained}
     assert all(0 < moved[name] <= 1.001e-3 for name in moved)
+
+
+def test_nearest_class_mean_never_predicts_a_class_without_examples():
+    """Labels 1 and 3: classes 0 and 2 have no mean, the two others theirs."""
+    support = np.array([[0.0, 0.0], [0.0, 2.0], [4.0, 0.0]])
+    task = Task.of(
+        support, np.array([1, 1, 3], np.uint8), np.array([[0.0, 0.0], [4.0, 1.0]]), np.array([1, 3], np.uint8)
+    )
+    logits = nearest_class_mean(task)
+    assert logits.shape == (2, 4) and np.isfinite(logits).all()
+    assert logits[:, [1, 3]].tolist() == [[-1.0, -16.0], [-16.0, -1.0]]
+    shares = np.exp(logits - logits.max(axis=1, keepdims=True))
+    assert (shares[:, [0, 2]] == 0).all() and logits.argmax(axis=1).tolist() == [1, 3]

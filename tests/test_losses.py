@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from metadist.errors import InputError
-from metadist.losses import accuracy, cross_entropy, mean_squared_error
+from metadist.losses import accuracy, confidence, cross_entropy, mean_squared_error, never
 
 
 def test_cross_entropy_is_the_mean_over_examples_in_nats():
@@ -46,3 +46,32 @@ def test_accuracy_is_the_fraction_of_largest_logits():
 def test_a_model_with_other_than_the_targets_values_is_refused():
     with pytest.raises(InputError, match="the model gives 1 values for an example, its targets are 2"):
         mean_squared_error(torch.zeros(3, 1), torch.zeros(3, 2))
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("measure", [accuracy, confidence])
+def test_what_is_not_finite_is_no_accuracy(measure, bad):
+    """argmax of NaN is class 0: a diverged task would have the accuracy of chance."""
+    outputs = torch.tensor([[5.0, 1.0], [2.0, 1.0]])
+    assert measure(outputs, torch.tensor([0, 0])).isfinite()
+    outputs[1, 1] = bad
+    assert measure(outputs, torch.tensor([0, 0])).isnan()
+    batched = torch.func.vmap(measure)(torch.stack([outputs, torch.ones(2, 2)]), torch.zeros(2, 2, dtype=torch.long))
+    assert batched.isnan().tolist() == [True, False]
+
+
+@pytest.mark.parametrize("label", [-100, -1, 2, 7])
+def test_a_label_outside_the_outputs_is_named(label):
+    with pytest.raises(InputError, match=f"label {label} is none of the model's 2 outputs: .* from 0 to 1"):
+        cross_entropy(torch.zeros(3, 2), torch.tensor([0, label, 1]))
+
+
+def test_classes_that_are_absent_have_no_probability_and_no_derivative():
+    logits = torch.tensor([[0.5, 9.0, -0.25]], dtype=torch.float64, requires_grad=True)
+    loss = cross_entropy(never(logits, torch.tensor([True, False, True])), torch.tensor([2]))
+    assert loss.item() == pytest.approx(math.log(1 + math.exp(0.75)), rel=1e-14)
+    (gradient,) = torch.autograd.grad(loss, logits, create_graph=True)
+    share = math.exp(0.75) / (1 + math.exp(0.75))
+    assert gradient[0].tolist() == pytest.approx([share, 0, -share], rel=1e-14) and gradient[0, 1] == 0
+    (second,) = torch.autograd.grad(gradient[0, 0], logits)
+    assert second[0].tolist() == pytest.approx([share * (1 - share), 0, -share * (1 - share)], rel=1e-12)

@@ -1,4 +1,5 @@
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -257,3 +258,86 @@ def test_statistics_go_a_part_of_the_way_and_are_no_gradient():
     weights, stats = Server(np.array([0.0, 0.0, 7.0], np.float32), optimization).apply(0, (report, rows))
     assert np.allclose(weights.theta, [-1.5, -2.0, 7.0 - 0.1 * 200.0])
     assert stats.gradient_norm == pytest.approx(5.0) and stats.agreement == pytest.approx(1.0)
+
+
+ONES = np.ones((1, 3), np.float32)
+
+
+def spiked(value: float) -> np.ndarray:
+    return np.array([[1.0, value, 1.0]], np.float32)
+
+
+@pytest.mark.parametrize(("optimizer", "value", "what"), [
+    ("adam", 1e21, "the optimizer's exp_avg_sq"),  # 0.001 * 1e42 is beyond float32
+    ("adamw", -1e21, "the optimizer's exp_avg_sq"),
+    ("sgd", 3e38, "theta"),  # 10 * 3e38 likewise
+], ids=str)  # fmt: skip
+def test_a_step_that_would_not_stay_finite_is_not_taken(optimizer, value, what):
+    """The gradient itself is finite. All stays as before the step, which another gradient then takes."""
+    optimization = Optimization(optimizer=optimizer, meta_lr=10.0)
+    server, other = (Server(np.zeros(3, np.float32), optimization) for _ in range(2))
+    for each in (server, other):
+        each.apply(0, chunk(0, 0, ONES))
+    before, state = server.weights(), server.snapshot()
+    for _ in range(2):
+        with pytest.raises(Diverged, match=f"would make {what} infinite or NaN") as raised:
+            server.apply(1, chunk(1, 0, spiked(value)))
+        assert raised.value.element == 1 and raised.value.task is None
+    assert server.weights().version == 1 and np.array_equal(server.weights().theta, before.theta)
+    moments = [each["optimizer"]["state"].get(0, {}) for each in (server.snapshot(), state)]
+    assert all(torch.equal(moments[0][name], moments[1][name]) for name in moments[1])
+    for step in range(1, 4):
+        kept, expected = (each.apply(step, chunk(step, 0, ONES))[0].theta for each in (server, other))
+        assert np.array_equal(kept, expected) and np.isfinite(kept).all()
+
+
+def test_clipping_is_the_remedy():
+    server = Server(np.zeros(3, np.float32), Optimization(clip_norm=1.0))
+    server.apply(0, chunk(0, 0, ONES))
+    weights, _ = server.apply(1, chunk(1, 0, spiked(1e21)))
+    assert np.isfinite(weights.theta).all()
+
+
+def test_a_mean_that_float32_cannot_hold_is_divergence():
+    """Two rows of 3e38 have a mean that it can, four times that, from a sum in float64, is beyond it."""
+    report, _ = chunk(0, 0, spiked(3e38))
+    with pytest.raises(Diverged, match="would make"):
+        Server(np.zeros(3, np.float32), Optimization(optimizer="sgd", meta_lr=1e-9)).apply(
+            0, (report, np.array([1.0, 1.2e39, 1.0]))
+        )
+
+
+def test_large_but_finite_gradients_give_the_bits_of_torchs_optimizer():
+    """Where it steps on copies, which it then keeps."""
+    rows = [spiked(value) for value in (1e12, 1.0, -1e15, 2.0, 3.0)]
+    for name, kind in (("adam", torch.optim.Adam), ("sgd", torch.optim.SGD)):
+        server = Server(np.ones(3, np.float32), Optimization(optimizer=name, meta_lr=0.05))
+        theta = torch.ones(3, requires_grad=True)
+        optimizer = kind([theta], lr=0.05, foreach=False)
+        for step, row in enumerate(rows):
+            weights, _ = server.apply(step, chunk(step, 0, row))
+            theta.grad = torch.from_numpy(row[0].copy())
+            optimizer.step()
+        assert np.array_equal(weights.theta, theta.detach().numpy())
+
+
+def test_statistics_that_would_not_stay_finite_are_divergence():
+    optimization = Optimization(optimizer="sgd", meta_lr=1.0, statistics=1, statistics_rate=10.0)
+    server = Server(np.zeros(3, np.float32), optimization)
+    with pytest.raises(Diverged, match="would make theta infinite") as raised:
+        server.apply(0, chunk(0, 0, np.array([[1.0, 1.0, 1e38]], np.float32)))
+    assert raised.value.element == 2 and (server.weights().theta == 0).all()
+
+
+def test_the_norm_is_limited_after_the_elements():
+    """By value, (3, -100, 0.5) is (3, -3, 0.5) with norm sqrt(18.25), which is then 1; the other way round nothing
+    would be left to limit by value, and theta would be (-0.03, 1, -0.005)."""
+    optimization = Optimization(optimizer="sgd", meta_lr=1.0, clip_value=3.0, clip_norm=1.0)
+    weights, stats = Server(np.zeros(3), optimization).apply(0, chunk(0, 0, np.array([[3.0, -100.0, 0.5]])))
+    assert np.allclose(weights.theta, -np.array([3.0, -3.0, 0.5]) / math.sqrt(18.25), rtol=1e-12)
+    assert stats.gradient_norm == pytest.approx(math.sqrt(9 + 1e4 + 0.25))
+
+
+def test_divergence_keeps_what_it_says_when_it_travels():
+    error = pickle.loads(pickle.dumps(Diverged("a step", element=7)))
+    assert (str(error), error.task, error.element) == ("a step", None, 7)

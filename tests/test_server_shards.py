@@ -45,7 +45,8 @@ class Sharded:
             for report, gradient in chunks:
                 shard.take(step, report, np.ascontiguousarray(gradient[..., piece]))
         folded = [shard.fold(step, num_tasks) for shard in self.shards]
-        moved = [shard.move(step, *folded) for shard in self.shards]
+        tried = [shard.attempt(step, *folded) for shard in self.shards]
+        moved = [shard.move(step, *folded, attempts=tried) for shard in self.shards]
         assert len({repr(stats) for _, stats in moved}) == 1
         return Weights(moved[0][0].version, np.concatenate([weights.theta for weights, _ in moved])), moved[0][1]
 
@@ -174,3 +175,21 @@ def test_what_is_not_finite_stops_every_shard():
         with pytest.raises(Diverged, match="train:0:5"):
             shard.fold(0)
     assert server.apply(0, *chunks(0))[0].version == 1  # the chunk was computed again
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+@pytest.mark.parametrize("place", [0, 2 * BLOCK + 5, SIZE - 1])
+def test_no_shard_moves_where_one_would_not_stay_finite(count, place):
+    """The element named is that of all of theta."""
+    server, other = (Sharded(np.ones(SIZE, np.float32), Optimization(), count) for _ in range(2))
+    for each in (server, other):
+        each.apply(0, *chunks(0))
+    report, rows = chunks(1)[0]
+    rows = rows.copy()
+    rows[1, place] = 1e22
+    with pytest.raises(Diverged, match="the optimizer's exp_avg_sq infinite") as raised:
+        server.apply(1, (report, rows))
+    assert raised.value.element == place
+    assert server.snapshot()["step"] == 1 and all(shard.weights().version == 1 for shard in server.shards)
+    kept, expected = (each.apply(1, *chunks(1))[0].theta for each in (server, other))
+    assert np.array_equal(kept, expected)

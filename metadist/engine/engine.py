@@ -4,8 +4,9 @@ Both derive adaptation and meta-gradient from the same learner and agree to roun
 """
 
 import time
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -26,7 +27,7 @@ from metadist.learners import Context, Learner
 from metadist.learners.query import predict_query
 from metadist.losses import Loss
 from metadist.models.model import DROPOUT
-from metadist.task import Examples, Task, TaskId, Tasks, num_ways, stack
+from metadist.task import Examples, Task, TaskId, Tasks, as_labels, stack, ways_of
 
 
 class MetaGradients(NamedTuple):
@@ -97,24 +98,38 @@ class Engine:
         step: int = 0,
         meta_steps: int = 1,
         draws: Sequence[Draws] | None = None,
+        diagnostics: dict[str, Tensor] | None = None,
     ) -> MetaGradients:
         """Outer losses [T] and meta-gradients [T, P] of T tasks at theta [P].
 
-        `draws` are the tasks' own random streams; by default they are keyed by (step, place in `tasks`). Raises
-        InputError where memory does not suffice, saying what would need less.
+        `draws` are the tasks' own random streams; by default they are keyed by (step, place in `tasks`). The learner's
+        diagnostics, [T] each, are put into the dictionary given. Raises InputError where memory does not suffice,
+        saying what would need less.
         """
         self.settle(tasks[0])
+        told = self._told(tasks, step, meta_steps)
+        if self.kind == "vmap" and len(set(told)) > 1:
+            own = draws or [Draws(0, TaskId("train", step, t), stream=1) for t in range(len(tasks))]
+
+            def compute(places: list[int]) -> MetaGradients:
+                alike, streams = [tasks[t] for t in places], [own[t] for t in places]
+                return self.meta_gradients(theta, alike, step, meta_steps, streams)
+
+            return MetaGradients(*_by_ways(told, compute))
         with self._computing(len(tasks)):
-            weights, given = self._weights(theta), (step, meta_steps, *self._told(tasks, step, meta_steps))
+            weights = self._weights(theta)
             if self.kind == "vmap":
                 task, drawn = self._stacked(tasks, step, draws)
-                losses, rows = self._run(weights, task, drawn, *given)
+                losses, rows, *found = self._run(weights, task, drawn, step, meta_steps, *told[0])
+                self._note(diagnostics, found)
                 return MetaGradients(losses, rows)
             separate = list(self._separate(tasks, step, draws))
             rows = torch.empty(len(separate), self.layout.size, dtype=self.dtype, device=self.device)
-            losses = rows.new_empty(len(separate))
+            losses, noted = rows.new_empty(len(separate)), []
             for t, (task, drawn) in enumerate(separate):
-                losses[t], rows[t] = self._run(weights, task, drawn, *given)
+                losses[t], rows[t], *found = self._run(weights, task, drawn, step, meta_steps, *told[t])
+                noted.append(found)
+            self._note(diagnostics, map(torch.stack, zip(*noted, strict=True)))
             return MetaGradients(losses, rows)
 
     def recording(self) -> AbstractContextManager[None]:
@@ -128,7 +143,7 @@ class Engine:
         """The loss that `meta_gradients` gives of one task, by other means of differentiation."""
         with self._computing(1):
             drawn = self._draw(len(task.support.inputs[0]), draws, training=True)
-            context = Context(step, meta_steps, drawn, *self._told([task], step, meta_steps))
+            context = Context(step, meta_steps, drawn, *self._told([task], step, meta_steps)[0])
             return float(self.learner.meta_gradient(ops, self._weights(theta), self.tensors(task), context)[0])
 
     def operations(self, tasks: Sequence[Task]) -> list[Node]:
@@ -137,7 +152,7 @@ class Engine:
         with self._computing(len(tasks)):
             weights = self._weights(self.initial_theta())
             task, drawn = self._stacked(tasks, 0, None) if self.kind == "vmap" else next(self._separate(tasks, 0, None))
-            structure, tensors = _flat(weights, task, drawn, self._told(tasks, 0, 1))
+            structure, tensors = _flat(weights, task, drawn, self._told(tasks, 0, 1)[0])
             return list(record(self._compute, structure, 0, 1, tensors).graph.nodes)
 
     def _run(
@@ -145,7 +160,12 @@ class Engine:
     ) -> Sequence[Tensor]:
         structure, tensors = _flat(weights, task, drawn, told)
         before = None if self._looked else [weight.clone() for weight in weights.values()]
-        results = self._program(structure, step, meta_steps, tensors)
+        try:
+            results = self._program(structure, step, meta_steps, tensors)
+        except (IndexError, RuntimeError) as error:
+            if "out of bounds" in str(error):  # of a recording: the loss itself says more
+                self._compute(structure, step, meta_steps, tensors)
+            raise
         if before is not None:
             self._looked = True
             for name, weight, was in zip(weights, weights.values(), before, strict=True):
@@ -171,9 +191,13 @@ class Engine:
 
         if self.kind == "loop":
             loss, gradient = one(weights, task, drawn)
-            return loss, self.layout.flatten(gradient)
+            return loss, self.layout.flatten(gradient), *(gradient[name] for name in self.learner.diagnostics)
         losses, gradients = torch.func.vmap(one, (None, 0, 0))(weights, task, drawn)
-        return losses, self.layout.flatten_rows(gradients)
+        return losses, self.layout.flatten_rows(gradients), *(gradients[name] for name in self.learner.diagnostics)
+
+    def _note(self, diagnostics: dict[str, Tensor] | None, found: Iterable[Tensor]) -> None:
+        if diagnostics is not None:
+            diagnostics.update(zip(self.learner.diagnostics, found, strict=True))
 
     @torch.no_grad()
     def evaluate(
@@ -192,7 +216,18 @@ class Engine:
         each is predicted in a batch with the support set, without the other queries (Nichol et al. 2018, section 6.1).
         """
 
-        def one(weights: Tensors, task: Task, drawn: Tensors) -> dict[str, Tensor]:
+        told = self._told(tasks, step, meta_steps)
+        if self.kind == "vmap" and len(set(told)) > 1:
+            own = draws or [Draws(0, TaskId("train", 0, t), stream=1) for t in range(len(tasks))]
+
+            def compute(places: list[int]) -> list[Tensor]:
+                alike, streams = [tasks[t] for t in places], [own[t] for t in places]
+                found = self.evaluate(theta, alike, metrics, transductive, streams, step, meta_steps)
+                return list(found.values())
+
+            return dict(zip(metrics, _by_ways(told, compute), strict=True))
+
+        def one(weights: Tensors, task: Task, drawn: Tensors, told: tuple[int, Hashable]) -> dict[str, Tensor]:
             learner, theta = self.learner, weights
             if self._trunk and transductive:
                 theta, task = self._trunk.rest(weights, task, self._trunk.features(weights, task))
@@ -205,21 +240,22 @@ class Engine:
             return {name: torch.stack([m[i] for m in measured]) for i, name in enumerate(metrics)}
 
         self.settle(tasks[0])
-        told = self._told(tasks, step, meta_steps)
         with self._computing(len(tasks)):
             weights = self._weights(theta)
             if self.kind == "vmap":
-                return torch.func.vmap(one, (None, 0, 0))(weights, *self._stacked(tasks, 0, draws, training=False))
-            results = [one(weights, *given) for given in self._separate(tasks, 0, draws, training=False)]
+                batched = torch.func.vmap(partial(one, told=told[0]), (None, 0, 0))
+                return batched(weights, *self._stacked(tasks, 0, draws, training=False))
+            separate = zip(self._separate(tasks, 0, draws, training=False), told, strict=True)
+            results = [one(weights, *given, each) for given, each in separate]
             return {name: torch.stack([result[name] for result in results]) for name in metrics}
 
     def adapt(self, theta: Tensor, support: Examples) -> Callable[..., Tensor]:
         """Adapt to a support set; returns `predict(*inputs, transductive=True) -> outputs [n, ...]`, see `evaluate`."""
         weights = self._weights(theta)
-        support = Examples(tuple(map(self._tensor, support.inputs)), tuple(map(self._tensor, support.targets)))
+        support = self.tensors(Task(support, support)).support
         drawn = self._draw(len(support.inputs[0]), Draws(0, TaskId("test", 0, 0), stream=1))
         with self._computing(1):
-            context = Context(0, 1, drawn, *self._told([Task(support, support)], 0, 1))
+            context = Context(0, 1, drawn, *self._told([Task(support, support)], 0, 1)[0])
             fast = self._ops.adapt(self.learner, weights, support, context)
 
         @torch.no_grad()
@@ -235,7 +271,7 @@ class Engine:
         """Support loss and norm of the fast weights before and after every inner step of one task, as in training."""
         weights, support, last = self._weights(theta), self.tensors(task).support, max(0, self.learner.inner_steps - 1)
         drawn = self._draw(len(support.inputs[0]), draws, training=True)
-        context, traced = Context(step, meta_steps, drawn, *self._told([task], step, meta_steps)), []
+        context, traced = Context(step, meta_steps, drawn, *self._told([task], step, meta_steps)[0]), []
         with self._computing(1):
             for k, fast in enumerate(self._ops.trajectory(self.learner, weights, support, context)):
                 steps = self.learner.inner_steps
@@ -245,12 +281,14 @@ class Engine:
         return traced
 
     def tensors(self, task: Task) -> Task:
-        """The task's arrays on the engine's device, floating point ones in its dtype."""
-        return task.map(self._tensor)
+        """The task's arrays on the engine's device, floating point ones in its dtype, labels as int64."""
+        return as_labels(task).map(self._tensor)
 
-    def _told(self, tasks: Sequence[Task], step: int, meta_steps: int) -> tuple[int, Hashable]:
-        """A context's ways and phase."""
-        return num_ways(tasks) if self.learner.needs_ways else 0, self.learner.phase(step, meta_steps)
+    def _told(self, tasks: Sequence[Task], step: int, meta_steps: int) -> list[tuple[int, Hashable]]:
+        """A context's ways and phase, of each task."""
+        phase, known = self.learner.phase(step, meta_steps), self.learner.needs_ways
+        ways = ways_of(tasks, covered=self.learner.any_ways) if known else [0] * len(tasks)
+        return [(each, phase) for each in ways]
 
     def _weights(self, theta: Tensor) -> Tensors:
         return self.layout.unflatten(theta.to(self.device, self.dtype))
@@ -260,12 +298,12 @@ class Engine:
         return predict_query(lambda inputs: self.learner.model(weights, *inputs), task, transductive)
 
     def _tensor(self, array: object) -> Tensor:
-        tensor = torch.as_tensor(array)
+        tensor = _as_tensor(array)
         return tensor.to(self.device, self.dtype if tensor.is_floating_point() else tensor.dtype)
 
     def _copy(self, array: object) -> Tensor:
         """As `_tensor`, never in the array's own memory: results may depend on where in memory arguments begin."""
-        return self._tensor(torch.as_tensor(array).clone(memory_format=torch.contiguous_format))
+        return self._tensor(_as_tensor(array).clone(memory_format=torch.contiguous_format))
 
     def _draw(self, support_size: int, draws: Draws, training: bool = False) -> Tensors:
         """What the learner draws and, in training, a key for dropout."""
@@ -279,15 +317,16 @@ class Engine:
     ) -> Iterator[tuple[Task, Tensors]]:
         for t, task in enumerate(tasks):
             own = draws[t] if draws else Draws(0, TaskId("train", step, t), stream=1)
-            yield task.map(self._copy), self._draw(len(task.support.inputs[0]), own, training)
+            yield as_labels(task).map(self._copy), self._draw(len(task.support.inputs[0]), own, training)
 
     def _stacked(
         self, tasks: Sequence[Task], step: int, draws: Sequence[Draws] | None, training: bool = True
     ) -> tuple[Task, Tensors]:
         if isinstance(tasks, Tasks):
-            task = tasks.stacked.map(self._copy)
+            task = as_labels(tasks.stacked).map(self._copy)
         else:
-            task = self.tensors(stack(tasks, lambda arrays: torch.stack([torch.as_tensor(a) for a in arrays])))
+            separate = [task.map(_as_tensor) for task in map(as_labels, tasks)]
+            task = self.tensors(stack(separate, torch.stack))
         size = task.support.inputs[0].shape[1]
         if type(self.learner).draw is Learner.draw and not self.learner.model.has_dropout:
             return task, {}
@@ -319,6 +358,29 @@ class Engine:
             if told is None:
                 raise
             raise InputError(told) from error
+
+
+def _as_tensor(array: object) -> Tensor:
+    """Numbers or truth values as a tensor. Raises InputError for anything else, such as objects and complex numbers."""
+    try:
+        tensor = torch.as_tensor(array)
+    except TypeError:
+        tensor = None
+    if tensor is None or tensor.is_complex():
+        raise InputError(
+            f"a task holds an array of {getattr(array, 'dtype', type(array).__name__)}: give real numbers (of complex "
+            "ones the real and imaginary parts as two inputs, of objects and text the numbers they stand for)"
+        )
+    return tensor
+
+
+def _by_ways(told: Sequence[Hashable], compute: Callable[[list[int]], Sequence[Tensor]]) -> list[Tensor]:
+    """What `compute` gives for the places of tasks of which the same is told, [T, ...] each, in the order of all tasks:
+    so a task's result does not depend on how many classes its neighbours have."""
+    groups = [[t for t, each in enumerate(told) if each == one] for one in dict.fromkeys(told)]
+    parts = [compute(group) for group in groups]
+    back = torch.tensor([t for group in groups for t in group]).argsort()
+    return [torch.cat(own)[back.to(own[0].device)] for own in zip(*parts, strict=True)]
 
 
 def _flat(weights: Tensors, task: Task, drawn: Tensors, told: tuple[int, Hashable]) -> tuple[Any, list[Tensor]]:

@@ -37,7 +37,12 @@ LEARNERS: dict[str, tuple[type[Learner], dict[str, Any], str]] = {
         {},
         "Reptile, Nichol et al. 2018, arxiv.org/abs/1803.02999; its outer step is optimizer.name=sgd, meta_lr=1",
     ),
-    "imaml": (IMAML, {}, "implicit gradients of a proximal problem, Rajeswaran et al. 2019, arxiv.org/abs/1909.04630"),
+    "imaml": (
+        IMAML,
+        {},
+        "(1 + damping + H / (proximal + proximal_damping))^-1 times the query gradient at the solution of a proximal "
+        "problem, Rajeswaran et al. 2019, arxiv.org/abs/1909.04630 (its code: damping 1, proximal_damping 10)",
+    ),
     "platipus": (PLATIPUS, {}, "probabilistic MAML, Finn et al. 2018, arxiv.org/abs/1806.02817"),
     "meta_curvature": (
         MetaCurvature,

@@ -13,6 +13,7 @@ from metadist.models import Model
 from metadist.models.model import HEAD
 from metadist.task import Examples
 
+PRESENT = "classes present"
 READERS = "protonet, r2d2, protomaml and task_adaptive"
 
 
@@ -42,8 +43,14 @@ def one_hot(labels: Tensor, ways: int, dtype: torch.dtype) -> Tensor:
     return (labels.unsqueeze(1) == torch.arange(ways, device=labels.device)).to(dtype)
 
 
+def classes_present(support: Examples, ways: int) -> Tensor:
+    """Of which classes the support set has an example, [ways]: labels may have gaps."""
+    return one_hot(support.targets[0], ways, torch.bool).any(dim=0)
+
+
 def class_means(model: Model, theta: Tensors, support: Examples, ways: int) -> Tensor:
-    """The mean feature of each class, [ways, d]. Raises InputError where the task has no classes."""
+    """The mean feature of each class, [ways, d]; 0 of one without examples, which `classes_present` tells. Raises
+    InputError where the task has no classes."""
     if not ways:
         raise InputError("class means need classes: this learner is for classification")
     rows = features(model, theta, support.inputs)

@@ -80,6 +80,9 @@ class Learner(ABC):
     """Whether theta has its inner rates, so that another `inner_lr` at evaluation would say nothing."""
     refused: ClassVar[Mapping[str, str]] = {}
     """Options above that would say nothing here, and the reason."""
+    diagnostics: ClassVar[tuple[str, ...]] = ()
+    """Names of numbers of each task that a `meta_gradient` of its own adds to the gradient it returns. They are no part
+    of theta; their means over tasks are logged as train/NAME."""
     before: ClassVar[str] = "before adaptation"
     """What results before the first inner step are called: not so, where `begin` already uses the support set."""
 
@@ -96,6 +99,11 @@ class Learner(ABC):
         The engine finds (statistic - observed) as its gradient where an outer loss has `follow` in it; the server goes
         a tenth of the mean of that, and leaves it out of norms, clipping and the optimizer."""
         return []
+
+    def concern(self, means: Mapping[str, float]) -> str:
+        """What a user should know, once, of the means of the diagnostics over a meta-step's tasks; else nothing."""
+        del means
+        return ""
 
     def adapted_names(self) -> list[str]:
         """Names of the model's parameters that the inner loop changes: by default all of them. Where all are of the

@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from metadist.learners.heads import ClosedForm, features, target_columns
+from metadist.learners.heads import PRESENT, ClosedForm, classes_present, features, target_columns
 from metadist.learners.learner import Context, Fast, Tensors
+from metadist.losses import never
 from metadist.task import Examples
 
 
@@ -19,6 +20,7 @@ class R2D2(ClosedForm):
     Bertinetto et al. 2019, equations 5 and 6 (https://arxiv.org/abs/1805.08136): the Woodbury form, whose system has as
     many unknowns as there are support examples. lambda (as its logarithm), alpha and beta are learned with the
     features; a column of ones gives W its bias. For regression Y are the targets and alpha = 1, beta = 0 to begin with.
+    A class without support examples, where labels have gaps, is never predicted.
     """
 
     initial_lambda: float = 50.0
@@ -39,10 +41,12 @@ class R2D2(ClosedForm):
         rows = self._rows(theta, support.inputs)
         targets = target_columns(support, context.ways, rows)
         kernel = rows @ rows.T + theta["ridge/log_lambda"].exp() * torch.eye(len(rows)).to(rows)
-        return Fast({}, {"ridge": rows.T @ torch.linalg.solve(kernel, targets)})
+        present = {PRESENT: classes_present(support, context.ways)} if context.ways else {}
+        return Fast({}, {"ridge": rows.T @ torch.linalg.solve(kernel, targets)} | present)
 
     def predict(self, theta: Tensors, fast: Fast, inputs: tuple[Tensor, ...]) -> Tensor:
-        return theta["ridge/scale"] * (self._rows(theta, inputs) @ fast.state["ridge"]) + theta["ridge/shift"]
+        outputs = theta["ridge/scale"] * (self._rows(theta, inputs) @ fast.state["ridge"]) + theta["ridge/shift"]
+        return never(outputs, fast.state[PRESENT]) if PRESENT in fast.state else outputs
 
     def _rows(self, theta: Tensors, inputs: tuple[Tensor, ...]) -> Tensor:
         """Features [n, d] and a column of ones."""

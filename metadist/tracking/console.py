@@ -80,6 +80,8 @@ class ConsoleTracker:
             self._drawn = ""
 
     def _keep_best(self, values: Mapping[str, float], step: int) -> None:
+        if values.get("validation/diverged_tasks"):
+            return
         if "validation/accuracy" in values:
             value, better = values["validation/accuracy"], float.__gt__
         elif "validation/loss" in values:
@@ -115,6 +117,8 @@ class ConsoleTracker:
         elif "validation/loss" in latest and self._best:
             best, at = self._best
             parts.append(f"validation loss {latest['validation/loss']:.4g} (best {best:.4g} @{at})")
+        elif latest.get("validation/diverged_tasks"):
+            parts.append(f"validation diverged in {latest['validation/diverged_tasks']:g} tasks")
         if "throughput/tasks_per_s" in latest:
             parts.append(f"{latest['throughput/tasks_per_s']:.3g} tasks/s")
         if "fleet/workers" in latest:

@@ -1,3 +1,4 @@
+import math
 from pathlib import Path
 
 import numpy as np
@@ -279,3 +280,15 @@ def test_a_users_own_source_gets_the_seed_and_its_options(tmp_path, monkeypatch)
         make_source(load_config([], own))
     with pytest.raises(InputError, match="has no option 'slop'; did you mean slope?"):
         make_source(load_config([], [*own, "data.options={slop: 2}"]))
+
+
+def test_outputs_beyond_the_ways_of_evaluation_are_no_classes():
+    """Of five outputs the first three count: the largest of those, and their share among themselves."""
+    config = load_config([], ["data.family=digits", "task.ways=5", "evaluation.ways=3"])
+    found = metrics(config, VECTORS, 3)
+    outputs = torch.tensor([[2.0, 0.0, 0.0, 9.0, 0.0], [0.0, 0.0, 1.0, 5.0, 7.0], [0.0, 1.0, 0.0, 0.0, math.nan]])
+    assert float(found["accuracy"](outputs, torch.tensor([0, 2, 2]))) == pytest.approx(2 / 3)
+    shares = [math.exp(2) / (math.exp(2) + 2), *[math.e / (math.e + 2)] * 2]
+    assert float(found["confidence"](outputs, torch.tensor([0, 2, 2]))) == pytest.approx(sum(shares) / 3, rel=1e-6)
+    outputs[2, 1] = math.nan
+    assert found["accuracy"](outputs, torch.tensor([0, 2, 2])).isnan()

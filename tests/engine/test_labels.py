@@ -1,0 +1,98 @@
+"""What tasks may hold: labels of any width, none outside the outputs, and numbers only."""
+
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from learners.family import CASES
+from learners.small import classification_task, engine_of
+
+from metadist.engine import Engine
+from metadist.errors import InputError
+from metadist.losses import accuracy, cross_entropy
+from metadist.task import Examples, Task, Tasks, stack
+
+KINDS = ["loop", "vmap"]
+NAMES = ["maml", "protonet", "task_adaptive"]
+METRICS = {"accuracy": accuracy, "loss": cross_entropy}
+
+
+def with_targets(task: Task, change) -> Task:
+    return Task(*(part._replace(targets=(change(part.targets[0]),)) for part in task))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("width", ["int8", "int16", "int32", "uint8", "uint16", "uint32", "uint64"])
+def test_labels_of_any_width_give_the_bits_of_int64(name, kind, width):
+    engine, theta = engine_of(CASES[name].learner(), kind)
+    tasks = [classification_task(0), classification_task(1)]
+    narrow = [with_targets(task, lambda y: y.astype(width)) for task in tasks]
+    stacked = Tasks(stack(narrow, np.stack))
+    tensors = [with_targets(task, lambda y: torch.from_numpy(y.astype(width))) for task in tasks]
+    expected, measured = engine.meta_gradients(theta, tasks), engine.evaluate(theta, tasks, METRICS)
+    for given in (narrow, stacked, tensors, [narrow[0], tasks[1]]):
+        assert torch.equal(engine.meta_gradients(theta, given).rows, expected.rows)
+        assert torch.equal(engine.evaluate(theta, given, METRICS)["accuracy"], measured["accuracy"])
+    query = tasks[0].query.inputs[0]
+    found, same = (engine.adapt(theta, task.support)(query) for task in (narrow[0], tasks[0]))
+    assert torch.equal(found, same)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("calls", [0, 20])  # also where the computation is played back
+@pytest.mark.parametrize("label", [-100, -1, 7, 3])
+def test_a_label_that_is_no_output_is_named(kind, calls, label):
+    engine, theta = engine_of(CASES["maml"].learner(), kind)
+    good = classification_task(0)
+    for _ in range(calls):
+        engine.meta_gradients(theta, [good])
+    for part in (0, 1):
+        bad = Task(*(p._replace(targets=(p.targets[0].copy(),)) for p in good))
+        bad[part].targets[0][1] = label
+        for compute in (engine.meta_gradients, partial(engine.evaluate, metrics=METRICS)):
+            with pytest.raises(InputError, match=rf"label {label} is none of the model's 3 outputs: .* from 0 to 2"):
+                compute(theta, [bad])
+
+
+def test_labels_beyond_int64_are_refused():
+    engine, theta = engine_of(CASES["maml"].learner())
+    with pytest.raises(InputError, match="label 9223372036854775810 is too large"):
+        engine.meta_gradients(theta, [with_targets(classification_task(0), lambda y: y.astype("uint64") + 2**63)])
+
+
+def without_some(outputs, target):
+    return torch.nn.functional.cross_entropy(outputs, target, ignore_index=-100)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_loss_of_ones_own_may_leave_examples_out(kind):
+    engine, theta = engine_of(replace(CASES["maml"].learner(), loss=without_some), kind)
+    task = classification_task(0)
+    some = np.where(np.arange(9) < 6, task.query.targets[0], -100)
+    marked = task._replace(query=task.query._replace(targets=(some,)))
+    first = Examples((task.query.inputs[0][:6],), (task.query.targets[0][:6],))
+    cut = task._replace(query=first)
+    found, expected = (engine.meta_gradients(theta, [each]).rows for each in (marked, cut))
+    assert torch.allclose(found, expected, rtol=1e-9, atol=1e-15)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("change", [lambda x: x.astype(object), lambda x: x.astype(complex), lambda x: x.astype(str),
+                                    lambda x: torch.from_numpy(x.astype(np.complex64))],
+                         ids=["object", "complex", "text", "complex tensor"])  # fmt: skip
+@pytest.mark.parametrize("where", ["inputs", "targets"])
+def test_what_is_no_real_number_is_refused(kind, change, where):
+    engine = Engine(CASES["maml"].learner(), kind, dtype=torch.float64)
+    task = classification_task(0)
+    task = Task(*(part._replace(**{where: tuple(map(change, getattr(part, where)))}) for part in task))
+    with pytest.raises(InputError, match="a task holds an array of .*: give real numbers"):
+        engine.meta_gradients(engine.initial_theta(), [task])
+
+
+def test_whole_numbers_that_are_inputs_stay_as_they_are():
+    engine = Engine(CASES["maml"].learner(), dtype=torch.float64)
+    task = engine.tensors(Task.of(*(np.arange(3, dtype=np.int32) for _ in range(4))))
+    assert task.support.inputs[0].dtype == torch.int32 and task.support.targets[0].dtype == torch.int64
