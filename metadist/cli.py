@@ -239,13 +239,13 @@ def report(told: dict[str, Any]) -> str:
     lines += [f"protocol   {protocol}", "", f"{metric} (mean, 95 % interval)"]
     for k, point in enumerate(told[metric]["by_inner_step"]):
         label = f"after {k} inner steps" if k else told["begun"]
-        lines.append(f"  {label:24} {_figure(metric, point, told['protocol']['tasks'])}")
+        lines.append(f"  {label:24} {_figure(metric, point)}")
     for name, measured in told["baselines"].items():
         points = measured[metric] if isinstance(measured[metric], list) else [measured[metric]]
         for k, point in enumerate(points):
             label = name.replace("_", " ") + (f", {k} steps" if len(points) > 1 else "")
             some = f" ({measured['tasks']} tasks)" if measured["tasks"] < told["protocol"]["tasks"] else ""
-            lines.append(f"  {label:24} {_figure(metric, point, measured['tasks'])}{some}")
+            lines.append(f"  {label:24} {_figure(metric, point)}{some}")
     if "divergence" in told:
         lines += ["", f"diverged   {told['divergence']}"]
     if lost := told.get("online", {}).get("losses"):
@@ -254,9 +254,9 @@ def report(told: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _figure(metric: str, point: dict[str, float], tasks: int) -> str:
+def _figure(metric: str, point: dict[str, float]) -> str:
     if point.get("diverged_tasks"):
-        return f"none: {point['diverged_tasks']} of {tasks} tasks diverged"
+        return f"none: {point['diverged_tasks']} tasks diverged"
     if metric == "accuracy":
         return f"{100 * point['mean']:.2f} % ± {100 * point['ci95']:.2f}"
     return f"{point['mean']:.4f} ± {point['ci95']:.4f}"

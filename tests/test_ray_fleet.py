@@ -18,12 +18,14 @@ from metadist.config import load_config
 from metadist.config.build import make_optimization, make_worker
 from metadist.data import importers
 from metadist.deals import Ahead
-from metadist.errors import InputError, Interrupted
+from metadist.errors import Diverged, InputError, Interrupted
 from metadist.local_fleet import LocalFleet
-from metadist.messages import Chunk, Weights, plan
+from metadist.messages import Chunk, ChunkReport, Weights, plan
 from metadist.patience import Patience
 from metadist.prepare import prepare
+from metadist.ray_server import RayServer
 from metadist.run import train
+from metadist.server import BLOCK, Optimization, slices
 
 pytestmark = pytest.mark.ray
 
@@ -292,3 +294,24 @@ def test_a_server_that_dies_between_two_steps_is_rebuilt(ray_cluster, tmp_path, 
     assert found == theta(LocalFleet(lambda: make_worker(config)), disturb=False)
     assert sum("server was lost" in text for text in said) == 3
     assert max(held) < 2.5 * held[0]
+
+
+def test_no_server_moves_where_one_would_not_stay_finite(ray_cluster):
+    """The last element of theta, on the second of two servers, meets a gradient whose square float32 cannot hold."""
+    size = 2 * BLOCK + 9
+    pieces, server = slices(size, 2), RayServer(np.ones(size, np.float32), Optimization(), None, servers=2)
+
+    def result(step: int, last: float):
+        rows = np.ones((1, size), np.float32)
+        rows[0, -1] = last
+        report = ChunkReport(Chunk("train", step, 0, 1), np.zeros(1), np.linalg.norm(rows.astype(float), axis=1), {})
+        return [ray.put([report]), *(ray.put([np.ascontiguousarray(rows[:, piece])]) for piece in pieces)]
+
+    server.apply(0, result(0, 1.0))
+    with pytest.raises(Diverged, match="would make the optimizer's exp_avg_sq infinite or NaN") as raised:
+        server.apply(1, result(1, 1e22))
+    assert raised.value.element == size - 1
+    assert server.snapshot()["step"] == 1 and [ray.get(ref).version for ref in server.weights()] == [1, 1]
+    server.apply(1, result(1, 1.0))
+    assert server.snapshot()["step"] == 2
+    server.close()

@@ -5,10 +5,11 @@ import pytest
 import torch
 from torch import nn
 
+from metadist.draws import Draws
 from metadist.learners import PLATIPUS
 from metadist.models import Model
 from metadist.noise import normal
-from metadist.task import Task
+from metadist.task import Task, TaskId
 
 from .small import engine_of
 
@@ -70,20 +71,10 @@ def test_the_objective_is_the_papers(kind):
     support, query = np.array([1.0, 2.0]), np.array([-0.5, 0.25])
     task = Task.of(np.zeros((1, 2)), support[None], np.zeros((1, 2)), query[None])
     task = engine.tensors(task)
-    seen: list[torch.Tensor] = []
-    result = engine.meta_gradients(engine.layout.flatten(named), [task], draws=[Told(seen)])
-    noise = {name: normal(seen[0] + number, (1, 2))[0].double().numpy() for number, name in enumerate(TENSORS)}
+    draws = lambda: Draws(3, TaskId("train", 0, 0), stream=1)  # noqa: E731
+    result = engine.meta_gradients(engine.layout.flatten(named), [task], draws=[draws()])
+    key = torch.tensor(draws().word() >> 1)
+    noise = {name: normal(key + number, (1, 2))[0].numpy() for number, name in enumerate(TENSORS)}
     assert len({values.tobytes() for values in noise.values()}) == 3
     expected = closed_form(support, query, log_p, log_q, noise)
     assert float(result.losses[0]) == pytest.approx(expected, rel=1e-9)
-
-
-class Told:
-    """A task's random stream, of which the numbers drawn are known."""
-
-    def __init__(self, seen: list[torch.Tensor]):
-        self._seen = seen
-
-    def word(self) -> int:
-        self._seen.append(torch.tensor(0x1234567890ABCDEF >> 1))
-        return 0x1234567890ABCDEF
