@@ -10,6 +10,17 @@ from metadist.errors import StorageFailed
 
 
 @contextmanager
+def private_files() -> Iterator[None]:
+    """What is made meanwhile, by this process and those it starts, is its user's alone to read: files 0600,
+    directories 0700."""
+    before = os.umask(0o077)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
+@contextmanager
 def writing(what: str | Path) -> Iterator[None]:
     """Turns the OSError of a full, read-only or vanished place into a StorageFailed that names it."""
     try:

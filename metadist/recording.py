@@ -10,10 +10,12 @@ from typing import Any
 
 from metadist.checkpoint_format import Checkpoint
 from metadist.config import Config
+from metadist.config.load import shown
 from metadist.data import Dataset
 from metadist.disk import replace_text
 from metadist.errors import Interrupted
 from metadist.identity import digest
+from metadist.redaction import command_line
 from metadist.tracking import Status, Tracker, Trackers
 from metadist.tracking.console import ConsoleTracker
 from metadist.tracking.jsonl import JsonlTracker
@@ -49,12 +51,12 @@ class Recording:
 
     def describe(self, identity: dict[str, Any], dataset: Dataset | None) -> None:
         """Parameters, tags, data and configuration."""
-        self.tracker.params(flat(self.config.model_dump(mode="json")))
+        self.tracker.params(flat(shown(self.config)))
         self.tracker.tags(
             git_tags(Path.cwd())
             | version_tags()
             | {
-                "mlflow.source.name": " ".join(sys.argv),
+                "mlflow.source.name": command_line(sys.argv),
                 "mlflow.source.type": "JOB" if os.environ.get("RAY_JOB_ID") else "LOCAL",
                 "metadist.identity": digest(identity),
                 "metadist.run_dir": str(self.run_dir),

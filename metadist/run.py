@@ -1,7 +1,7 @@
 """Runs from end to end: train one, evaluate one again, change its number of workers."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -9,13 +9,15 @@ from typing import Any
 
 from metadist.checkpoint import CheckpointStore
 from metadist.checkpoint_format import Checkpoint, theta_sha256
-from metadist.config import Config
+from metadist.config import Config, load_config
 from metadist.config.build import make_optimization, open_data
+from metadist.config.load import shown
 from metadist.config.method import chunk_size
-from metadist.disk import writing
+from metadist.config.trust import check_trusted, check_usable, outside_address, outside_code, outside_place
+from metadist.disk import private_files, writing
 from metadist.errors import Interrupted
 from metadist.evaluation import draw_curve, evaluate_run, write_results
-from metadist.fewshot import read_checkpoint
+from metadist.fewshot import config_file, read_checkpoint, saved_place
 from metadist.figures import training_curve
 from metadist.fleets import open_fleet
 from metadist.identity import check_evaluation, check_settings, digest, drift, run_identity
@@ -37,15 +39,21 @@ from metadist.worker import set_up_process
 Say = Callable[[str], None]
 
 
-def train(config: Config, *, resume: str | Path | None = None, quiet: bool = False) -> dict[str, Any]:
+def train(
+    config: Config, *, resume: str | Path | None = None, quiet: bool = False, trust_code: bool = False
+) -> dict[str, Any]:
     """Meta-train, then evaluate the best weights; returns what `results.json` holds.
 
     `resume`: None refuses a run directory that is in use; "auto" continues what is there, or starts; a path continues
-    from that run or checkpoint. Raises InputError, Diverged, or Interrupted (after saving).
+    from that run or checkpoint; one whose checkpoints are elsewhere than in its directory and where this job has them
+    is followed with `trust_code` only. Raises InputError, Diverged, or Interrupted (after saving).
     """
     config = located(config)
     assert config.run_dir
-    with DriverLock(Path(config.run_dir)) as lock:
+    check_usable(config.tracking.uri, config.checkpoint.location, config.fleet.address)
+    if resume not in (None, "auto"):
+        saved_place(str(resume), config.checkpoint.location, trust_code)
+    with private_files(), DriverLock(Path(config.run_dir)) as lock:
         return _train(config, Path(config.run_dir), lock, resume, quiet)
 
 
@@ -206,25 +214,50 @@ def judge(config: Config, prepared: Prepared, fleet: Any, weights: Weights, fold
     return told
 
 
-def evaluate(config: Config, run: str | Path, *, checkpoint: str = "best", say: Say = print) -> dict[str, Any]:
+def evaluate(
+    config: Config,
+    run: str | Path,
+    *,
+    checkpoint: str = "best",
+    say: Say = print,
+    trust_code: bool = False,
+    own: Collection[str] = (),
+) -> dict[str, Any]:
     """Evaluate a run's weights as `config` (the run's own, with changes) says; everything is left in
-    RUN/evaluations/NAME, one NAME per configuration."""
+    RUN/evaluations/NAME, one NAME per configuration.
+
+    Code, addresses and places that the run names as `config` does are followed with `trust_code` only, or where they
+    are settings in `own` (dotted keys), which the user gave himself. Raises InputError that names them.
+    """
     config = located(config)
-    saved = read_checkpoint(run, checkpoint)
+    check_followed(config, run, trust_code, own)
+    check_usable(config.checkpoint.location, config.fleet.address)
+    saved = read_checkpoint(run, checkpoint, config.checkpoint.location)
     check_evaluation(saved.run["identity"], config)
     set_up_process(config.fleet.threads_per_worker)
     prepared = prepare(config, [config.evaluation.split], saved)
     weights = Weights(saved.step, prepared.theta)
-    name = digest({"config": config.model_dump(mode="json"), "step": saved.step})
+    name = digest({"config": shown(config), "step": saved.step})
     folder = Path(run) / "evaluations" / name
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
     signals = Signals()
-    with open_fleet(config, prepared, config.num_workers, say, signals) as fleet, signals:
-        told = judge(config, prepared, fleet, weights, folder, say)
-    told = {"evaluated_step": saved.step, "evaluated_theta_sha256": theta_sha256(weights.theta), **told}
-    write_json(told, folder / "results.json")
+    with private_files():
+        with writing(folder):
+            folder.parent.mkdir(exist_ok=True)
+            folder.mkdir(exist_ok=True)
+        with open_fleet(config, prepared, config.num_workers, say, signals) as fleet, signals:
+            told = judge(config, prepared, fleet, weights, folder, say)
+        told = {"evaluated_step": saved.step, "evaluated_theta_sha256": theta_sha256(weights.theta), **told}
+        write_json(told, folder / "results.json")
     return told | {"folder": str(folder)}
+
+
+def check_followed(config: Config, run: str | Path, trust_code: bool, own: Collection[str]) -> None:
+    """Raises InputError where evaluation would follow what only the saved run names."""
+    followed, saved = (
+        outside_code(each) | outside_address(each) | outside_place(each, Path(run))
+        for each in (config, load_config([config_file(run)]))
+    )
+    check_trusted(run, {key: name for key, name in followed.items() if saved.get(key) == name}, trust_code, own)
 
 
 def banner(config: Config, run_dir: Path, prepared: Prepared, start: int) -> str:

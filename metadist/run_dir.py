@@ -12,7 +12,7 @@ from metadist.config import Config, dump_config
 from metadist.config.load import parse_config
 from metadist.disk import reason, replace_text
 from metadist.errors import InputError
-from metadist.fewshot import config_file, read_checkpoint
+from metadist.fewshot import config_file, read_checkpoint, saved_place
 from metadist.identity import bound_settings
 
 TARGET_FILE = "target_workers"
@@ -35,7 +35,7 @@ def located(config: Config) -> Config:
 def find_checkpoint(config: Config, run_dir: Path, resume: str | Path | None) -> Checkpoint | None:
     """Where a run goes on from, or None at its start. Raises InputError when the directory is in use unasked."""
     if resume is not None and resume != "auto":
-        checkpoint = read_checkpoint(resume, "latest")
+        checkpoint = read_checkpoint(resume, "latest", saved_place(resume, trust_code=True))
         if (run_dir / "config.yaml").exists() and not is_own(checkpoint, run_dir):
             raise InputError(
                 f"{run_dir} already holds another run: --resume auto continues that one; set run_dir=... to go on "

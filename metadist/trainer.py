@@ -1,5 +1,6 @@
 """The training loop, and what it does every so often: log, validate, save."""
 
+import shlex
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -266,5 +267,5 @@ class Trainer:
         task = str(error).split()[1]
         return Diverged(
             f"{error} at meta-step {step}: lower learner.inner_lr or meta_lr, or set optimizer.clip_norm; "
-            f"`metadist replay {self.run_dir} --task {task}` computes it again, step by step"
+            f"`metadist replay {shlex.quote(str(self.run_dir))} --task {task}` computes it again, step by step"
         )

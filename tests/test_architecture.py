@@ -7,6 +7,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "metadist"
 FLOORS = [
+    {"redaction"},
     {"errors"},
     {"task", "disk"},
     {"noise", "layout", "draws", "losses", "messages", "events", "data", "checkpoint_format", "journal", "tracking",
@@ -27,6 +28,7 @@ FLOORS = [
     {"fleets"},
     {"run"},
     {"replay", "bench", "scaling"},
+    {"cli_arguments"},
     {"cli_data", "cli_bench"},
     {"cli"},
     {"__main__"},
