@@ -119,7 +119,7 @@ def _find_beginning(config: Config, run_dir: Path, resume: str | Path | None) ->
     validated: list[Split] = ["validation"] if config.evaluation.every else []
     prepared = prepare(config, [*validated, config.evaluation.split], checkpoint)
     if checkpoint is not None:
-        check_state(checkpoint, prepared.theta, config.optimizer.name, prepared.engine.num_statistics)
+        check_state(checkpoint, prepared.theta, make_optimization(config, prepared.engine))
     return checkpoint, prepared
 
 

@@ -113,18 +113,14 @@ def test_nothing_that_a_saved_run_names_is_imported(stranger, setting, attribute
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
-@pytest.mark.parametrize(
-    "name", ["evil_module:run", "evil_module:Thing", "os:system", "subprocess:Popen", "torch:load"]
-)
-def test_what_is_no_part_of_its_seam_is_not_called_even_with_trust(stranger, setting, name):
-    if setting == "loss" and name == "evil_module:run":
-        pytest.skip("a function of the trusted module, with two tensors, is what a loss is")
-    run_dir = stranger(SETTINGS[setting] % name)
-    for way, call in ways(run_dir, trust_code=True).items():
-        if setting == "data.source" and way.startswith("load"):
-            continue
+def test_what_is_no_part_of_its_seam_is_not_called_even_with_trust(stranger, setting):
+    for name in ("evil_module:run", "evil_module:Thing", "os:system", "subprocess:Popen", "subprocess:getoutput"):
+        if setting == "loss" and name == "evil_module:run":
+            continue  # a function of a trusted module, called with two tensors, is what a loss is
+        run_dir = stranger(SETTINGS[setting] % name)
         with pytest.raises(InputError, match=f"{setting}={name} in .* is not called: a saved run may name"):
-            call()
+            replay(run_dir, print, trust_code=True)
+        shutil.rmtree(run_dir)
     assert not Path("executed").exists()
 
 
