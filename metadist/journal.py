@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from metadist.disk import LineFile
+from metadist.disk import MOST_LINES_BYTES, LineFile, read_file
 from metadist.errors import InputError
 
 MOST_TASKS = 10**12
@@ -66,7 +66,7 @@ def journalled_hashes(records: list[dict[str, Any]]) -> dict[int, str]:
 
 def _whole_records(path: Path) -> tuple[list[dict[str, Any]], int]:
     """The records and the number of bytes they take. A line counts once its newline is there."""
-    lines = path.read_bytes().splitlines(keepends=True)
+    lines = read_file(path, MOST_LINES_BYTES).splitlines(keepends=True)
     records: list[dict[str, Any]] = []
     size = 0
     for number, line in enumerate(lines, start=1):

@@ -12,7 +12,7 @@ from metadist.checkpoint_format import Checkpoint
 from metadist.config import Config
 from metadist.config.load import shown
 from metadist.data import Dataset
-from metadist.disk import replace_text
+from metadist.disk import read_file, replace_text
 from metadist.errors import Interrupted
 from metadist.identity import digest
 from metadist.redaction import command_line
@@ -83,7 +83,7 @@ class Recording:
 def known_run_id(run_dir: Path, checkpoint: Checkpoint | None) -> str | None:
     """The MLflow run that this run directory already has; a checkpoint of another one does not count."""
     if (run_dir / RUN_ID_FILE).exists():
-        return (run_dir / RUN_ID_FILE).read_text()
+        return read_file(run_dir / RUN_ID_FILE).decode(errors="replace")
     if checkpoint and checkpoint.run["run_dir"] == str(run_dir):
         return checkpoint.run["mlflow_run_id"]
     return None

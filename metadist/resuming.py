@@ -1,6 +1,7 @@
 """Whether a checkpoint, perhaps from elsewhere, holds what a run needs to go on; its bytes are as they were written."""
 
 import math
+import reprlib
 from dataclasses import replace
 from typing import Any
 
@@ -154,12 +155,12 @@ def _check_group(
     given = group.get("lr")
     known = optimization.batch_rule == "none"  # else it grew with the batch of that step
     if type(given) is not float or not 0 <= given < math.inf or (known and not math.isclose(given, rate, rel_tol=1e-9)):
-        raise _refusal(f"its optimizer's lr is {given!r}, that of its last step {rate:g}")
+        raise _refusal(f"its optimizer's lr is {reprlib.repr(given)}, that of its last step {rate:g}")
     for name in sorted(fresh.keys() | group.keys(), key=str):
         if name not in ("lr", "params") and (
             name not in group or name not in fresh or not _same(group[name], fresh[name])
         ):
-            raise _refusal(f"its optimizer's {name} is {group.get(name)!r}, not {fresh.get(name)!r}")
+            raise _refusal(f"its optimizer's {name} is {reprlib.repr(group.get(name))}, not {fresh.get(name)!r}")
 
 
 def _same(one: Any, other: Any) -> bool:

@@ -1,14 +1,14 @@
 """Runs from end to end: train one, evaluate one again, change its number of workers."""
 
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from metadist.checkpoint import CheckpointStore
-from metadist.checkpoint_format import Checkpoint, theta_sha256
+from metadist.checkpoint_format import Checkpoint, local_folder, theta_sha256
 from metadist.config import Config, load_config
 from metadist.config.build import make_optimization, open_data
 from metadist.config.load import shown
@@ -22,7 +22,7 @@ from metadist.figures import training_curve
 from metadist.fleets import open_fleet
 from metadist.identity import check_evaluation, check_settings, digest, drift, run_identity
 from metadist.journal import Journal, planned_batches, read_journal
-from metadist.lock import DriverLock
+from metadist.lock import DriverLock, here
 from metadist.messages import Weights
 from metadist.online import regret
 from metadist.prepare import Prepared, prepare
@@ -64,9 +64,10 @@ def _train(config: Config, run_dir: Path, lock: DriverLock, resume: str | Path |
     changes = drift(checkpoint.run["identity"], identity) if checkpoint else []
     lock.take()
     with ExitStack() as stack:
-        kept = Path(location(config, run_dir))
-        if config.checkpoint.location and "://" not in config.checkpoint.location and kept != run_dir:
-            stack.enter_context(DriverLock(kept)).take()
+        locks, kept = [lock], local_folder(config.checkpoint.location) if config.checkpoint.location else None
+        if kept is not None and kept != run_dir:
+            locks.append(stack.enter_context(DriverLock(kept)))
+            locks[1].take()
         begin_directory(config, run_dir, checkpoint)
         record = stack.enter_context(Recording(config, run_dir, checkpoint, quiet))
         for change in changes:
@@ -79,7 +80,7 @@ def _train(config: Config, run_dir: Path, lock: DriverLock, resume: str | Path |
         fleet = stack.enter_context(open_fleet(config, prepared, target, record.say, signals, proof, writes=True))
         stack.enter_context(signals)
         record.describe(identity, open_data(config))
-        trainer = make_trainer(config, run_dir, prepared, fleet, record, checkpoint, identity, drifted)
+        trainer = make_trainer(config, run_dir, prepared, fleet, record, checkpoint, identity, drifted, locks)
         stack.callback(trainer.journal.close)
         stack.callback(trainer.saver.close)
         start = checkpoint.step if checkpoint else 0
@@ -87,6 +88,8 @@ def _train(config: Config, run_dir: Path, lock: DriverLock, resume: str | Path |
         signals.deferred = True
         weights, reason = trainer.run(start, Stop(signals, config.max_time_s, config.evaluation.patience))
         signals.deferred = False
+        for held in locks:
+            held.check()
         if signals.received is not None:
             record.say(f"saved in {run_dir}; the same command with --resume auto goes on from there")
             raise Interrupted(signals.received)
@@ -104,6 +107,7 @@ def _train(config: Config, run_dir: Path, lock: DriverLock, resume: str | Path |
             told["online"] = regret(fleet, weights, trainer.progress.round_losses, *own)
             record.tracker.metrics({"online/regret": told["online"]["regret"]}, weights.version)
         told = {**ending, "seconds": round(time.monotonic() - began, 1), **told}
+        lock.check()
         write_json(told, run_dir / "results.json")
         record.tracker.artifact(run_dir / "results.json")
         return told
@@ -132,11 +136,16 @@ def make_trainer(
     checkpoint: Checkpoint | None,
     identity: dict[str, Any],
     drifted: bool,
+    locks: Sequence[DriverLock],
 ) -> Trainer:
-    """The trainer of a run, at its start or where the checkpoint left it."""
+    """The trainer of a run, at its start or where the checkpoint left it. `locks` are of the folders it writes to."""
     state = checkpoint.trainer if checkpoint else None
     journal = Journal(run_dir / "journal.jsonl")
-    store = CheckpointStore(location(config, run_dir), config.checkpoint.keep_last, record.say)
+    store = CheckpointStore(
+        location(config, run_dir), config.checkpoint.keep_last, record.say, lambda: [held.check() for held in locks]
+    )
+    if "://" in store.location:
+        store.claim(f"{run_dir}, {here()},")
     planned, own = planned_batches(read_journal(run_dir / "journal.jsonl")), is_own(checkpoint, run_dir)
     if planned and not checkpoint:
         record.say(

@@ -2,15 +2,16 @@
 
 import json
 import math
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from metadist.checkpoint import CheckpointStore
-from metadist.checkpoint_format import Checkpoint
+from metadist.checkpoint_format import Checkpoint, local_folder
 from metadist.config import Config, dump_config
 from metadist.config.load import parse_config
-from metadist.disk import reason, replace_text
+from metadist.disk import read_file, reason, replace_text
 from metadist.errors import InputError
 from metadist.fewshot import config_file, read_checkpoint, saved_place
 from metadist.identity import bound_settings
@@ -41,6 +42,7 @@ def find_checkpoint(config: Config, run_dir: Path, resume: str | Path | None) ->
                 f"{run_dir} already holds another run: --resume auto continues that one; set run_dir=... to go on "
                 f"from {resume} in a place of its own"
             )
+        _check_owner(config, run_dir, CheckpointStore(location(config, run_dir)))
         return checkpoint
     if run_dir.exists() and not run_dir.is_dir():
         raise InputError(f"run_dir={run_dir} is a file: choose another")
@@ -54,13 +56,34 @@ def find_checkpoint(config: Config, run_dir: Path, resume: str | Path | None) ->
     except OSError as error:
         raise InputError(f"checkpoints cannot be kept in {location(config, run_dir)}: {error}") from error
     if not found:
+        lost = store.tell_passed_over()
+        if lost and local_folder(store.location):  # where a checkpoint appears whole or not at all
+            raise InputError(
+                f"no checkpoint in {store.location} is complete: restore the meta.json of {lost[-1]}, or remove these "
+                "directories, then --resume auto computes the run again from its start"
+            )
         return None
     if resume is None:
         raise InputError(f"{location(config, run_dir)} holds another run's checkpoints: set checkpoint.location anew")
+    _check_owner(config, run_dir, store)
     checkpoint = store.load("latest")
     if config.checkpoint.location:
         return checkpoint
     return replace(checkpoint, run={**checkpoint.run, "run_dir": str(run_dir)})  # even if it was moved
+
+
+def _check_owner(config: Config, run_dir: Path, store: CheckpointStore) -> None:
+    """Raises InputError where the place that a job gives for its checkpoints holds those of a run in another directory,
+    which this one neither is nor was before it was moved."""
+    if not config.checkpoint.location or not store.steps():
+        return
+    owner = store.load("latest").run.get("run_dir")
+    before = _job_there(run_dir / "config.yaml")
+    if owner != str(run_dir) and (before is None or before.run_dir != owner):
+        raise InputError(
+            f"{store.location} holds the checkpoints of the run in {owner}: set checkpoint.location to a place of this "
+            f"run's own, or run_dir={shlex.quote(str(owner))} to go on with that one"
+        )
 
 
 def begin_directory(config: Config, run_dir: Path, checkpoint: Checkpoint | None) -> None:
@@ -87,7 +110,7 @@ def begin_directory(config: Config, run_dir: Path, checkpoint: Checkpoint | None
 def _job_there(path: Path) -> Config | None:
     """The configuration in config.yaml, where that is one."""
     try:
-        return parse_config(path.read_text(), str(path))
+        return parse_config(read_file(path).decode(), str(path))
     except (FileNotFoundError, UnicodeDecodeError, InputError):
         return None
 
@@ -123,7 +146,7 @@ def scale(run_dir: str | Path, target: int) -> None:
 def asked_target(run_dir: Path) -> int | None:
     """The number of workers asked for; None where what the file holds is none."""
     try:
-        target = int((run_dir / TARGET_FILE).read_text())
+        target = int(read_file(run_dir / TARGET_FILE))
     except (OSError, ValueError):
         return None
     return target if 1 <= target <= MOST_WORKERS else None

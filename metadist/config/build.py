@@ -261,6 +261,8 @@ def make_optimization(config: Config, engine: Engine) -> Optimization:
 
 
 def _load_weights(module: torch.nn.Module, path: str) -> None:
+    if not Path(path).is_file():
+        raise InputError(f"model.weights={path} is not a safetensors file that can be read (no regular file)")
     try:
         arrays = load_file(path)
     except (OSError, SafetensorError) as error:

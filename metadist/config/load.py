@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 
 from metadist.config.schema import Config, Open, Place
 from metadist.config.text import dump_yaml, parse_yaml
-from metadist.disk import reason
+from metadist.disk import read_file, reason
 from metadist.errors import InputError
 from metadist.learners import Learner
 from metadist.redaction import redacted
@@ -72,11 +72,13 @@ def shown(config: Config) -> dict[str, Any]:
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        text = file.read_text()
+        text = read_file(file).decode()
     except FileNotFoundError:
         near = difflib.get_close_matches(file.name, [f.name for f in file.parent.glob("*.yaml")], 1)
         hint = f"; did you mean {file.parent / near[0]}?" if near else ": `metadist config new` writes one"
         raise InputError(f"there is no job file {file}{hint}") from None
+    except InputError:
+        raise
     except (OSError, ValueError) as error:
         raise InputError(f"{file} is not a YAML file: {reason(error)}") from None
     return _mapping(text, str(file))
