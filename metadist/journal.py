@@ -6,6 +6,7 @@ from typing import Any
 
 from metadist.disk import MOST_LINES_BYTES, LineFile, read_file
 from metadist.errors import InputError
+from metadist.redaction import redacted
 
 MOST_TASKS = 10**12
 
@@ -21,7 +22,7 @@ class Journal:
 
     def append(self, record: dict[str, Any], *, sync: bool = False) -> None:
         """Writes one record of plain JSON values (no NaN: ValueError). With `sync` it is on the disk at return."""
-        self._lines.append(json.dumps(record, allow_nan=False, separators=(",", ":")), sync=sync)
+        self._lines.append(json.dumps(redacted(record), allow_nan=False, separators=(",", ":")), sync=sync)
 
     def close(self) -> None:
         self._lines.close()

@@ -1,6 +1,7 @@
 """What a run tells the world: its trackers, opened at the start and closed with a truthful status."""
 
 import json
+import math
 import os
 import sys
 from functools import partial
@@ -18,7 +19,7 @@ from metadist.identity import digest
 from metadist.redaction import command_line
 from metadist.tracking import Status, Tracker, Trackers
 from metadist.tracking.console import ConsoleTracker
-from metadist.tracking.jsonl import JsonlTracker
+from metadist.tracking.jsonl import JsonlTracker, read_metrics
 from metadist.tracking.mlflow import MlflowTracker
 from metadist.tracking.provenance import git_tags, version_tags
 
@@ -35,6 +36,10 @@ class Recording:
         self.run_dir = run_dir
         self._console = ConsoleTracker(config.meta_steps, quiet=quiet)
         self.say = self._console.say
+        if checkpoint is not None and (run_dir / "metrics.jsonl").exists():
+            for row in read_metrics(run_dir / "metrics.jsonl"):
+                if row.get("step", math.inf) <= checkpoint.step:
+                    self._console.remember(row, row["step"])
         trackers: list[Tracker] = [JsonlTracker(run_dir / "metrics.jsonl"), self._console]
         self._mlflow: MlflowTracker | None = None
         if own.mlflow:

@@ -28,7 +28,16 @@ from metadist.online import regret
 from metadist.prepare import Prepared, prepare
 from metadist.recording import Recording
 from metadist.resuming import check_resumable, check_state
-from metadist.run_dir import begin_directory, find_checkpoint, first_target, is_own, located, location, write_json
+from metadist.run_dir import (
+    begin_directory,
+    check_lasting,
+    find_checkpoint,
+    first_target,
+    is_own,
+    located,
+    location,
+    write_json,
+)
 from metadist.saving import Saver
 from metadist.stopping import Signals, Stop
 from metadist.task import Split
@@ -50,6 +59,7 @@ def train(
     """
     config = located(config)
     assert config.run_dir
+    check_lasting(config)
     check_usable(config.tracking.uri, config.checkpoint.location, config.fleet.address)
     if resume not in (None, "auto"):
         saved_place(str(resume), config.checkpoint.location, trust_code)
@@ -88,8 +98,7 @@ def _train(config: Config, run_dir: Path, lock: DriverLock, resume: str | Path |
         signals.deferred = True
         weights, reason = trainer.run(start, Stop(signals, config.max_time_s, config.evaluation.patience))
         signals.deferred = False
-        for held in locks:
-            held.check()
+        check_held(locks)
         if signals.received is not None:
             record.say(f"saved in {run_dir}; the same command with --resume auto goes on from there")
             raise Interrupted(signals.received)
@@ -127,6 +136,12 @@ def _find_beginning(config: Config, run_dir: Path, resume: str | Path | None) ->
     return checkpoint, prepared
 
 
+def check_held(locks: Sequence[DriverLock]) -> None:
+    """Raises PlaceLost where a folder that the run writes to is no longer the one it took."""
+    for lock in locks:
+        lock.check()
+
+
 def make_trainer(
     config: Config,
     run_dir: Path,
@@ -142,7 +157,7 @@ def make_trainer(
     state = checkpoint.trainer if checkpoint else None
     journal = Journal(run_dir / "journal.jsonl")
     store = CheckpointStore(
-        location(config, run_dir), config.checkpoint.keep_last, record.say, lambda: [held.check() for held in locks]
+        location(config, run_dir), config.checkpoint.keep_last, record.say, lambda: check_held(locks)
     )
     if "://" in store.location:
         store.claim(f"{run_dir}, {here()},")
@@ -287,6 +302,7 @@ def dry_run(config: Config) -> dict[str, Any]:
     """Everything `train` would check before it starts workers, and the plan."""
     config = located(config)
     assert config.run_dir
+    check_lasting(config)
     find_checkpoint(config, Path(config.run_dir), "auto")
     checked: list[Split] = (
         ["validation", config.evaluation.split] if config.evaluation.every else [config.evaluation.split]

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import shlex
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,9 @@ from metadist.disk import read_file, reason, replace_text
 from metadist.errors import InputError
 from metadist.fewshot import config_file, read_checkpoint, saved_place
 from metadist.identity import bound_settings
+from metadist.redaction import redacted
 
+_PACKAGES = "working_dir_files"
 TARGET_FILE = "target_workers"
 MOST_WORKERS = 100_000
 
@@ -23,14 +26,43 @@ MOST_WORKERS = 100_000
 def located(config: Config) -> Config:
     """The configuration with its paths made absolute, so that it means the same from anywhere."""
     data, model, place = config.data, config.model, config.checkpoint.location
-    changes: dict[str, Any] = {"run_dir": str(Path(config.run_dir or "runs/run").absolute())}
+    changes: dict[str, Any] = {"run_dir": _absolute("run_dir", config.run_dir or "runs/run")}
     if data.path:
-        changes["data"] = data.model_copy(update={"path": str(Path(data.path).absolute())})
+        changes["data"] = data.model_copy(update={"path": _absolute("data.path", data.path)})
     if model.weights:
-        changes["model"] = model.model_copy(update={"weights": str(Path(model.weights).absolute())})
+        changes["model"] = model.model_copy(update={"weights": _absolute("model.weights", model.weights)})
     if place and "://" not in place:
-        changes["checkpoint"] = config.checkpoint.model_copy(update={"location": str(Path(place).absolute())})
+        place = _absolute("checkpoint.location", place)
+        changes["checkpoint"] = config.checkpoint.model_copy(update={"location": place})
     return config.model_copy(update=changes)
+
+
+def _absolute(setting: str, path: str) -> str:
+    absolute = str(Path(path).absolute())
+    try:
+        absolute.encode()
+    except UnicodeEncodeError:
+        raise InputError(f"{setting}={absolute!r} is not UTF-8, as every path here must be: rename it") from None
+    return absolute
+
+
+def check_lasting(config: Config) -> None:
+    """Raises InputError where a job that was submitted to a cluster would leave its run, or has its initial weights, in
+    the copy of its working directory: that is thrown away, and has another name after the smallest change."""
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:
+        return
+    places = {
+        "run_dir": config.run_dir,
+        "checkpoint.location": config.checkpoint.location,
+        "model.weights": config.model.weights,
+    }
+    lost = [f"{setting}={place}" for setting, place in places.items() if place and _PACKAGES in Path(place).parts]
+    if lost:
+        raise InputError(
+            f"{' and '.join(lost)} would vanish with the job, since relative paths of a submitted job lie in a copy of "
+            "its working directory: give absolute paths on storage that all nodes share (checkpoint.location may also "
+            "be a URI such as s3://...)"
+        )
 
 
 def find_checkpoint(config: Config, run_dir: Path, resume: str | Path | None) -> Checkpoint | None:
@@ -154,7 +186,7 @@ def asked_target(run_dir: Path) -> int | None:
 
 def write_json(told: Any, path: Path) -> None:
     """Results as strict JSON; a number that is not finite is null."""
-    replace_text(path, json.dumps(_finite(told), indent=2, allow_nan=False) + "\n")
+    replace_text(path, json.dumps(_finite(redacted(told)), indent=2, allow_nan=False) + "\n")
 
 
 def _finite(value: Any) -> Any:

@@ -4,7 +4,7 @@ import difflib
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Optional, get_args
 
 from pydantic import BaseModel, ValidationError
 
@@ -107,6 +107,7 @@ def _override(text: str) -> dict[str, Any]:
         tree = value.strip() if value.strip() not in _NULL else None  # as typed, whatever YAML makes of 007 or on
     for part in reversed(key.split(".")):
         tree = {part: tree}
+    assert isinstance(tree, dict)  # there is a key
     return tree
 
 
@@ -119,7 +120,7 @@ def _takes_text(key: str) -> bool:
         if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
             return False
         model = field.annotation
-    return name in model.model_fields and model.model_fields[name].annotation in (str, str | None, Place | None)
+    return name in model.model_fields and model.model_fields[name].annotation in (str, Optional[str], Optional[Place])  # noqa: UP045
 
 
 def _merge(into: dict[str, Any], tree: dict[str, Any], origin: dict[str, str], source: str, path: str = "") -> None:
