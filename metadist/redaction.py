@@ -7,7 +7,7 @@ from typing import Any
 
 MARK = "***"
 _WORDS = (
-    r"pass(?:word|wd|phrase)?|pwd|secret|token|(?:api|access|secret|private|account)_?key|credentials?|"
+    r"pass(?:word|wd|phrase)?|pwd|secret|token|(?:api|access|secret|private|account)[_\-]?key|credentials?|"
     r"sig(?:nature)?|sas|auth"
 )
 _NAME = re.compile(rf"-*(?:.*[_\-.])?(?:{_WORDS})(?:_id)?", re.IGNORECASE)
