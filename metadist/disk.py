@@ -3,6 +3,7 @@
 import os
 import stat
 import threading
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -69,11 +70,16 @@ def replace_text(path: Path, text: str) -> None:
 
 
 class Held:
-    """What is at a path now. `check` raises PlaceLost when it is no longer there, or something else is."""
+    """What is at a path now. `check` raises PlaceLost when it is no longer there, or something else is.
+
+    It is kept open, since a new file may be given the number of one that was removed.
+    """
 
     def __init__(self, path: str | Path) -> None:
         self._path = path
-        self._found = _identity(os.stat(path))
+        descriptor = os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, descriptor)
+        self._found = _identity(os.fstat(descriptor))
 
     def check(self) -> None:
         try:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import metadist
 from metadist.checkpoint import CheckpointStore
 from metadist.checkpoint_format import Checkpoint
 from metadist.config import load_config
@@ -20,12 +21,17 @@ from metadist.errors import InputError, PlaceLost
 from metadist.journal import read_journal
 from metadist.lock import DriverLock
 from metadist.run import train
+from metadist.tracking.jsonl import read_metrics
 
 JOB = [
     "data.family=digits", "task.ways=3", "task.shots=1", "task.queries=2", "model.name=mlp", "model.hidden=[4]",
     "meta_batch_size=2", "evaluation.every=0", "evaluation.test_tasks=2", "evaluation.baselines=[]",
     "checkpoint.every=2", "fleet.backend=local", "tracking.mlflow=false",
 ]  # fmt: skip
+
+
+def config_of(path: Path):
+    return load_config([path])
 
 
 def checkpoint(step: int) -> Checkpoint:
@@ -60,7 +66,7 @@ def test_a_run_ends_where_its_directory_is_no_longer_the_one_it_took(tmp_path, w
     finally:
         driver.kill()
     assert driver.returncode == 1
-    (sentence,) = said.splitlines()
+    _, sentence = said.splitlines()  # after the one of the run's start
     assert "was removed, replaced or moved while a run was writing to it" in sentence and "--resume auto" in sentence
     assert sorted((path, path.stat().st_size) for path in (tmp_path / what).rglob("*")) == before
     assert (tmp_path / what).exists() == (loss == "replaced")
@@ -75,6 +81,7 @@ def test_a_line_is_appended_to_the_file_at_its_path_only(tmp_path):
     (tmp_path / "f").write_text("other")
     with pytest.raises(PlaceLost):
         lines.append("two")
+    lines.close()
     assert (tmp_path / "f").read_text() == "other" and (tmp_path / "g").read_text() == "one\n"
 
 
@@ -182,13 +189,12 @@ def test_only_regular_files_of_reasonable_size_are_read(tmp_path):
     with pytest.raises(InputError, match="no regular file"):
         load_config([tmp_path / "pipe"])
     (tmp_path / "run").mkdir()
-    for name in ("journal.jsonl", "metrics.jsonl"):
+    for name, read in (("journal.jsonl", read_journal), ("metrics.jsonl", read_metrics), ("config.yaml", config_of)):
         os.mkfifo(tmp_path / "run" / name)
         with pytest.raises(InputError, match=f"{name} is no regular file"):
-            train(load_config([], [*JOB, "meta_steps=1", f"run_dir={tmp_path / 'run'}"]), quiet=True)
-        (tmp_path / "run" / name).unlink()
-        shutil.rmtree(tmp_path / "run")
-        (tmp_path / "run").mkdir()
+            read(tmp_path / "run" / name)
+    with pytest.raises(InputError, match="config.yaml is no regular file"):
+        metadist.load(tmp_path / "run")
 
 
 @pytest.mark.parametrize("name", ["meta.json", "weights.safetensors", "trainer.pt", "config.yaml"])

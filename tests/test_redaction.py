@@ -50,9 +50,9 @@ def test_errors_settings_and_commands_carry_no_secret():
     assert redacted(options) == {
         "password": "***", "s3": [{"secret_key": "***", "tokens": 3, "token": 4}], "tokenizer": "words"
     }  # fmt: skip
-    typed = ["metadist", "train", "my job.yaml", "data.options.password=hunter2 x",
-             "data.options={user: u, password: h}", "--data.options.api-key", "hunter2", "tracking.uri=http://u:hunter2@h"]  # fmt: skip
-    assert command_line(typed) == (
+    typed = ["metadist", "train", "my job.yaml", "data.options.password=hunter2 x"]
+    typed += ["data.options={user: u, password: h}", "--data.options.api-key", "hunter2"]
+    assert command_line([*typed, "tracking.uri=http://u:hunter2@h"]) == (
         "metadist train 'my job.yaml' 'data.options.password=***' 'data.options={user: u, password: ***}' "
         "--data.options.api-key '***' 'tracking.uri=http://***@h'"
     )
