@@ -81,14 +81,18 @@ class CheckpointStore:
         name = step_name(checkpoint.step)
         files = encode(checkpoint)
         self._check_place()
-        self._settle_leftovers()
-        if self._local:
-            self._write_renamed(name, files)
-        else:
-            self._write_marked(name, files)
-        if best:
-            self.point_best_to(checkpoint.step)
-        self._prune(checkpoint.step)
+        try:
+            self._settle_leftovers()
+            if self._local:
+                self._write_renamed(name, files)
+            else:
+                self._write_marked(name, files)
+            if best:
+                self.point_best_to(checkpoint.step)
+            self._prune(checkpoint.step)
+        except OSError:
+            self._check_place()  # which tells why, where the place was taken away meanwhile
+            raise
         self._check_place()
         return join(self.location, name)
 

@@ -34,6 +34,7 @@ _ARTIFACT_ATTEMPTS = 3
 _REFUSED = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")
 _HALF_MADE = re.compile(r"duplicate column name|table \S+ already exists|no such table")
 _MOST_CHARS = 300
+_MIGRATING = threading.Lock()  # MLflow's migrations are not for several threads
 _GONE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 
 
@@ -328,17 +329,25 @@ def make_database(path: Path, artifacts: Path) -> None:
 
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        os.close(os.open(aside, os.O_CREAT | os.O_EXCL, 0o600))
-        SqlAlchemyStore(f"sqlite:///{aside}", artifacts.as_uri()).engine.dispose()
-        try:
-            os.link(aside, path)  # which, unlike a rename, replaces nothing that another has made meanwhile
-        except FileExistsError:
+    with _MIGRATING:
+        if path.exists():
             return
-        except OSError:  # a file system without links
-            os.rename(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
+        try:
+            os.close(os.open(aside, os.O_CREAT | os.O_EXCL, 0o600))
+            SqlAlchemyStore(f"sqlite:///{aside}", artifacts.as_uri()).engine.dispose()
+            _appear(aside, path)
+        finally:
+            aside.unlink(missing_ok=True)
+
+
+def _appear(aside: Path, path: Path) -> None:
+    """By a link, which unlike a rename replaces nothing that another process has made meanwhile."""
+    try:
+        os.link(aside, path)
+    except FileExistsError:
+        return
+    except OSError:  # a file system without links
+        os.rename(aside, path)
 
 
 def _sentence(error: Exception) -> str:
