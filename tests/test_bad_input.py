@@ -9,6 +9,7 @@ import os
 import pickle
 import random
 import shutil
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -149,6 +150,23 @@ def saved(value) -> bytes:
     return buffer.getvalue()
 
 
+def zipped(entries: dict[str, bytes], compression: int = zipfile.ZIP_STORED) -> bytes:
+    """A trainer's file with other entries."""
+    buffer = io.BytesIO(saved({"a": 1}))
+    with zipfile.ZipFile(buffer) as old:
+        contents = {name: old.read(name) for name in old.namelist()} | entries
+    made = io.BytesIO()
+    with zipfile.ZipFile(made, "w", compression) as new:
+        for name, content in contents.items():
+            new.writestr(name, content)
+    return made.getvalue()
+
+
+class Large:
+    def __reduce__(self):
+        return bytearray, (10**11,)
+
+
 def tensors(header: dict) -> bytes:
     text = json.dumps(header).encode()
     return len(text).to_bytes(8, "little") + text + b"\0" * 4
@@ -161,7 +179,9 @@ def tensors(header: dict) -> bytes:
     {"weights.safetensors": tensors({"w": {"dtype": "F32", "shape": [10**9, 10**9], "data_offsets": [0, 4]}})},
     {"weights.safetensors": tensors({"w": {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]}})},
     {"weights.safetensors": tensors({"w": {"dtype": "BF16", "shape": [2], "data_offsets": [0, 4]}})},
-    {"config.yaml": b"\xff\xfe"},
+    {"config.yaml": b"\xff\xfe"}, {"trainer.pt": zipped({"archive/data/9": bytes(10**8)}, zipfile.ZIP_DEFLATED)},
+    {"trainer.pt": zipped({"archive/data.pkl": pickle.dumps({"a": Large()}, 2)})},
+    {"trainer.pt": zipped({"archive/data.pkl": pickle.dumps({"a": Large()}, 4)})},
 ], ids=lambda files: f"{min(files)}-{len(min(files.values()))}")  # fmt: skip
 def test_files_with_the_right_hash_and_other_content_are_refused(trained, tmp_path, files):
     folder = forge(tmp_path / "forged", CheckpointStore(trained / "checkpoints").load(), files)

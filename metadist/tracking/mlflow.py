@@ -285,7 +285,7 @@ class MlflowTracker:
         file = database_file(self._uri)
         if file is not None and _HALF_MADE.search(str(error)):
             aside = shlex.join(["mv", str(file), f"{file}.broken"])
-            return f"its first use was cut off and left it half made: `{aside}`, and a new one is made"
+            return f"its first use was cut off and left it half made: `{aside}`, and the next run makes a new one"
         if urlsplit(self._uri).scheme in ("", "file") and "maintenance mode" in str(error):
             return (
                 f"MLflow keeps runs in files no longer: set tracking.uri=sqlite:///{self._run_root / 'mlflow.db'}, or "
