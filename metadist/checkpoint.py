@@ -30,10 +30,12 @@ from metadist.checkpoint_format import (
     write,
     write_synced,
 )  # fmt: skip
-from metadist.errors import InputError
+from metadist.disk import Held
+from metadist.errors import InputError, PlaceLost
 
 _FOLDER = re.compile(r"(?:\.old_)?(step_(\d{8,}))")
-_ASIDE, _UNFINISHED = ".old_", ".tmp_"
+MOST_POINTER_BYTES = 4096
+_ASIDE, _UNFINISHED, _OWNER = ".old_", ".tmp_", "owner"
 
 
 def _to_stderr(text: str) -> None:
@@ -44,34 +46,76 @@ class CheckpointStore:
     """The checkpoints of one run under `location`, a local path or a URI. One process writes; any number may read.
 
     Keeps the last `keep_last` and the best. `say` is told, in a sentence, of a damaged one that was passed over.
+    `guard` is called before and after each one is written: it raises where this run may no longer write.
     """
 
-    def __init__(self, location: str | Path, keep_last: int = 3, say: Callable[[str], None] = _to_stderr) -> None:
+    def __init__(
+        self,
+        location: str | Path,
+        keep_last: int = 3,
+        say: Callable[[str], None] = _to_stderr,
+        guard: Callable[[], None] = lambda: None,
+    ) -> None:
         if keep_last < 1:
             raise InputError(f"keep_last is {keep_last}: at least 1 checkpoint must be kept.")
         self.location = str(location)
         self._fs, self._root = open_location(self.location)
         self._local = "://" not in self.location
-        self._keep_last, self._say = keep_last, say
+        self._keep_last, self._say, self._guard = keep_last, say, guard
+        self._held: Held | None = None
+        self._claim: bytes | None = None
+
+    def claim(self, holder: str) -> None:
+        """Take over a place at a URI, where no lock file holds: others that write there find out at their next save."""
+        self._claim = f"{holder} {uuid.uuid4().hex}\n".encode()
+        self._fs.create_dir(self._root, recursive=True)
+        write(self._fs, f"{self._root}/{_OWNER}", self._claim)
 
     def save(self, checkpoint: Checkpoint, *, best: bool = False) -> str:
         """Writes it, replacing one of the same step, then deletes those no longer kept; returns its path or URI.
 
         When this returns, the checkpoint is complete (on a local disk: through power loss). Raises TypeError when
-        `trainer` holds anything but plain values and tensors, OSError when the place cannot be written.
+        `trainer` holds anything but plain values and tensors, OSError when the place cannot be written, PlaceLost when
+        it is another one than at the first save.
         """
         name = step_name(checkpoint.step)
         files = encode(checkpoint)
-        self._fs.create_dir(self._root, recursive=True)
-        self._settle_leftovers()
-        if self._local:
-            self._write_renamed(name, files)
-        else:
-            self._write_marked(name, files)
-        if best:
-            self.point_best_to(checkpoint.step)
-        self._prune(checkpoint.step)
+        self._check_place()
+        try:
+            self._settle_leftovers()
+            if self._local:
+                self._write_renamed(name, files)
+            else:
+                self._write_marked(name, files)
+            if best:
+                self.point_best_to(checkpoint.step)
+            self._prune(checkpoint.step)
+        except OSError:
+            self._check_place()  # which tells why, where the place was taken away meanwhile
+            raise
+        self._check_place()
         return join(self.location, name)
+
+    def _check_place(self) -> None:
+        """It is made at the first save, and never again."""
+        self._guard()
+        if self._held is not None:
+            self._held.check()
+        else:
+            self._fs.create_dir(self._root, recursive=True)
+            if isinstance(self._fs, arrow_fs.LocalFileSystem):
+                self._held = Held(self._root)
+        if self._claim is None:
+            return
+        path = f"{self._root}/{_OWNER}"
+        there = self._fs.get_file_info(path).type == arrow_fs.FileType.File
+        found = read(self._fs, path) if there else b""
+        if found != self._claim:
+            other = " ".join(found.decode(errors="replace").split()[:-1])
+            raise PlaceLost(
+                f"{self.location} {f'was taken over by another run ({other})' if other else 'was emptied'} while this "
+                "run was writing checkpoints to it, so that this run ends: give each run its own checkpoint.location"
+            )
 
     def load(self, which: str = "latest") -> Checkpoint:
         """ "latest", "best", or a name such as "step_00001200". A damaged latest falls back to the one before it, a
@@ -98,7 +142,21 @@ class CheckpointStore:
         """The steps of all complete checkpoints, ascending."""
         return sorted(self._folders())
 
+    def tell_passed_over(self) -> list[str]:
+        """The steps later than every complete checkpoint that lack their commit mark; `say` is told of them."""
+        newest = max(self._folders(), default=-1)
+        names = [info.base_name for info in self._list() if _FOLDER.fullmatch(info.base_name)]
+        names = sorted(name for name in names if not name.startswith(_ASIDE) and _step(name) > newest)
+        if names:
+            cause = "lost" if self._local else "lost, or the process that wrote it died before its end"
+            self._say(
+                f"{', '.join(names)} in {self.location} {'is' if len(names) == 1 else 'are'} passed over: no {META} in "
+                f"it ({cause}); restore that file if you have it elsewhere, before the next save removes the rest"
+            )
+        return names
+
     def _load_latest(self, folders: dict[int, list[str]]) -> Checkpoint:
+        self.tell_passed_over()
         for step in sorted(folders, reverse=True):
             try:
                 return self._load_step(step, folders)
@@ -150,8 +208,11 @@ class CheckpointStore:
     def _best(self) -> str | None:
         """The name that the pointer holds; where that is damaged, the last that was saved as the best."""
         path = f"{self._root}/best"
-        if self._fs.get_file_info(path).type != arrow_fs.FileType.File:
+        found = self._fs.get_file_info(path)
+        if found.type != arrow_fs.FileType.File:
             return None
+        if found.size > MOST_POINTER_BYTES:
+            raise InputError(f"{join(self.location, 'best')} has {found.size} bytes and is no pointer: remove it")
         name, _, proof = read(self._fs, path).decode(errors="replace").strip().partition(" ")
         if _FOLDER.fullmatch(name) and not name.startswith(_ASIDE) and proof in ("", _proof(name)):  # "": by 0.1.0
             return name

@@ -8,7 +8,10 @@ import hashlib
 import io
 import json
 import os
+import pickletools
+import re
 import warnings
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -19,13 +22,19 @@ import safetensors.numpy
 import torch
 from pyarrow import fs as arrow_fs
 
-from metadist.disk import reason
+from metadist.disk import MOST_TEXT_BYTES, reason
 from metadist.errors import InputError
 
 FORMAT_VERSION = 1
 MOST_META_BYTES = 1 << 26
 WEIGHTS, TRAINER, CONFIG, META = "weights.safetensors", "trainer.pt", "config.yaml", "meta.json"
+MOST_BYTES = {WEIGHTS: 1 << 38, CONFIG: MOST_TEXT_BYTES}
+MOST_TRAINER_WEIGHTS, MOST_TRAINER_BYTES = 8, 1 << 26  # times the bytes of the weights, and more for the rest
 FILES = (WEIGHTS, TRAINER, CONFIG, META)  # in the order in which they are written
+
+
+_ABSENT = arrow_fs.FileType.NotFound
+_IN_TRAINER = re.compile(r"torch\._utils _rebuild_tensor_v2|collections OrderedDict|torch \w+Storage")
 
 
 @dataclass(frozen=True)
@@ -59,9 +68,13 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     for file, expected in meta["files"].items():
         found = fs.get_file_info(f"{root}/{file}")
         if found.type != arrow_fs.FileType.File:
-            raise _damaged(path, file, "is missing")
+            raise _damaged(path, file, "is missing" if found.type == _ABSENT else "is no regular file")
         if found.size != expected["bytes"]:
             raise _damaged(path, file, f"has {found.size} bytes instead of {expected['bytes']}")
+        if found.size > MOST_BYTES.get(
+            file, MOST_TRAINER_WEIGHTS * meta["files"][WEIGHTS]["bytes"] + MOST_TRAINER_BYTES
+        ):
+            raise _foreign(path, f"has {found.size} bytes in {file}, more than training writes,")
         content = _read(fs, root, path, file)
         if _sha256(content) != expected["sha256"]:
             raise _damaged(path, file, "has changed since it was written (its sha256 differs)")
@@ -117,6 +130,7 @@ def _decode(path: str | Path, meta: dict[str, Any], contents: dict[str, bytes]) 
             path, f"holds weights or a configuration that cannot be read ({type(error).__name__})"
         ) from error
     try:
+        _check_size(contents[TRAINER])
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of pickles that it does not load anyway
             trainer = torch.load(io.BytesIO(contents[TRAINER]), map_location="cpu", weights_only=True)
@@ -127,10 +141,26 @@ def _decode(path: str | Path, meta: dict[str, Any], contents: dict[str, bytes]) 
     return Checkpoint(meta["step"], weights, trainer, config, meta["metrics"], meta["run"])
 
 
+def _check_size(content: bytes) -> None:
+    """Raises ValueError where loading would make more of a trainer's file than it holds, or anything but plain values
+    and tensors: torch would build a `bytearray` of any size."""
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        entries = archive.infolist()
+        stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
+        if not stored or sum(entry.file_size for entry in entries) > len(content):
+            raise ValueError("it is compressed, and written so by no training")
+        (program,) = (entry for entry in entries if entry.filename.rpartition("/")[2] == "data.pkl")
+        for operation, argument, _ in pickletools.genops(archive.read(program)):
+            if operation.name in ("STACK_GLOBAL", "INST", "EXT1", "EXT2", "EXT4", "OBJ", "NEWOBJ", "NEWOBJ_EX"):
+                raise ValueError(f"it makes objects ({operation.name})")
+            if operation.name == "GLOBAL" and not _IN_TRAINER.fullmatch(str(argument)):
+                raise ValueError(f"it names {argument}")
+
+
 def _read_meta(fs: arrow_fs.FileSystem, root: str, path: str | Path) -> dict[str, Any]:
     found = fs.get_file_info(f"{root}/{META}")
     if found.type != arrow_fs.FileType.File:
-        raise _damaged(path, META, "is missing")
+        raise _damaged(path, META, "is missing" if found.type == _ABSENT else "is no regular file")
     if found.size > MOST_META_BYTES:
         raise _damaged(path, META, f"has {found.size} bytes, more than any description of a checkpoint")
     try:
@@ -204,6 +234,12 @@ def open_location(location: str) -> tuple[arrow_fs.FileSystem, str]:
     except ValueError as error:
         raise InputError(f"{location} is no place that checkpoints can be in ({error}): give a path or URI.") from error
     return fs, root.rstrip("/")
+
+
+def local_folder(location: str) -> Path | None:
+    """The folder on this machine's file systems that a location is, or None."""
+    fs, root = open_location(location)
+    return Path(root) if isinstance(fs, arrow_fs.LocalFileSystem) else None
 
 
 def join(location: str, name: str) -> str:

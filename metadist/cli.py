@@ -2,10 +2,10 @@
 
 import json
 import os
+import shlex
 import signal
 import sys
 import traceback
-from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from types import FrameType
@@ -13,11 +13,14 @@ from typing import Any
 
 import click
 
+from metadist.cli_arguments import quoted, split_arguments
 from metadist.cli_bench import bench
 from metadist.cli_data import data
 from metadist.errors import Diverged, EvaluationFailed, InputError, Interrupted, StorageFailed
+from metadist.redaction import redact
 
 ANY_ARGUMENTS = {"ignore_unknown_options": True}
+TRUST = click.option("--trust-code", is_flag=True, help="Follow the code, address and places that a saved run names.")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -45,9 +48,11 @@ commands.add_command(bench)
 @click.option("--dry-run", is_flag=True, help="Check everything, print the plan, train nothing.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress.")
 @click.option("--json", "as_json", is_flag=True, help="Print the results as JSON.")
+@TRUST
 def train(
-    arguments: tuple[str, ...], resume: str | None, address: str | None, dry_run: bool, quiet: bool, as_json: bool
-) -> None:
+    arguments: tuple[str, ...], resume: str | None, address: str | None, dry_run: bool, quiet: bool, as_json: bool,
+    trust_code: bool,
+) -> None:  # fmt: skip
     """Train JOB.yaml [key=value ...], then evaluate.
 
     \b
@@ -69,16 +74,16 @@ def train(
     if dry_run:
         click.echo(json.dumps(run.dry_run(config), indent=2))
         return
-    told = run.train(config, resume=resume, quiet=quiet)
+    told = run.train(config, resume=resume, quiet=quiet, trust_code=trust_code)
     click.echo(json.dumps(finite(told), indent=2) if as_json else report(told))
     if not as_json:
-        click.echo(f"\nresults    {config.run_dir}/results.json")
+        click.echo(f"\nresults    {quoted(Path(config.run_dir or '', 'results.json'))}")
         other = "evaluation.inner_steps=10" if told["protocol"]["inner_steps"] else "evaluation.test_tasks=1000"
-        click.echo(f"evaluate   metadist evaluate {_short(config.run_dir)} {other}")
+        click.echo(f"evaluate   metadist evaluate {quoted(config.run_dir or '')} {other}")
         if config.tracking.mlflow and not (config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")):
             assert config.run_dir
             database = Path(config.run_dir).absolute().parent / "mlflow.db"
-            click.echo(f"watch      mlflow ui --backend-store-uri sqlite:///{database}")
+            click.echo(f"watch      mlflow ui --backend-store-uri {shlex.quote(f'sqlite:///{database}')}")
 
 
 @commands.command(context_settings=ANY_ARGUMENTS)
@@ -86,20 +91,23 @@ def train(
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 @click.option("--checkpoint", default="best", show_default=True, help="best, latest or step_...")
 @click.option("--json", "as_json", is_flag=True, help="Print the results as JSON.")
-def evaluate(run_directory: Path, arguments: tuple[str, ...], checkpoint: str, as_json: bool) -> None:
-    """Evaluate a RUN again, [key=value ...] changed.
+@TRUST
+def evaluate(run_directory: Path, arguments: tuple[str, ...], checkpoint: str, as_json: bool, trust_code: bool) -> None:
+    """Evaluate a RUN again, with what FILE.yaml or key=value say changed.
 
     \b
     metadist evaluate runs/digits evaluation.inner_steps=10 evaluation.transductive=false
     """
     from metadist import config as configuration
     from metadist import run
+    from metadist.config.load import given_settings
     from metadist.fewshot import config_file
     from metadist.run_dir import finite
 
-    _, overrides = split_arguments(arguments)
-    config = configuration.load_config([config_file(run_directory)], overrides)
-    told = run.evaluate(config, run_directory, checkpoint=checkpoint, say=_to_stderr)
+    files, overrides = split_arguments(arguments)
+    config = configuration.load_config([config_file(run_directory), *files], overrides)
+    own = given_settings(files, overrides)
+    told = run.evaluate(config, run_directory, checkpoint=checkpoint, say=_to_stderr, trust_code=trust_code, own=own)
     click.echo(json.dumps(finite(told), indent=2) if as_json else f"{report(told)}\n\nresults    {told['folder']}")
 
 
@@ -121,7 +129,8 @@ def scale(run_directory: Path, workers: int) -> None:
     "--verify", is_flag=True, help="Compare theta with every hash in the journal (the default without --task)."
 )
 @click.option("--task", "task_name", help="Compute one task, such as train:120:7, step by step instead.")
-def replay(run_directory: Path, verify: bool, task_name: str | None) -> None:
+@TRUST
+def replay(run_directory: Path, verify: bool, task_name: str | None, trust_code: bool) -> None:
     """Compute a run again from its journal, on one worker, and compare the bits; or look at one task.
 
     \b
@@ -133,13 +142,13 @@ def replay(run_directory: Path, verify: bool, task_name: str | None) -> None:
     from metadist.task import TaskId
 
     if task_name is None:
-        click.echo(json.dumps(replaying.replay(run_directory, _to_stderr), indent=2))
+        click.echo(json.dumps(replaying.replay(run_directory, _to_stderr, trust_code=trust_code), indent=2))
         return
     try:
         task_id = TaskId.parse(task_name)
     except ValueError as error:
         raise InputError(f"--task {task_name}: write it as train:STEP:INDEX ({error})") from None
-    for row in replaying.replay_task(run_directory, task_id):
+    for row in replaying.replay_task(run_directory, task_id, trust_code=trust_code):
         click.echo(json.dumps(row))
 
 
@@ -212,22 +221,7 @@ def new(name: str) -> None:
     if path.exists():
         raise InputError(f"{path} exists; choose another name")
     path.write_text(new_job())
-    click.echo(f"wrote {path}: metadist train {path}")
-
-
-def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Job files and overrides: `key=value`, `--key=value` and `--key value` are all overrides."""
-    files: list[str] = []
-    overrides: list[str] = []
-    rest = iter(arguments)
-    for argument in rest:
-        if argument.startswith("--") and "=" not in argument:
-            overrides.append(f"{argument}={next(rest, '')}")
-        elif "=" in argument:
-            overrides.append(argument)
-        else:
-            files.append(argument)
-    return files, overrides
+    click.echo(f"wrote {path}: metadist train {quoted(path)}")
 
 
 def report(told: dict[str, Any]) -> str:
@@ -262,13 +256,8 @@ def _figure(metric: str, point: dict[str, float]) -> str:
     return f"{point['mean']:.4f} ± {point['ci95']:.4f}"
 
 
-def _short(path: str | None) -> Path:
-    assert path
-    return Path(path).relative_to(Path.cwd()) if Path(path).is_relative_to(Path.cwd()) else Path(path)
-
-
 def _to_stderr(text: str) -> None:
-    print(text, file=sys.stderr)
+    print(redact(text), file=sys.stderr)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
@@ -278,23 +267,35 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 def main() -> None:
     """Run a command and exit: 0 done, 1 failure, 2 bad input, 3 diverged, 130 and 143 stopped by a signal."""
-    arguments = [argument for argument in sys.argv[1:] if argument not in ("-v", "--verbose")]
-    verbose = len(arguments) < len(sys.argv) - 1
     signal.signal(signal.SIGTERM, _interrupt)  # an exception, so that what is half done is cleaned up
     try:
-        code = commands.main(arguments, prog_name="metadist", standalone_mode=False) or 0
+        try:
+            code = _run_command()
+        finally:  # nothing is left to clean up: from here on a signal ends the process, without a traceback
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, signal.SIG_DFL)
+    except (Interrupted, KeyboardInterrupt) as error:
+        code = 128 + error.signal_number if isinstance(error, Interrupted) else 130
+    sys.exit(code)
+
+
+def _run_command() -> int:
+    """Run what was typed; errors are told, and become exit codes."""
+    arguments = [argument for argument in sys.argv[1:] if argument not in ("-v", "--verbose")]
+    verbose = len(arguments) < len(sys.argv) - 1
+    try:
+        return commands.main(arguments, prog_name="metadist", standalone_mode=False) or 0
     except click.ClickException as error:
         error.show()
-        code = 2
+        return 2
     except (click.Abort, KeyboardInterrupt):
-        code = 130
+        return 130
     except Interrupted as error:
-        code = 128 + error.signal_number
+        return 128 + error.signal_number
     except Exception as error:  # noqa: BLE001 - the last resort; its traceback is one -v away
         if verbose:
-            traceback.print_exc()
+            _to_stderr(traceback.format_exc())
         known = isinstance(error, InputError | Diverged | StorageFailed | EvaluationFailed)
         hint = "" if known or verbose else " (-v shows the traceback)"
-        print(f"metadist: {'' if known else type(error).__name__ + ': '}{error}{hint}", file=sys.stderr)
-        code = 2 if isinstance(error, InputError) else 3 if isinstance(error, Diverged) else 1
-    sys.exit(code)
+        _to_stderr(f"metadist: {'' if known else type(error).__name__ + ': '}{error}{hint}")
+        return 2 if isinstance(error, InputError) else 3 if isinstance(error, Diverged) else 1

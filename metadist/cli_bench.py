@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+from metadist.cli_arguments import split_arguments
+
 
 class _WithDefault(click.Group):
     """A group whose `engines` may be left out: `metadist bench JOB.yaml`."""
@@ -42,8 +44,7 @@ def engines(arguments: tuple[str, ...], seconds: float, compiled: bool, as_json:
     from metadist.bench import measure
     from metadist.config import load_config
 
-    files = [word for word in arguments if "=" not in word]
-    told = measure(load_config(files, [word for word in arguments if "=" in word]), seconds, compiled, _say)
+    told = measure(load_config(*split_arguments(arguments)), seconds, compiled, _say)
     click.echo(json.dumps(told, indent=2) if as_json else present_engines(told))
 
 

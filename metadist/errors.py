@@ -1,12 +1,17 @@
 """The errors that end a run with a meaning of their own; the command line turns them into exit codes."""
 
+from metadist.redaction import redact
+
 
 class InputError(ValueError):
     """Something the user gave (a job, a file, a folder, a model) cannot be used.
 
     The message is one sentence that says what is wrong, where, and what to do; the command line prints it alone and
-    exits with code 2.
+    exits with code 2. Passwords and keys in it are taken out.
     """
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(redact(message))
 
 
 class Diverged(ArithmeticError):
@@ -35,11 +40,22 @@ class Interrupted(Exception):
 class StorageFailed(OSError):
     """A place that a run must write to (a full disk, a directory that became read-only, an object store that is gone).
 
-    The message is one sentence; the command line prints it alone and exits with code 1.
+    The message is one sentence; the command line prints it alone and exits with code 1. Passwords and keys in it are
+    taken out.
     """
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(redact(message))
+
+
+class PlaceLost(StorageFailed):
+    """A directory that a run writes to was removed, replaced or moved, or another run has taken it over."""
 
 
 class EvaluationFailed(RuntimeError):
     """A run is trained and saved, but evaluating it failed. The message is one sentence; the command line prints it
-    alone and exits with code 1.
+    alone and exits with code 1. Passwords and keys in it are taken out.
     """
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(redact(message))

@@ -13,6 +13,7 @@ from metadist.checkpoint_format import Checkpoint, load_checkpoint
 from metadist.config import load_config
 from metadist.config.build import Shapes, make_evaluation_engine
 from metadist.config.load import parse_config
+from metadist.config.trust import check_trusted, check_usable, outside_code, outside_place
 from metadist.engine import Engine
 from metadist.errors import Diverged, InputError
 from metadist.task import Examples
@@ -21,15 +22,19 @@ Arrays = np.ndarray | torch.Tensor | Sequence[float] | tuple[np.ndarray, ...]
 
 
 class Adapted:
-    """A learner adapted to one support set."""
+    """A learner adapted to one support set. `classes` [ways]: the different labels in it, sorted (classification)."""
 
-    def __init__(self, outputs: Callable[..., torch.Tensor], shapes: Shapes, transductive: bool):
+    def __init__(
+        self, outputs: Callable[..., torch.Tensor], shapes: Shapes, transductive: bool, classes: np.ndarray | None
+    ):
+        self.classes = classes
         self._outputs = outputs
         self._shapes = shapes
         self._transductive = transductive
 
     def outputs(self, x: Arrays, transductive: bool | None = None) -> np.ndarray:
-        """What the model gives for inputs [n, ...] (several inputs: a tuple of arrays): logits or values [n, ...].
+        """What the model gives for inputs [n, ...] (several inputs: a tuple of arrays): a logit for each of `classes`
+        [n, ways], or values [n, d].
 
         `transductive`: the n examples share one batch, and its normalisation; False: each is predicted with the support
         set alone, whatever else is asked. Default: as the run evaluates, but one example alone with the support set.
@@ -37,19 +42,23 @@ class Adapted:
         inputs = _inputs(x, self._shapes)
         chosen = self._transductive and len(inputs[0]) > 1 if transductive is None else transductive
         outputs = self._outputs(*inputs, transductive=chosen).cpu().numpy()
-        if self._shapes.classification or not self._shapes.target_units:
+        if self.classes is not None:
+            return outputs[:, : len(self.classes)]  # the others are no class of this task
+        if not self._shapes.target_units:
             return outputs
         units = self._shapes.target_units
         offset, scale = (np.concatenate([np.atleast_1d(unit[key]) for unit in units]) for key in ("offset", "scale"))
         return outputs / scale + offset
 
     def predict(self, x: Arrays, transductive: bool | None = None) -> np.ndarray:
-        """Labels [n] of the support set's kind in classification, values [n, d] in regression; see `outputs`. Raises
+        """Labels [n] out of the support set's in classification, values [n, d] in regression; see `outputs`. Raises
         Diverged where logits are not finite."""
         outputs = self.outputs(x, transductive)
-        if self._shapes.classification and not np.isfinite(outputs).all():  # of NaN argmax makes class 0
+        if self.classes is None:
+            return outputs
+        if not np.isfinite(outputs).all():  # of NaN argmax makes class 0
             raise Diverged("adaptation diverged, the model's outputs are not finite: lower evaluation.inner_lr")
-        return outputs.argmax(axis=-1) if self._shapes.classification else outputs
+        return self.classes[outputs.argmax(axis=-1)]
 
 
 class FewShotLearner:
@@ -62,31 +71,40 @@ class FewShotLearner:
         self.shapes = shapes
 
     def adapt(self, x: Arrays, y: Arrays) -> Adapted:
-        """Run the inner loop on a support set: inputs [n, ...] and targets [n] (labels 0..N-1) or [n, d], in the units
-        of the data as it was before import; images as uint8, or as floats in 0..1, [n, channels, height, width].
-        Raises InputError on shapes and labels that do not fit."""
+        """Run the inner loop on a support set: inputs [n, ...] and targets, which are labels [n] (texts or whole
+        numbers, whichever) or values [n, d], in the units of the data as it was before import; images as uint8, or as
+        floats in 0..1, [n, channels, height, width]. Raises InputError on shapes and labels that do not fit."""
         inputs, targets = _inputs(x, self.shapes), _arrays(y)
         if any(len(target) != len(inputs[0]) for target in targets):
             raise InputError(
                 f"{len(inputs[0])} support inputs need as many targets, at least one; got {len(targets[0])}"
             )
+        classes = None
         if self.shapes.classification:
-            any_ways = self.engine.learner.any_ways
-            targets = (_labels(targets[0], len(inputs[0]) if any_ways else self.shapes.outputs),)
+            classes, numbers = _numbered(targets[0])
+            if len(classes) > self.shapes.outputs and not self.engine.learner.any_ways:
+                raise InputError(
+                    f"the support set has {len(classes)} different labels and the model {self.shapes.outputs} outputs: "
+                    "take fewer classes, or train with more task.ways"
+                )
+            targets = (numbers,)
         else:
             units = self.shapes.target_units or [None] * len(targets)
             targets = tuple(_converted(*pair) for pair in zip(targets, units, strict=True))
         outputs = self.engine.adapt(self.theta, Examples(inputs, targets))
-        return Adapted(outputs, self.shapes, self.transductive)
+        return Adapted(outputs, self.shapes, self.transductive, classes)
 
 
-def load(run: str | Path, checkpoint: str = "best") -> FewShotLearner:
+def load(run: str | Path, checkpoint: str = "best", *, trust_code: bool = False) -> FewShotLearner:
     """The learner of a run directory, or of one checkpoint directory. `checkpoint`: "best" by validation (the latest
     where none was validated), "latest", or "step_...". Raises InputError when there is none or it is damaged.
 
-    A model or learner of your own (`module:callable`) must be importable; nothing in the checkpoint is executed.
+    A run may come from anywhere: its model, learner and loss are imported only where they are metadist's own, and its
+    checkpoints read only in the run's directory. One of your own, or one you trust, is loaded with `trust_code=True`;
+    its modules must be importable. Raises InputError that names them otherwise.
     """
-    return learner_of(read_checkpoint(run, checkpoint))
+    saved = read_checkpoint(run, checkpoint, saved_place(run, trust_code=trust_code))
+    return learner_of(saved, run, trust_code)
 
 
 def config_file(run: str | Path) -> Path:
@@ -97,19 +115,33 @@ def config_file(run: str | Path) -> Path:
     return path
 
 
-def read_checkpoint(run: str | Path, checkpoint: str = "best") -> Checkpoint:
-    """The checkpoint that `load` takes."""
+def saved_place(run: str | Path, known: str | None = None, trust_code: bool = False) -> str | None:
+    """Where the configuration of a run says that its checkpoints are. Raises InputError where that is neither in its
+    directory, nor `known` to the user, nor trusted."""
+    if (Path(run) / "meta.json").exists():
+        return None
+    saved = load_config([config_file(run)])
+    if saved.checkpoint.location != known:
+        check_trusted(run, outside_place(saved, Path(run)), trust_code)
+    check_usable(saved.checkpoint.location)
+    return saved.checkpoint.location
+
+
+def read_checkpoint(run: str | Path, checkpoint: str = "best", place: str | None = None) -> Checkpoint:
+    """The checkpoint that `load` takes, from `place` or else from the run's own directory."""
     path = Path(run)
     if (path / "meta.json").exists():
         return load_checkpoint(path)
-    location = load_config([config_file(path)]).checkpoint.location
-    store = CheckpointStore(location or path / "checkpoints")
+    store = CheckpointStore(place or config_file(path).parent / "checkpoints")
     return store.load("latest" if checkpoint == "best" and not store.has_best() else checkpoint)
 
 
-def learner_of(checkpoint: Checkpoint) -> FewShotLearner:
-    """The learner a checkpoint holds, adapted as its configuration says."""
+def learner_of(checkpoint: Checkpoint, run: str | Path, trust_code: bool = False) -> FewShotLearner:
+    """The learner that a checkpoint of `run` holds, adapted as its configuration says."""
     config = parse_config(checkpoint.config, "the checkpoint's configuration")
+    code = outside_code(config)
+    code.pop("data.source", None)  # is not needed
+    check_trusted(run, code, trust_code)
     config = config.model_copy(update={"model": config.model.model_copy(update={"weights": None})})
     try:
         shapes = TypeAdapter(Shapes).validate_python(checkpoint.run.get("shapes"))
@@ -150,10 +182,15 @@ def _converted(array: np.ndarray, unit: dict[str, Any] | None) -> np.ndarray:
     return ((array.astype(np.float64) - unit["offset"]) * unit["scale"]).astype(np.float32)
 
 
-def _labels(target: np.ndarray, outputs: int) -> np.ndarray:
-    whole = target.ndim == 1 and (np.issubdtype(target.dtype, np.integer) or np.all(target == np.floor(target)))
-    if not whole or target.min() < 0 or target.max() >= outputs:
+def _numbered(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The different labels, sorted, and which of them each one is. Raises InputError where they are none."""
+    whole = labels.dtype.kind in "iub" or (labels.dtype.kind == "f" and np.array_equal(labels, np.floor(labels)))
+    text = labels.dtype.kind == "U" or (
+        labels.dtype.kind == "O" and all(isinstance(label, str) for label in labels.flat)
+    )
+    if labels.ndim != 1 or not (whole or text):
         raise InputError(
-            f"labels must be whole numbers in 0..{outputs - 1}, shape [n]: there are {outputs} outputs, or examples"
+            f"labels must be texts or whole numbers, shape [n]; got {labels.dtype} of shape {list(labels.shape)}"
         )
-    return target.astype(np.int64)
+    classes, numbers = np.unique(labels, return_inverse=True)
+    return classes, numbers.astype(np.int64)

@@ -10,10 +10,12 @@ import torch
 
 from metadist.config import Config
 from metadist.config.build import open_data
+from metadist.config.load import shown
 from metadist.config.method import aggregation, chunk_size, worker_device
 from metadist.config.schema import DataConfig
 from metadist.engine import Engine
 from metadist.errors import InputError
+from metadist.redaction import redacted
 
 FREE = {"run_dir", "num_workers", "max_time_s", "fleet", "evaluation", "checkpoint", "tracking", "meta_steps"}
 """Settings that may change when a run is continued; under a schedule, meta_steps then counts as drift."""
@@ -45,7 +47,7 @@ def digest(identity: dict[str, Any]) -> str:
 
 def bound_settings(config: Config) -> dict[str, Any]:
     """The settings that theta depends on. Where the data lies is not what it holds."""
-    settings = {key: value for key, value in config.model_dump(mode="json").items() if key not in FREE}
+    settings = {key: value for key, value in shown(config).items() if key not in FREE}
     settings["data"].pop("path")
     settings["engine"].pop("gradient_check")
     return settings
@@ -86,7 +88,7 @@ def drift(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
 def _completed(settings: dict[str, Any]) -> dict[str, Any]:
     """A run's settings, with those that did not exist when it began at their defaults: what was done without them."""
-    completed = dict(settings)
+    completed = redacted(settings)
     for key, default in bound_settings(Config.model_construct(data=DataConfig.model_construct())).items():
         own = settings.get(key, default)
         completed[key] = {**default, **own} if isinstance(default, dict) and isinstance(own, dict) else own

@@ -4,8 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from metadist.disk import LineFile
+from metadist.disk import MOST_LINES_BYTES, LineFile, read_file
 from metadist.errors import InputError
+from metadist.redaction import redacted
 
 MOST_TASKS = 10**12
 
@@ -21,7 +22,7 @@ class Journal:
 
     def append(self, record: dict[str, Any], *, sync: bool = False) -> None:
         """Writes one record of plain JSON values (no NaN: ValueError). With `sync` it is on the disk at return."""
-        self._lines.append(json.dumps(record, allow_nan=False, separators=(",", ":")), sync=sync)
+        self._lines.append(json.dumps(redacted(record), allow_nan=False, separators=(",", ":")), sync=sync)
 
     def close(self) -> None:
         self._lines.close()
@@ -66,7 +67,7 @@ def journalled_hashes(records: list[dict[str, Any]]) -> dict[int, str]:
 
 def _whole_records(path: Path) -> tuple[list[dict[str, Any]], int]:
     """The records and the number of bytes they take. A line counts once its newline is there."""
-    lines = path.read_bytes().splitlines(keepends=True)
+    lines = read_file(path, MOST_LINES_BYTES).splitlines(keepends=True)
     records: list[dict[str, Any]] = []
     size = 0
     for number, line in enumerate(lines, start=1):

@@ -6,7 +6,7 @@ import socket
 from contextlib import suppress
 from pathlib import Path
 
-from metadist.disk import reason
+from metadist.disk import Held, reason
 from metadist.errors import InputError
 
 LOCK_FILE = "driver.lock"
@@ -22,6 +22,7 @@ class DriverLock:
         self._folder = folder
         self._descriptor: int | None = None
         self._was_there = False
+        self._held: list[Held] = []
 
     def __enter__(self) -> "DriverLock":
         self._was_there = self._folder.is_dir()
@@ -57,11 +58,18 @@ class DriverLock:
             ) from None
         except OSError:  # a file system without locks: the rest works as it did
             os.close(descriptor)
+            self._held = [Held(self._folder)]
             return
         self._descriptor = descriptor
+        self._held = [Held(self._folder), Held(self._folder / LOCK_FILE)]
         with suppress(OSError):  # on a full disk it holds without a name
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, f"{here()}\n".encode(), 0)
+
+    def check(self) -> None:
+        """Raises PlaceLost where the folder or its lock is no longer the one that was taken."""
+        for held in self._held:
+            held.check()
 
 
 def here() -> str:

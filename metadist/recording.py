@@ -1,6 +1,7 @@
 """What a run tells the world: its trackers, opened at the start and closed with a truthful status."""
 
 import json
+import math
 import os
 import sys
 from functools import partial
@@ -10,13 +11,15 @@ from typing import Any
 
 from metadist.checkpoint_format import Checkpoint
 from metadist.config import Config
+from metadist.config.load import shown
 from metadist.data import Dataset
-from metadist.disk import replace_text
+from metadist.disk import read_file, replace_text
 from metadist.errors import Interrupted
 from metadist.identity import digest
+from metadist.redaction import command_line
 from metadist.tracking import Status, Tracker, Trackers
 from metadist.tracking.console import ConsoleTracker
-from metadist.tracking.jsonl import JsonlTracker
+from metadist.tracking.jsonl import JsonlTracker, read_metrics
 from metadist.tracking.mlflow import MlflowTracker
 from metadist.tracking.provenance import git_tags, version_tags
 
@@ -33,6 +36,10 @@ class Recording:
         self.run_dir = run_dir
         self._console = ConsoleTracker(config.meta_steps, quiet=quiet)
         self.say = self._console.say
+        if checkpoint is not None and (run_dir / "metrics.jsonl").exists():
+            for row in read_metrics(run_dir / "metrics.jsonl"):
+                if row.get("step", math.inf) <= checkpoint.step:
+                    self._console.remember(row, row["step"])
         trackers: list[Tracker] = [JsonlTracker(run_dir / "metrics.jsonl"), self._console]
         self._mlflow: MlflowTracker | None = None
         if own.mlflow:
@@ -49,12 +56,12 @@ class Recording:
 
     def describe(self, identity: dict[str, Any], dataset: Dataset | None) -> None:
         """Parameters, tags, data and configuration."""
-        self.tracker.params(flat(self.config.model_dump(mode="json")))
+        self.tracker.params(flat(shown(self.config)))
         self.tracker.tags(
             git_tags(Path.cwd())
             | version_tags()
             | {
-                "mlflow.source.name": " ".join(sys.argv),
+                "mlflow.source.name": command_line(sys.argv),
                 "mlflow.source.type": "JOB" if os.environ.get("RAY_JOB_ID") else "LOCAL",
                 "metadist.identity": digest(identity),
                 "metadist.run_dir": str(self.run_dir),
@@ -81,7 +88,7 @@ class Recording:
 def known_run_id(run_dir: Path, checkpoint: Checkpoint | None) -> str | None:
     """The MLflow run that this run directory already has; a checkpoint of another one does not count."""
     if (run_dir / RUN_ID_FILE).exists():
-        return (run_dir / RUN_ID_FILE).read_text()
+        return read_file(run_dir / RUN_ID_FILE).decode(errors="replace")
     if checkpoint and checkpoint.run["run_dir"] == str(run_dir):
         return checkpoint.run["mlflow_run_id"]
     return None

@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 
 from metadist.checkpoint_format import theta_sha256
-from metadist.config import load_config
+from metadist.config import Config, load_config
 from metadist.config.build import make_optimization, make_worker
 from metadist.config.method import chunk_size
+from metadist.config.trust import check_trusted, outside_code
 from metadist.engine import Engine
 from metadist.errors import InputError
-from metadist.fewshot import config_file, read_checkpoint
+from metadist.fewshot import config_file, read_checkpoint, saved_place
 from metadist.journal import journalled_hashes, planned_batches, read_journal
 from metadist.local_fleet import LocalFleet
 from metadist.messages import Chunk, Weights, plan
@@ -25,19 +26,20 @@ class Differs(RuntimeError):
     """A replayed run has other bits than its journal says."""
 
 
-def replay(run_dir: str | Path, say: Callable[[str], None]) -> dict[str, Any]:
+def replay(run_dir: str | Path, say: Callable[[str], None], *, trust_code: bool = False) -> dict[str, Any]:
     """Compute a run again from its first step on one worker in this process, with the batches its journal says, and
-    compare theta wherever the journal has its hash. Raises Differs at the first that is not equal."""
-    config = load_config([config_file(run_dir)])
+    compare theta wherever the journal has its hash. Raises Differs at the first that is not equal, InputError where
+    the run names code outside metadist (see `metadist.load`)."""
+    config = _trusted(run_dir, trust_code)
     records = read_journal(Path(run_dir) / "journal.jsonl")
     batches = planned_batches(records)
     hashes = journalled_hashes(records)
     if not hashes:
         raise InputError(f"the journal of {run_dir} has no hash to compare with: let the run save once")
-    absent = sorted(set(range(max(hashes))) - set(batches))
-    if absent:
+    absent = next((step for step in range(max(hashes)) if step not in batches), None)
+    if absent is not None:
         raise InputError(
-            f"the journal of {run_dir} does not begin at the first step or lacks step {absent[0]}: a run that went on "
+            f"the journal of {run_dir} does not begin at the first step or lacks step {absent}: a run that went on "
             "from another's checkpoint, or whose journal lost lines, cannot be replayed"
         )
     if config.optimizer.max_staleness:
@@ -65,12 +67,12 @@ def replay(run_dir: str | Path, say: Callable[[str], None]) -> dict[str, Any]:
     return {"meta_steps": last, "hashes_compared": len(hashes), "theta_sha256": theta_sha256(weights.theta)}
 
 
-def replay_task(run_dir: str | Path, task_id: TaskId) -> list[dict[str, Any]]:
+def replay_task(run_dir: str | Path, task_id: TaskId, *, trust_code: bool = False) -> list[dict[str, Any]]:
     """One training task at the theta of the checkpoint of its meta-step: per inner step the support loss and the size
     of the fast weights, then the outer loss and the meta-gradient. The first that is not finite is the culprit."""
-    config = load_config([config_file(run_dir)])
+    config = _trusted(run_dir, trust_code)
     set_up_process(config.fleet.threads_per_worker)
-    saved = read_checkpoint(run_dir, f"step_{task_id.step:08d}")
+    saved = read_checkpoint(run_dir, f"step_{task_id.step:08d}", saved_place(run_dir, trust_code=trust_code))
     prepared = prepare(config, [], saved)
     worker = make_worker(config, _constants(prepared.engine))
     behind = saved.trainer.get("behind")  # in a delayed run gradients are of the weights one step before
@@ -83,6 +85,12 @@ def replay_task(run_dir: str | Path, task_id: TaskId) -> list[dict[str, Any]]:
     report, gradient = worker.meta_gradients(weights, chunk)
     norm = float(np.linalg.norm(gradient.astype(np.float64)))
     return [*rows, {"outer_loss": float(report.losses[0]), "meta_gradient_norm": norm}]
+
+
+def _trusted(run_dir: str | Path, trust_code: bool) -> Config:
+    config = load_config([config_file(run_dir)])
+    check_trusted(run_dir, outside_code(config), trust_code)
+    return config
 
 
 def _constants(engine: Engine) -> dict[str, np.ndarray]:

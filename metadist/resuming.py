@@ -1,5 +1,8 @@
 """Whether a checkpoint, perhaps from elsewhere, holds what a run needs to go on; its bytes are as they were written."""
 
+import math
+import reprlib
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -8,8 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from metadist.checkpoint_format import Checkpoint
 from metadist.errors import InputError
-
-_MOMENTS = {"step", "exp_avg", "exp_avg_sq"}  # of adam and adamw
+from metadist.server import Optimization, make_optimizer
 
 
 class _Strict(BaseModel):
@@ -28,6 +30,8 @@ class _Run(_Strict):
 
 
 class _Server(_Strict):
+    model_config = ConfigDict(strict=True, extra="forbid")
+
     step: int
     optimizer: dict[str, Any]
 
@@ -35,7 +39,7 @@ class _Server(_Strict):
 class _Progress(_Strict):
     model_config = ConfigDict(strict=True, extra="forbid")
 
-    best: float | None = None
+    best: float | None = Field(None, allow_inf_nan=False)
     since_best: int = Field(0, ge=0)
     round_losses: dict[int, float] = {}
     validated: int = Field(0, ge=0)
@@ -62,27 +66,112 @@ def check_resumable(checkpoint: Checkpoint) -> None:
         raise _refusal(f"{where}: {message[0].lower()}{message[1:]}") from None
     if found.trainer.server.step != checkpoint.step:
         raise _refusal(f"its server is at step {found.trainer.server.step} and the checkpoint at {checkpoint.step}")
+    if found.trainer.progress.validated > checkpoint.step:
+        raise _refusal(f"it was validated at step {found.trainer.progress.validated}, after its own {checkpoint.step}")
 
 
-def check_state(checkpoint: Checkpoint, theta: np.ndarray, optimizer_name: str, statistics: int = 0) -> None:
-    """Raises InputError where the server's state does not fit theta [P], which ends with so many statistics."""
-    behind = checkpoint.trainer.get("behind")
-    if behind is not None and (not isinstance(behind, torch.Tensor) or tuple(behind.shape) != theta.shape):
-        raise _refusal("the weights one step before are of another shape than theta")
-    descended = (len(theta) - statistics,)
-    optimizer = checkpoint.trainer["server"]["optimizer"]
-    state, groups = optimizer.get("state"), optimizer.get("param_groups")
-    one_group = isinstance(groups, list) and len(groups) == 1 and isinstance(groups[0], dict)
-    if not one_group or groups[0].get("params") != [0] or not isinstance(state, dict) or not set(state) <= {0}:
+def check_state(checkpoint: Checkpoint, theta: np.ndarray, optimization: Optimization) -> None:
+    """Raises InputError where the state of the server is another than training would have left for theta [P] and this
+    optimization: compared with that of a new optimizer, whatever else is in it would go on in silence."""
+    if not np.isfinite(theta).all():
+        raise _refusal("its theta is not finite: the run had diverged")
+    optimizer, fresh = checkpoint.trainer["server"]["optimizer"], _fresh_state(theta, optimization)
+    if checkpoint.step == 0:
+        fresh["state"] = {}
+    if set(optimizer) != set(fresh) or not _is_one_group(optimizer["param_groups"]):
         raise _refusal("its optimizer is not that of one vector")
-    kept = state.get(0) or {}
-    if optimizer_name != "sgd" and checkpoint.step and not kept.keys() >= _MOMENTS:
-        raise _refusal(f"its optimizer lacks {min(_MOMENTS - kept.keys())}")
+    lag = checkpoint.trainer.get("behind")
+    tensors = {} if lag is None else {"the weights one step before": (lag, torch.from_numpy(theta))}
+    kept, expected = (_entries(each) for each in (optimizer["state"], fresh["state"]))
+    for name in sorted(expected.keys() ^ kept.keys()):
+        raise _refusal(f"its optimizer {'lacks' if name in expected else 'has a strange'} {name}")
     for name, value in kept.items():
-        if not isinstance(value, torch.Tensor):
+        if expected[name] is None and value is None:
             continue
-        if tuple(value.shape) not in ((), descended) or not value.is_floating_point():
-            raise _refusal(f"its optimizer's {name} has shape {list(value.shape)}, theta {list(descended)}")
+        tensors[f"its optimizer's {name}"] = value, expected[name]
+    for what, pair in tensors.items():
+        _check_like(what, *pair)
+    _check_apart([value for value, _ in tensors.values()])
+    _check_values(kept, checkpoint.step)
+    _check_group(optimizer["param_groups"][0], fresh["param_groups"][0], checkpoint, optimization)
+
+
+def _fresh_state(theta: np.ndarray, optimization: Optimization) -> dict[str, Any]:
+    """Of a new optimizer that has stepped once."""
+    descended = torch.zeros_like(torch.from_numpy(theta)[: len(theta) - optimization.statistics])
+    optimizer = make_optimizer(descended, optimization)
+    descended.grad = torch.zeros_like(descended)
+    optimizer.step()
+    return optimizer.state_dict()
+
+
+def _is_one_group(groups: Any) -> bool:
+    return (
+        isinstance(groups, list) and len(groups) == 1 and isinstance(groups[0], dict) and groups[0].get("params") == [0]
+    )
+
+
+def _entries(state: Any) -> dict[str, Any]:
+    """What an optimizer keeps of its only vector."""
+    kept = state.get(0, {}) if isinstance(state, dict) and set(state) <= {0} else None
+    if not isinstance(kept, dict):
+        raise _refusal("its optimizer is not that of one vector")
+    return kept
+
+
+def _check_like(what: str, value: Any, expected: torch.Tensor | None) -> None:
+    """A plain tensor in memory of its own, of the expected kind, and finite."""
+    if type(value) is not torch.Tensor or expected is None or value.layout != expected.layout:
+        raise _refusal(f"{what} is no plain tensor")
+    for fact in ("dtype", "device", "shape", "requires_grad"):
+        found, wanted = getattr(value, fact), getattr(expected, fact)
+        if found != wanted:
+            raise _refusal(f"{what} has {fact} {_plain(found)}, not {_plain(wanted)}")
+    if not value.is_contiguous() or not value.isfinite().all():
+        raise _refusal(f"{what} is not finite, or no tensor in memory of its own")
+
+
+def _check_apart(tensors: list[torch.Tensor]) -> None:
+    """Two in one memory would change each other."""
+    if len({tensor.untyped_storage().data_ptr() for tensor in tensors}) < len(tensors):
+        raise _refusal("tensors of its optimizer share their memory")
+
+
+def _check_values(kept: dict[str, Any], step: int) -> None:
+    if "step" in kept and float(kept["step"]) != float(torch.tensor(step, dtype=kept["step"].dtype)):
+        raise _refusal(f"its optimizer is at step {float(kept['step']):g} and the checkpoint at {step}")
+    if "exp_avg_sq" in kept and (kept["exp_avg_sq"] < 0).any():
+        raise _refusal("its optimizer's exp_avg_sq, a mean of squares, is negative")
+
+
+def _check_group(
+    group: dict[str, Any], fresh: dict[str, Any], checkpoint: Checkpoint, optimization: Optimization
+) -> None:
+    """The optimizer's settings are those of the job; its rate is that of the last step, where it is known."""
+    then = checkpoint.run["identity"].get("scheduled_steps") or optimization.meta_steps
+    rate = optimization.meta_lr
+    if checkpoint.step:
+        rate = replace(optimization, meta_steps=then).rate(checkpoint.step - 1, optimization.reference_batch)
+    given = group.get("lr")
+    known = optimization.batch_rule == "none"  # else it grew with the batch of that step
+    if type(given) is not float or not 0 <= given < math.inf or (known and not math.isclose(given, rate, rel_tol=1e-9)):
+        raise _refusal(f"its optimizer's lr is {reprlib.repr(given)}, that of its last step {rate:g}")
+    for name in sorted(fresh.keys() | group.keys(), key=str):
+        if name not in ("lr", "params") and (
+            name not in group or name not in fresh or not _same(group[name], fresh[name])
+        ):
+            raise _refusal(f"its optimizer's {name} is {reprlib.repr(group.get(name))}, not {fresh.get(name)!r}")
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Equal plain values of equal types."""
+    if isinstance(other, tuple):
+        return isinstance(one, tuple) and len(one) == len(other) and all(map(_same, one, other))
+    return type(one) is type(other) and one == other
+
+
+def _plain(fact: Any) -> Any:
+    return list(fact) if isinstance(fact, torch.Size) else fact
 
 
 def _refusal(why: str) -> InputError:

@@ -2,33 +2,44 @@
 
 import shlex
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from metadist.checkpoint import CheckpointStore
-from metadist.checkpoint_format import Checkpoint, theta_sha256
-from metadist.config import Config
+from metadist.checkpoint_format import Checkpoint, local_folder, theta_sha256
+from metadist.config import Config, load_config
 from metadist.config.build import make_optimization, open_data
+from metadist.config.load import shown
 from metadist.config.method import chunk_size
-from metadist.disk import reason, writing
+from metadist.config.trust import check_trusted, check_usable, outside_address, outside_code, outside_place
+from metadist.disk import private_files, reason, writing
 from metadist.errors import EvaluationFailed, Interrupted, StorageFailed
 from metadist.evaluation import draw_curve, evaluate_run, write_results
-from metadist.fewshot import read_checkpoint
+from metadist.fewshot import config_file, read_checkpoint, saved_place
 from metadist.figures import training_curve
 from metadist.fleets import open_fleet
 from metadist.identity import check_evaluation, check_settings, digest, drift, run_identity
 from metadist.journal import Journal, planned_batches, read_journal
-from metadist.lock import DriverLock
+from metadist.lock import DriverLock, here
 from metadist.messages import Weights
 from metadist.online import regret
 from metadist.preflight import with_evaluation_tried, with_gradient_checked
 from metadist.prepare import Prepared, prepare
 from metadist.recording import Recording
 from metadist.resuming import check_resumable, check_state
-from metadist.run_dir import begin_directory, find_checkpoint, first_target, is_own, located, location, write_json
+from metadist.run_dir import (
+    begin_directory,
+    check_lasting,
+    find_checkpoint,
+    first_target,
+    is_own,
+    located,
+    location,
+    write_json,
+)
 from metadist.saving import Saver
 from metadist.stopping import Signals, Stop
 from metadist.task import Split
@@ -39,15 +50,22 @@ from metadist.worker import set_up_process
 Say = Callable[[str], None]
 
 
-def train(config: Config, *, resume: str | Path | None = None, quiet: bool = False) -> dict[str, Any]:
+def train(
+    config: Config, *, resume: str | Path | None = None, quiet: bool = False, trust_code: bool = False
+) -> dict[str, Any]:
     """Meta-train, then evaluate the best weights; returns what `results.json` holds.
 
     `resume`: None refuses a run directory that is in use; "auto" continues what is there, or starts; a path continues
-    from that run or checkpoint. Raises InputError, Diverged, or Interrupted (after saving).
+    from that run or checkpoint; one whose checkpoints are elsewhere than in its directory and where this job has them
+    is followed with `trust_code` only. Raises InputError, Diverged, or Interrupted (after saving).
     """
     config = located(config)
     assert config.run_dir
-    with DriverLock(Path(config.run_dir)) as lock:
+    check_lasting(config)
+    check_usable(config.tracking.uri, config.checkpoint.location, config.fleet.address)
+    if resume not in (None, "auto"):
+        saved_place(str(resume), config.checkpoint.location, trust_code)
+    with private_files(), DriverLock(Path(config.run_dir)) as lock:
         return _train(config, Path(config.run_dir), lock, resume, quiet)
 
 
@@ -58,9 +76,10 @@ def _train(config: Config, run_dir: Path, lock: DriverLock, resume: str | Path |
     changes = drift(checkpoint.run["identity"], identity) if checkpoint else []
     lock.take()
     with ExitStack() as stack:
-        kept = Path(location(config, run_dir))
-        if config.checkpoint.location and "://" not in config.checkpoint.location and kept != run_dir:
-            stack.enter_context(DriverLock(kept)).take()
+        locks, kept = [lock], local_folder(config.checkpoint.location) if config.checkpoint.location else None
+        if kept is not None and kept != run_dir:
+            locks.append(stack.enter_context(DriverLock(kept)))
+            locks[1].take()
         begin_directory(config, run_dir, checkpoint)
         record = stack.enter_context(Recording(config, run_dir, checkpoint, quiet))
         for change in changes:
@@ -73,7 +92,7 @@ def _train(config: Config, run_dir: Path, lock: DriverLock, resume: str | Path |
         fleet = stack.enter_context(open_fleet(config, prepared, target, record.say, signals, proof, writes=True))
         stack.enter_context(signals)
         record.describe(identity, open_data(config))
-        trainer = make_trainer(config, run_dir, prepared, fleet, record, checkpoint, identity, drifted)
+        trainer = make_trainer(config, run_dir, prepared, fleet, record, checkpoint, identity, drifted, locks)
         stack.callback(trainer.journal.close)
         stack.callback(trainer.saver.close)
         start = checkpoint.step if checkpoint else 0
@@ -83,6 +102,7 @@ def _train(config: Config, run_dir: Path, lock: DriverLock, resume: str | Path |
         signals.deferred = True
         weights, ended_by = trainer.run(start, Stop(signals, config.max_time_s, config.evaluation.patience))
         signals.deferred = False
+        check_held(locks)
         if signals.received is not None:
             record.say(f"saved in {run_dir}; the same command with --resume auto goes on from there")
             raise Interrupted(signals.received)
@@ -96,6 +116,7 @@ def _train(config: Config, run_dir: Path, lock: DriverLock, resume: str | Path |
         }
         told = _evaluated(config, prepared, fleet, trainer, weights, record, ending)
         told = {**ending, "seconds": round(time.monotonic() - began, 1), **told}
+        lock.check()
         write_json(told, run_dir / "results.json")
         record.tracker.artifact(run_dir / "results.json")
         return told
@@ -142,8 +163,14 @@ def _find_beginning(config: Config, run_dir: Path, resume: str | Path | None) ->
     prepared = prepare(config, [*validated, config.evaluation.split], checkpoint)
     prepared = with_evaluation_tried(config, with_gradient_checked(config, prepared))
     if checkpoint is not None:
-        check_state(checkpoint, prepared.theta, config.optimizer.name, prepared.engine.num_statistics)
+        check_state(checkpoint, prepared.theta, make_optimization(config, prepared.engine))
     return checkpoint, prepared
+
+
+def check_held(locks: Sequence[DriverLock]) -> None:
+    """Raises PlaceLost where a folder that the run writes to is no longer the one it took."""
+    for lock in locks:
+        lock.check()
 
 
 def make_trainer(
@@ -155,11 +182,16 @@ def make_trainer(
     checkpoint: Checkpoint | None,
     identity: dict[str, Any],
     drifted: bool,
+    locks: Sequence[DriverLock],
 ) -> Trainer:
-    """The trainer of a run, at its start or where the checkpoint left it."""
+    """The trainer of a run, at its start or where the checkpoint left it. `locks` are of the folders it writes to."""
     state = checkpoint.trainer if checkpoint else None
     journal = Journal(run_dir / "journal.jsonl")
-    store = CheckpointStore(location(config, run_dir), config.checkpoint.keep_last, record.say)
+    store = CheckpointStore(
+        location(config, run_dir), config.checkpoint.keep_last, record.say, lambda: check_held(locks)
+    )
+    if "://" in store.location:
+        store.claim(f"{run_dir}, {here()},")
     planned, own = planned_batches(read_journal(run_dir / "journal.jsonl")), is_own(checkpoint, run_dir)
     if planned and not checkpoint:
         record.say(
@@ -240,27 +272,52 @@ def judge(config: Config, prepared: Prepared, fleet: Any, weights: Weights, fold
     return told
 
 
-def evaluate(config: Config, run: str | Path, *, checkpoint: str = "best", say: Say = print) -> dict[str, Any]:
+def evaluate(
+    config: Config,
+    run: str | Path,
+    *,
+    checkpoint: str = "best",
+    say: Say = print,
+    trust_code: bool = False,
+    own: Collection[str] = (),
+) -> dict[str, Any]:
     """Evaluate a run's weights as `config` (the run's own, with changes) says; everything is left in
-    RUN/evaluations/NAME, one NAME per configuration."""
+    RUN/evaluations/NAME, one NAME per configuration.
+
+    Code, addresses and places that the run names as `config` does are followed with `trust_code` only, or where they
+    are settings in `own` (dotted keys), which the user gave himself. Raises InputError that names them.
+    """
     config = located(config)
-    saved = read_checkpoint(run, checkpoint)
+    check_followed(config, run, trust_code, own)
+    check_usable(config.checkpoint.location, config.fleet.address)
+    saved = read_checkpoint(run, checkpoint, config.checkpoint.location)
     check_evaluation(saved.run["identity"], config)
     set_up_process(config.fleet.threads_per_worker)
     prepared = with_evaluation_tried(config, prepare(config, [config.evaluation.split], saved))
     for note in prepared.notes:
         say(note)
     weights = Weights(saved.step, prepared.theta)
-    name = digest({"config": config.model_dump(mode="json"), "step": saved.step})
+    name = digest({"config": shown(config), "step": saved.step})
     folder = Path(run) / "evaluations" / name
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
     signals = Signals()
-    with open_fleet(config, prepared, config.num_workers, say, signals) as fleet, signals:
-        told = judge(config, prepared, fleet, weights, folder, say)
-    told = {"evaluated_step": saved.step, "evaluated_theta_sha256": theta_sha256(weights.theta), **told}
-    write_json(told, folder / "results.json")
+    with private_files():
+        with writing(folder):
+            folder.parent.mkdir(exist_ok=True)
+            folder.mkdir(exist_ok=True)
+        with open_fleet(config, prepared, config.num_workers, say, signals) as fleet, signals:
+            told = judge(config, prepared, fleet, weights, folder, say)
+        told = {"evaluated_step": saved.step, "evaluated_theta_sha256": theta_sha256(weights.theta), **told}
+        write_json(told, folder / "results.json")
     return told | {"folder": str(folder)}
+
+
+def check_followed(config: Config, run: str | Path, trust_code: bool, own: Collection[str]) -> None:
+    """Raises InputError where evaluation would follow what only the saved run names."""
+    followed, saved = (
+        outside_code(each) | outside_address(each) | outside_place(each, Path(run))
+        for each in (config, load_config([config_file(run)]))
+    )
+    check_trusted(run, {key: name for key, name in followed.items() if saved.get(key) == name}, trust_code, own)
 
 
 def banner(config: Config, run_dir: Path, prepared: Prepared, start: int) -> str:
@@ -281,6 +338,7 @@ def dry_run(config: Config) -> dict[str, Any]:
     """Everything `train` would check before it starts workers, and the plan."""
     config = located(config)
     assert config.run_dir
+    check_lasting(config)
     find_checkpoint(config, Path(config.run_dir), "auto")
     checked: list[Split] = (
         ["validation", config.evaluation.split] if config.evaluation.every else [config.evaluation.split]

@@ -11,7 +11,7 @@ from pyarrow import ArrowException
 from metadist.checkpoint import CheckpointStore
 from metadist.checkpoint_format import Checkpoint, theta_sha256
 from metadist.disk import reason
-from metadist.errors import StorageFailed
+from metadist.errors import PlaceLost, StorageFailed
 from metadist.journal import Journal
 
 MOST_FAILURES = 3
@@ -119,7 +119,7 @@ class Saver:
         self._journal.append({"done": checkpoint.step, "theta_sha256": hashed}, sync=True)
 
     def _note(self, error: Exception, step: int) -> None:
-        if not isinstance(error, OSError | ArrowException):
+        if isinstance(error, PlaceLost) or not isinstance(error, OSError | ArrowException):
             self._fatal = error
             return
         self._failures += 1

@@ -1,6 +1,7 @@
 """The training loop, and what it does every so often: log, validate, save."""
 
 import math
+import shlex
 import time
 from collections import deque
 from collections.abc import Callable
@@ -325,5 +326,5 @@ class Trainer:
             )
         return Diverged(
             f"{error} at meta-step {step}: lower learner.inner_lr or meta_lr, or set optimizer.clip_norm; "
-            f"`metadist replay {self.run_dir} --task {error.task}` computes it again, step by step"
+            f"`metadist replay {shlex.quote(str(self.run_dir))} --task {error.task}` computes it again, step by step"
         )

@@ -7,16 +7,17 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "metadist"
 FLOORS = [
+    {"redaction"},
     {"errors"},
     {"task", "disk"},
     {"noise", "layout", "draws", "losses", "messages", "events", "data", "checkpoint_format", "journal", "tracking",
      "figures", "stopping", "lock"},
     {"models"},
     {"checkpoint", "learners", "sources", "cost_model", "simulated"},
-    {"engine", "stream", "saving", "resuming"},
+    {"engine", "stream", "saving"},
     {"baselines"},
     {"worker", "server", "patience", "deals"},
-    {"controller", "config", "ray_actors", "recovery"},
+    {"controller", "config", "resuming", "ray_actors", "recovery"},
     {"ray_server", "ray_workers"},
     {"ray_calls"},
     {"ray_cluster", "ray_fleet", "local_fleet", "fewshot", "identity"},
@@ -27,6 +28,7 @@ FLOORS = [
     {"fleets", "preflight"},
     {"run"},
     {"replay", "bench", "scaling"},
+    {"cli_arguments"},
     {"cli_data", "cli_bench"},
     {"cli"},
     {"__main__"},

@@ -4,10 +4,12 @@ import copy
 import dataclasses
 import io
 import json
+import math
 import os
 import pickle
 import random
 import shutil
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -90,16 +92,6 @@ def test_settings_out_of_range_are_refused(override, sentence):
 
 
 @pytest.mark.parametrize(("overrides", "sentence"), [
-    (["model.name=os:system", "model.command=touch executed"], "os:system is part of os and is not called"),
-    (["model.name=subprocess:getoutput", "model.cmd=touch executed"], "is part of subprocess"),
-    (["model.name=numpy:load", "model.file=evil"], "is part of numpy"),
-    (["model.name=torch:load", "model.f=evil"], "is part of torch"),
-    (["model.name=metadist.run_dir:write_json", "model.told=1", "model.path=executed"], "is part of metadist"),
-    (["model.name=metadist.config.calls:importlib", "model.x=1"], "is no function or class"),
-    (["model.name=metadist.config.calls:get_type_hints", "model.obj=1"], "is part of metadist"),
-    (["loss=os:system"], "is part of os"),
-    (["learner.name=builtins:exec"], "is part of builtins"),
-    (["learner.inner_optimizer={name: 'os:system', command: touch executed}"], "is part of os"),
     (["model.name=:x"], "nor of the form module:attribute"), (["model.name=..:x"], "nor of the form"),
     (["learner.inner_lr=.nan"], "finite"), (["learner.inner_lr=.inf"], "finite"), (["learner.inner_lr=-1"], "above 0"),
     (["learner.inner_steps=-1"], "0 or more"), (["model.name=mlp", "model.hidden=[-3]"], "negative dimension"),
@@ -159,6 +151,23 @@ def saved(value) -> bytes:
     return buffer.getvalue()
 
 
+def zipped(entries: dict[str, bytes], compression: int = zipfile.ZIP_STORED) -> bytes:
+    """A trainer's file with other entries."""
+    buffer = io.BytesIO(saved({"a": 1}))
+    with zipfile.ZipFile(buffer) as old:
+        contents = {name: old.read(name) for name in old.namelist()} | entries
+    made = io.BytesIO()
+    with zipfile.ZipFile(made, "w", compression) as new:
+        for name, content in contents.items():
+            new.writestr(name, content)
+    return made.getvalue()
+
+
+class Large:
+    def __reduce__(self):
+        return bytearray, (10**11,)
+
+
 def tensors(header: dict) -> bytes:
     text = json.dumps(header).encode()
     return len(text).to_bytes(8, "little") + text + b"\0" * 4
@@ -171,7 +180,9 @@ def tensors(header: dict) -> bytes:
     {"weights.safetensors": tensors({"w": {"dtype": "F32", "shape": [10**9, 10**9], "data_offsets": [0, 4]}})},
     {"weights.safetensors": tensors({"w": {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]}})},
     {"weights.safetensors": tensors({"w": {"dtype": "BF16", "shape": [2], "data_offsets": [0, 4]}})},
-    {"config.yaml": b"\xff\xfe"},
+    {"config.yaml": b"\xff\xfe"}, {"trainer.pt": zipped({"archive/data/9": bytes(10**8)}, zipfile.ZIP_DEFLATED)},
+    {"trainer.pt": zipped({"archive/data.pkl": pickle.dumps({"a": Large()}, 2)})},
+    {"trainer.pt": zipped({"archive/data.pkl": pickle.dumps({"a": Large()}, 4)})},
 ], ids=lambda files: f"{min(files)}-{len(min(files.values()))}")  # fmt: skip
 def test_files_with_the_right_hash_and_other_content_are_refused(trained, tmp_path, files):
     folder = forge(tmp_path / "forged", CheckpointStore(trained / "checkpoints").load(), files)
@@ -197,23 +208,77 @@ def state(**changes):
     return lambda trainer: trainer["server"]["optimizer"]["state"][0].update(changes)
 
 
+def group(**changes):
+    return lambda trainer: trainer["server"]["optimizer"]["param_groups"][0].update(changes)
+
+
+def moments(change):
+    """What becomes of Adam's mean of gradients."""
+    return lambda trainer: trainer["server"]["optimizer"]["state"][0].update(
+        exp_avg=change(trainer["server"]["optimizer"]["state"][0]["exp_avg"])
+    )
+
+
+def share(trainer):
+    kept = trainer["server"]["optimizer"]["state"][0]
+    kept["exp_avg_sq"] = kept["exp_avg"] = kept["exp_avg"].abs()
+
+
 @pytest.mark.parametrize("change", [
     lambda trainer: trainer.clear(), lambda trainer: trainer.update(server=3), state(exp_avg=torch.zeros(3)),
     lambda trainer: trainer["server"].update(step=7), lambda trainer: trainer["server"]["optimizer"].clear(),
     lambda trainer: trainer["server"]["optimizer"]["state"].clear(), state(exp_avg=torch.zeros(3, dtype=torch.int32)),
     lambda trainer: trainer["server"]["optimizer"].update(param_groups=[]), lambda trainer: trainer.update(target=-3),
     lambda trainer: trainer.update(target=10**9), lambda trainer: trainer.update(progress={"x": 1}),
-    lambda trainer: trainer["progress"].update(best="x"),
+    lambda trainer: trainer["progress"].update(best="x"), lambda trainer: trainer["progress"].update(best=math.nan),
+    lambda trainer: trainer["progress"].update(best=math.inf), lambda trainer: trainer["progress"].update(validated=3),
+    lambda trainer: trainer["server"].update(more=1), lambda trainer: trainer["server"]["optimizer"].update(more=1),
+    lambda trainer: trainer["server"]["optimizer"]["state"].update({1: {}}), state(max_exp_avg_sq=torch.zeros(271)),
+    state(momentum_buffer=torch.zeros(271)), state(exp_avg=None), state(exp_avg=[0.0]), state(step=2),
+    state(step=torch.tensor(3.0)), state(step=torch.tensor(math.inf)), state(step=torch.tensor(math.nan)),
+    state(step=torch.tensor(-2.0)), state(step=torch.tensor(2.5)), state(step=torch.tensor(2)),
+    state(step=torch.tensor(2.0, dtype=torch.float64)), state(step=torch.tensor([2.0])),
+    moments(torch.Tensor.double), moments(torch.Tensor.half), moments(torch.Tensor.to_sparse),
+    moments(lambda tensor: torch.nn.Parameter(tensor)), moments(lambda tensor: tensor.clone().requires_grad_()),
+    moments(lambda tensor: tensor[:-1].clone()), moments(lambda tensor: tensor[None].clone()),
+    moments(lambda tensor: tensor.to(torch.complex64)), moments(lambda tensor: tensor.to("meta")),
+    moments(lambda tensor: tensor + math.inf), moments(lambda tensor: tensor * math.nan),
+    moments(lambda tensor: tensor[:1].expand(len(tensor))), share,
+    lambda trainer: trainer["server"]["optimizer"]["state"][0]["exp_avg_sq"].neg_(),
+    group(maximize=True), group(weight_decay=0.1), group(lr=0.1), group(lr=math.inf), group(lr=torch.tensor(0.001)),
+    group(betas=(0.5, 0.999)), group(betas=[0.9, 0.999]), group(eps=1e9), group(amsgrad=True), group(capturable=True),
+    group(differentiable=True), group(fused=True), group(foreach=True), group(decoupled_weight_decay=True),
+    group(more=1), group(params=[0, 1]), group(maximize=0),
+    lambda trainer: trainer["server"]["optimizer"]["param_groups"][0].pop("betas"),
 ])  # fmt: skip
 def test_a_trainer_state_that_does_not_fit_is_not_continued(trained, tmp_path, change):
     genuine = CheckpointStore(trained / "checkpoints").load()
     trainer = copy.deepcopy(genuine.trainer)
     change(trainer)
     folder = forge(tmp_path / "forged", dataclasses.replace(genuine, trainer=trainer))
-    with pytest.raises(InputError, match="the checkpoint cannot be continued") as raised:
+    with pytest.raises(
+        InputError, match="checkpoint cannot be continued|was not loaded: use a checkpoint from"
+    ) as raised:
         train(job(tmp_path / "run", "meta_steps=4"), resume=folder, quiet=True)
     assert_one_sentence(str(raised.value))
     assert not (tmp_path / "run" / "config.yaml").exists()
+
+
+@pytest.mark.parametrize("option", [
+    "optimizer.name=adamw", "optimizer.name=sgd", "optimizer.schedule=cosine", "optimizer.warmup_steps=5",
+    "optimizer.weight_decay=0.1", "optimizer.delay=1", "tasks_per_worker=2",
+])  # fmt: skip
+def test_a_genuine_trainer_state_is_continued(tmp_path, option):
+    """Else the comparison asks for more than training leaves behind."""
+    own = ["meta_steps=3", "meta_batch_size=2"] if "tasks_per" not in option else ["meta_steps=3"]
+    own += ["optimizer.momentum=0.9"] if option.endswith("sgd") else []
+    own += ["optimizer.batch_rule=linear"] if "tasks_per" in option else []
+    half = [*own, "meta_steps=2"] if "schedule" not in option else own
+    train(job(tmp_path / "whole", *own, option), quiet=True)
+    train(job(tmp_path / "run", *half, option, "checkpoint.every=1"), quiet=True)
+    resumed = train(job(tmp_path / "run", *own, option), resume="auto", quiet=True)
+    whole = json.loads((tmp_path / "whole" / "results.json").read_text())
+    assert resumed["theta_sha256"] == whole["theta_sha256"]
 
 
 def replaced(**changes):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -11,7 +12,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from metadist.cli import report, split_arguments
+from metadist.cli import report
+from metadist.cli_arguments import quoted, split_arguments
 from metadist.journal import read_journal
 from metadist.learners import LEARNERS
 
@@ -251,3 +253,35 @@ def test_report_shows_a_regression_without_per_cents():
     assert "0.5000 ± 0.1000" in report(told)
     told["online"] = {"losses": [2.0, 1.5, 1.0], "regret": 0.25}
     assert "3 rounds, loss 2.0000 in the first, 1.0000 in the last, regret 0.2500" in report(told)
+
+
+def test_printed_commands_can_be_typed(tmp_path):
+    """A run directory with a space and a quote in its name: the command after "evaluate" does what it says."""
+    (tmp_path / "small.yaml").write_text("data: {family: digits}\ntask: {ways: 3, shots: 2, queries: 3}\n")
+    done = run("train", "small.yaml", *SMALL, "run_dir=it's my run", "-q", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    said = {line.split()[0]: line.partition(" ")[2].strip() for line in done.stdout.splitlines() if line}
+    assert said["watch"] == f"mlflow ui --backend-store-uri sqlite:///{tmp_path / 'mlflow.db'}"
+    assert shlex.split(said["results"]) == ["it's my run/results.json"]
+    assert shlex.split(said["evaluate"])[:3] == ["metadist", "evaluate", "it's my run"]
+    again = run(*shlex.split(said["evaluate"])[1:], cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert quoted("/a b") == "'/a b'"
+
+
+def test_bench_takes_what_train_takes(tmp_path):
+    done = run("bench", "none.yaml", "--learner.inner-steps", "x", "--seconds", "1", cwd=tmp_path)
+    assert done.returncode == 2 and "there is no job file none.yaml" in done.stderr
+    done = run("bench", "--data.family", "digits", "--learner.inner-lr", "fast", cwd=tmp_path)
+    assert done.returncode == 2 and "inner_lr='fast'" in done.stderr
+
+
+def test_a_signal_while_the_process_ends_prints_no_traceback(tmp_path):
+    """Sent from the last thing the interpreter runs before it is gone."""
+    code = "import atexit, os, signal, sys, threading\nfrom metadist.cli import main\n" \
+           "atexit.register(lambda: [os.kill(os.getpid(), {0}), sum(range(10**6))])\n" \
+           "sys.argv = ['metadist', 'learners']\nmain()"  # fmt: skip
+    for number in (signal.SIGTERM, signal.SIGINT):
+        command = [sys.executable, "-c", code.format(int(number))]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+        assert done.returncode == -number and done.stderr == "" and "maml" in done.stdout

@@ -63,8 +63,40 @@ def test_wrong_shapes_and_labels_are_told(run):
     learner = metadist.load(folder)
     with pytest.raises(metadist.InputError, match=r"the model takes \[n, 1, 8, 8\]"):
         learner.adapt(np.zeros((3, 8, 8), np.float32), [0, 1, 2])
-    with pytest.raises(metadist.InputError, match=r"labels must be whole numbers in 0\.\.2"):
-        learner.adapt(task.support.inputs[0], task.support.targets[0] + 1)
+    for labels in (task.support.targets[0] + 0.5, np.full(15, np.nan), task.support.targets[0][:, None], [None] * 15):
+        with pytest.raises(metadist.InputError, match=r"labels must be texts or whole numbers, shape \[n\]"):
+            learner.adapt(task.support.inputs[0], labels)
+    with pytest.raises(metadist.InputError, match=r"has 15 different labels and the model 3 outputs: take fewer"):
+        learner.adapt(task.support.inputs[0], range(15))
+
+
+def test_labels_of_any_kind_come_back_in_predictions(run):
+    """As names or numbers sort: the same classes in the same order, so the same bits as with 0, 1, 2."""
+    folder, (task, *_) = run
+    learner = metadist.load(folder)
+    numbers, query = task.support.targets[0], task.query.inputs[0]
+    plain = learner.adapt(task.support.inputs[0], numbers)
+    for names in (["ape", "bee", "cat"], [-100, 7, 255], [0, 2, 9], [0.0, 1.0, 2.0], ["\u00e4", "\u0416", "\u8c93"]):
+        names = np.array(names)
+        for labels in (names[numbers], names[numbers].tolist()):
+            named = learner.adapt(task.support.inputs[0], labels)
+            assert np.array_equal(named.predict(query), names[plain.predict(query)])
+            assert np.array_equal(named.outputs(query), plain.outputs(query))
+            assert named.classes is not None and named.classes.tolist() == names.tolist()
+    objects = np.array(["ape", "bee", "cat"], object)[numbers]
+    assert set(learner.adapt(task.support.inputs[0], objects).predict(query)) <= {"ape", "bee", "cat"}
+
+
+def test_a_class_that_the_task_does_not_have_is_never_predicted(run):
+    """Support sets of two of three classes, one of them taken as far from the data as it goes."""
+    folder, tasks = run
+    learner = metadist.load(folder)
+    for task in tasks:
+        kept = task.support.targets[0] != 1
+        adapted = learner.adapt(task.support.inputs[0][kept], task.support.targets[0][kept])
+        for query in (task.query.inputs[0], np.full((4, 1, 8, 8), 50, np.float32), -task.query.inputs[0]):
+            assert set(adapted.predict(query)) <= {0, 2}
+            assert adapted.outputs(query).shape == (len(query), 2)
 
 
 def test_best_latest_and_a_directory_can_be_loaded(run):

@@ -13,7 +13,7 @@ def write(path, records):
 
 
 def test_records_come_back_in_order(tmp_path):
-    path = tmp_path / "run" / "journal.jsonl"
+    path = tmp_path / "journal.jsonl"
     assert read_journal(path) == []
     write(path, RECORDS[:2])
     write(path, RECORDS[2:])

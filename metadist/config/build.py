@@ -1,5 +1,6 @@
 """From a `Config` to the objects of a run. Nothing below this floor knows `Config`."""
 
+import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -14,7 +15,7 @@ from safetensors.numpy import load_file
 from torch.nn.parameter import is_lazy
 
 from metadist.baselines import is_text
-from metadist.config.calls import call, resolve, resolve_own
+from metadist.config.calls import call, resolve
 from metadist.config.method import aggregation, chunk_size, make_method, worker_device
 from metadist.config.schema import Config
 from metadist.data import Dataset, cached, open_dataset
@@ -40,7 +41,7 @@ def open_data(config: Config) -> Dataset | None:
     assert data.path
     if not Path(data.path).is_dir():
         raise InputError(
-            f"there is no data in {data.path}: make it with `metadist data ... --out {data.path}` "
+            f"there is no data in {data.path}: make it with `metadist data ... --out {shlex.quote(data.path)}` "
             "(see `metadist data --help`), or set data.path to where it is"
         )
     return open_dataset(data.path)
@@ -56,7 +57,7 @@ def _make_source(config: Config, evaluation: bool) -> Source:
     dataset = open_data(config)
     if dataset is None:
         assert config.data.source
-        return call(config.data.source, resolve_own(config.data.source), {"seed": config.seed, **config.data.options})
+        return call(config.data.source, resolve(config.data.source), {"seed": config.seed, **config.data.options})
     task, own = config.task, config.evaluation
     ways = own.ways if evaluation and own.ways else task.ways
     shots = own.shots if evaluation and own.shots else task.shots
@@ -127,7 +128,10 @@ def make_model(config: Config, shapes: Shapes) -> Model:
             known["vocabulary_size"] = shapes.vocabulary_size
         module = call(f"model {name}", MODELS[name], {**known, **options}, hidden=tuple(known))
     else:
-        module = call(name, resolve_own(name, MODELS), options)
+        found = resolve(name, MODELS)
+        if isinstance(found, type) and not issubclass(found, torch.nn.Module):
+            raise InputError(f"model.name={name} is no torch.nn.Module class, nor a function that returns one")
+        module = call(name, found, options)
     if not isinstance(module, torch.nn.Module):
         raise InputError(f"model.name={name} gave a {type(module).__name__}; it must give a torch.nn.Module")
     _materialise(module, shapes)
@@ -199,7 +203,7 @@ def make_inner_optimizer(given: Any) -> InnerOptimizer:
         return call(f"inner optimizer {name}", INNER_OPTIMIZERS[name], options)
     rule = "it must be a class with methods begin(weight) and step(weight, gradient, slots, rate, k), see the README"
     try:
-        made = call(f"inner optimizer {name}", resolve_own(name, INNER_OPTIMIZERS), options)
+        made = call(f"inner optimizer {name}", resolve(name, INNER_OPTIMIZERS), options)
     except InputError as error:
         raise InputError(f"{error}; {rule}" if ":" in name else str(error)) from None
     if not (callable(getattr(made, "begin", None)) and callable(getattr(made, "step", None))):
@@ -276,6 +280,8 @@ def make_optimization(config: Config, engine: Engine) -> Optimization:
 
 
 def _load_weights(module: torch.nn.Module, path: str) -> None:
+    if not Path(path).is_file():
+        raise InputError(f"model.weights={path} is not a safetensors file that can be read (no regular file)")
     try:
         arrays = load_file(path)
     except (OSError, SafetensorError) as error:

@@ -8,18 +8,11 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, get_type_hints
 
-import torch
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from metadist.config.load import did_you_mean
 from metadist.disk import reason
 from metadist.errors import InputError
-
-LIBRARIES = frozenset({
-    "metadist", "torch", "numpy", "scipy", "pyarrow", "pandas", "ray", "mlflow", "yaml", "pydantic", "click",
-    "safetensors", "matplotlib", "cloudpickle", "joblib", "dill", "sklearn", "PIL", "pip", "setuptools",
-    "pkg_resources",
-})  # fmt: skip
 
 
 def resolve(name: str, known: Iterable[str] = ()) -> Any:
@@ -29,7 +22,6 @@ def resolve(name: str, known: Iterable[str] = ()) -> Any:
     if not colon or not module_name or module_name.startswith("."):
         hint = did_you_mean(name.lower(), list(known))
         raise InputError(f"{name!r} is neither built in nor of the form module:attribute{hint}")
-    _refuse_library(name, module_name, sys.stdlib_module_names)
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     try:
@@ -41,25 +33,6 @@ def resolve(name: str, known: Iterable[str] = ()) -> Any:
         raise InputError(f"{name}: module {module_name} has no {attribute!r}") from None
     except Exception as error:  # whatever a user's module does at import
         raise InputError(f"{name}: importing it ends in {type(error).__name__}: {reason(error)}") from error
-
-
-def resolve_own(name: str, known: Iterable[str] = ()) -> Any:
-    """As `resolve`, for what is called with what a job or a checkpoint says: a network's module, or code of the user's.
-    Functions of Python and of the libraries below metadist could do anything (`os:system`) and are refused."""
-    found = resolve(name, known)
-    if not callable(found):
-        raise InputError(f"{name} is no function or class, but a {type(found).__name__}")
-    if not (isinstance(found, type) and issubclass(found, torch.nn.Module)):
-        defined = isinstance(found, type) or inspect.isroutine(found)
-        for module_name in (name.partition(":")[0], (found.__module__ or "builtins") if defined else ""):
-            _refuse_library(name, module_name, sys.stdlib_module_names | LIBRARIES)
-    return found
-
-
-def _refuse_library(name: str, module_name: str, libraries: frozenset[str]) -> None:
-    library = module_name.partition(".")[0]
-    if library in libraries:
-        raise InputError(f"{name} is part of {library} and is not called: name a function or class of your own")
 
 
 def call(what: str, function: Callable[..., Any], options: Mapping[str, Any], hidden: tuple[str, ...] = ()) -> Any:

@@ -4,16 +4,19 @@ import difflib
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Optional, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from metadist.config.schema import Config, Open
+from metadist.config.schema import Config, Open, Place
 from metadist.config.text import dump_yaml, parse_yaml
-from metadist.disk import reason
+from metadist.disk import read_file, reason
 from metadist.errors import InputError
 from metadist.learners import Learner
+from metadist.redaction import redacted
 
+_NO_PLAIN_TEXT = ("'", '"')
+_NULL = ("", "~", "null", "Null", "NULL")
 _LEARNER_KEYS = [f"learner.{field.name}" for field in fields(Learner) if field.name not in ("model", "loss")]
 
 
@@ -23,13 +26,23 @@ def load_config(files: Sequence[str | Path] = (), overrides: Sequence[str] = ())
     Raises InputError that lists every unknown key (with the nearest known one) and every bad value, each with the file
     or override it came from.
     """
+    return _validated(*_gathered(files, overrides))
+
+
+def given_settings(files: Sequence[str | Path], overrides: Sequence[str]) -> set[str]:
+    """The dotted keys that files and overrides set."""
+    return set(_gathered(files, overrides)[1])
+
+
+def _gathered(files: Sequence[str | Path], overrides: Sequence[str]) -> tuple[dict[str, Any], dict[str, str]]:
+    """All settings as one tree, and where each came from."""
     tree: dict[str, Any] = {}
     origin: dict[str, str] = {}
     for file in files:
         _merge(tree, _read(Path(file)), origin, str(file))
     for text in overrides:
         _merge(tree, _override(text), origin, "the command line")
-    return _validated(tree, origin)
+    return tree, origin
 
 
 def parse_config(text: str, where: str) -> Config:
@@ -48,17 +61,24 @@ def _validated(tree: dict[str, Any], origin: dict[str, str]) -> Config:
 
 
 def dump_config(config: Config) -> str:
-    """YAML that `load_config` reads back as the same configuration."""
-    return dump_yaml(config.model_dump(mode="json"))
+    """YAML that `load_config` reads back as the same configuration, but for secrets, which are taken out."""
+    return dump_yaml(shown(config))
+
+
+def shown(config: Config) -> dict[str, Any]:
+    """The settings as plain values that may be written and sent: without the secrets in them."""
+    return redacted(config.model_dump(mode="json"))
 
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        text = file.read_text()
+        text = read_file(file).decode()
     except FileNotFoundError:
         near = difflib.get_close_matches(file.name, [f.name for f in file.parent.glob("*.yaml")], 1)
         hint = f"; did you mean {file.parent / near[0]}?" if near else ": `metadist config new` writes one"
         raise InputError(f"there is no job file {file}{hint}") from None
+    except InputError:
+        raise
     except (OSError, ValueError) as error:
         raise InputError(f"{file} is not a YAML file: {reason(error)}") from None
     return _mapping(text, str(file))
@@ -78,14 +98,29 @@ def _override(text: str) -> dict[str, Any]:
     key, equals, value = text.removeprefix("--").partition("=")
     if not equals or not key:
         raise InputError(f"{text!r} is not of the form key=value, such as learner.inner_lr=0.1")
+    key = key.replace("-", "_") if text.startswith("--") else key
     try:
         tree: Any = parse_yaml(value)
     except ValueError:
         tree = value
-    key = key.replace("-", "_") if text.startswith("--") else key
+    if _takes_text(key) and not isinstance(tree, list | dict) and not value.lstrip().startswith(_NO_PLAIN_TEXT):
+        tree = value.strip() if value.strip() not in _NULL else None  # as typed, whatever YAML makes of 007 or on
     for part in reversed(key.split(".")):
         tree = {part: tree}
+    assert isinstance(tree, dict)  # there is a key
     return tree
+
+
+def _takes_text(key: str) -> bool:
+    """Whether the setting holds a text, and nothing else but null."""
+    model: Any = Config
+    *sections, name = key.split(".")
+    for section in sections:
+        field = model.model_fields.get(section)
+        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
+            return False
+        model = field.annotation
+    return name in model.model_fields and model.model_fields[name].annotation in (str, Optional[str], Optional[Place])  # noqa: UP045
 
 
 def _merge(into: dict[str, Any], tree: dict[str, Any], origin: dict[str, str], source: str, path: str = "") -> None:
@@ -113,7 +148,8 @@ def _problem(details: Any, origin: dict[str, str]) -> str:
     message = details["msg"].removeprefix("Value error, ")
     if details["type"] == "value_error":
         return f"{message}{where}"
-    return f"{path}={details['input']!r}{where}: {message[0].lower()}{message[1:]}"
+    quotes = ", in quotes" if details["type"] == "string_type" and isinstance(details["input"], int | float) else ""
+    return f"{path}={details['input']!r}{where}: {message[0].lower()}{message[1:]}{quotes}"
 
 
 def did_you_mean(word: str, known: Sequence[str]) -> str:

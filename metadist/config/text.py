@@ -9,8 +9,16 @@ import yaml
 MOST_NODES, DEEPEST = 100_000, 50  # of values, with every alias counted as what it stands for
 
 
+_SIXTIES = re.compile(r"[-+]?[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?")
+
+
 class _Yaml(yaml.SafeLoader):
-    """YAML 1.1 that reads 1e-3 as the number everyone means."""
+    """YAML 1.1 that reads 1e-3 as the number everyone means, and no numbers of base sixty (1:59:59) or dates."""
+
+    def resolve(self, kind: type[yaml.Node], value: Any, implicit: Any) -> Any:
+        tag = super().resolve(kind, value, implicit)
+        number = tag in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float") and _SIXTIES.fullmatch(value)
+        return "tag:yaml.org,2002:str" if number or tag == "tag:yaml.org,2002:timestamp" else tag
 
 
 class _Dumper(yaml.SafeDumper):

@@ -1,5 +1,6 @@
 """Progress for the person watching: a live line on a terminal, else one plain line every few seconds."""
 
+import math
 import os
 import shutil
 import sys
@@ -10,9 +11,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TextIO
 
+from metadist.redaction import redact
 from metadist.tracking import Status
 
 _REDRAW_S = 0.1
+_SHOWN = {"train/loss", "validation/accuracy", "validation/loss", "throughput/tasks_per_s", "fleet/workers"}
 
 
 class ConsoleTracker:
@@ -35,6 +38,7 @@ class ConsoleTracker:
         self._first: tuple[int, float] | None = None
         self._step = 0
         self._drawn_at = -float("inf")
+        self._owed = False  # what came since the last line was drawn is not shown yet
         self._drawn = ""
         self._lock = threading.Lock()
 
@@ -54,15 +58,24 @@ class ConsoleTracker:
         with self._lock:
             now = time.monotonic()
             self._first = self._first or (step, now)
+            self._owed |= step != self._step or not _SHOWN.isdisjoint(values)
             self._step = step
             self._latest.update(values)
             self._keep_best(values, step)
             if not self._quiet and now - self._drawn_at >= self._every_s:
                 self._draw(now)
 
+    def remember(self, values: Mapping[str, float], step: int) -> None:
+        """A validation of an earlier try of this run, of which the best is shown."""
+        self._keep_best({name: value for name, value in values.items() if isinstance(value, float)}, step)
+
     def say(self, text: str) -> None:
-        """Prints a sentence on a line of its own; a live line is continued below it."""
+        """Prints a sentence, without passwords and keys, on a line of its own, after the progress up to it; a live line
+        is continued below it."""
+        text = redact(text)
         with self._lock:
+            if self._owed and not self._quiet and not self._live:
+                self._draw(time.monotonic())
             if self._live and self._drawn:
                 blank = " " * len(self._drawn)
                 self._write(f"\r{blank}\r{text}\n{self._drawn}")
@@ -70,11 +83,12 @@ class ConsoleTracker:
                 self._write(text + "\n")
 
     def finish(self, status: Status) -> None:
-        """Shows the last state and ends the line."""
+        """Shows the last state, where that is not done yet, and ends the line."""
         with self._lock:
             if self._quiet or self._first is None:
                 return
-            self._draw(time.monotonic())
+            if self._owed:
+                self._draw(time.monotonic())
             if self._live:
                 self._write("\n")
             self._drawn = ""
@@ -88,6 +102,8 @@ class ConsoleTracker:
             value, better = values["validation/loss"], float.__lt__
         else:
             return
+        if math.isnan(value):
+            return  # is never the best
         if self._best is None or better(float(value), self._best[0]):
             self._best = (float(value), step)
 
@@ -98,7 +114,7 @@ class ConsoleTracker:
             self._write("\r" + text.ljust(len(self._drawn)))
         elif text != self._drawn:
             self._write(text + "\n")
-        self._drawn, self._drawn_at = text, now
+        self._drawn, self._drawn_at, self._owed = text, now, False
 
     def _write(self, text: str) -> None:
         """A terminal that is gone, or a log on a full disk, is no reason to end a run."""
@@ -111,12 +127,12 @@ class ConsoleTracker:
         parts = [f"step {step}/{self._total} {100 * step / max(self._total, 1):.1f}%"]
         if "train/loss" in latest:
             parts.append(f"loss {latest['train/loss']:.4g}")
-        if "validation/accuracy" in latest and self._best:
-            best, at = self._best
-            parts.append(f"validation {latest['validation/accuracy']:.1%} (best {best:.1%} @{at})")
-        elif "validation/loss" in latest and self._best:
-            best, at = self._best
-            parts.append(f"validation loss {latest['validation/loss']:.4g} (best {best:.4g} @{at})")
+        if "validation/accuracy" in latest:
+            best = f" (best {self._best[0]:.1%} @{self._best[1]})" if self._best else ""
+            parts.append(f"validation {latest['validation/accuracy']:.1%}{best}")
+        elif "validation/loss" in latest:
+            best = f" (best {self._best[0]:.4g} @{self._best[1]})" if self._best else ""
+            parts.append(f"validation loss {latest['validation/loss']:.4g}{best}")
         elif latest.get("validation/diverged_tasks"):
             parts.append(f"validation diverged in {latest['validation/diverged_tasks']:g} tasks")
         if "throughput/tasks_per_s" in latest:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from metadist.disk import LineFile
+from metadist.disk import MOST_LINES_BYTES, LineFile, read_file
 from metadist.errors import InputError
 from metadist.tracking import Status
 
@@ -23,7 +23,7 @@ class JsonlTracker:
     """
 
     def __init__(self, path: Path) -> None:
-        self._lines = LineFile(path, path.read_bytes().rfind(b"\n") + 1 if path.exists() else 0)
+        self._lines = LineFile(path, read_file(path, MOST_LINES_BYTES).rfind(b"\n") + 1 if path.exists() else 0)
 
     def params(self, values: dict[str, str]) -> None:
         pass
@@ -52,7 +52,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     """
     if not path.exists():
         raise InputError(f"There is no {path}: give a run directory in which training has begun.")
-    lines = path.read_bytes().split(b"\n")[:-1]
+    lines = read_file(path, MOST_LINES_BYTES).split(b"\n")[:-1]
     rows = []
     for number, line in enumerate(lines, start=1):
         try:

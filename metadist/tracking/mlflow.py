@@ -9,14 +9,18 @@ import getpass
 import json
 import logging
 import os
+import re
 import shlex
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
+from metadist.redaction import command_line, redact, redacted
 from metadist.tracking import Status
 from metadist.tracking.pending import Pending, tag_value
 
@@ -28,6 +32,9 @@ _FIRST_BACKOFF_S, _LAST_BACKOFF_S = 5.0, 300.0
 _CLOSING_ATTEMPTS, _CLOSING_PAUSE_S = 2, 0.5
 _ARTIFACT_ATTEMPTS = 3
 _REFUSED = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")
+_HALF_MADE = re.compile(r"duplicate column name|table \S+ already exists|no such table")
+_MOST_CHARS = 300
+_MIGRATING = threading.Lock()  # MLflow's migrations are not for several threads
 _GONE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 
 
@@ -57,6 +64,7 @@ class MlflowTracker:
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         self._run_root = Path(run_root).absolute()
         self._uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{self._run_root / 'mlflow.db'}"
+        self._shown_uri = redact(self._uri)
         self._experiment, self._run_name, self._say, self._opened = experiment, run_name, say, opened
         self._run_id, self._run_opened = run_id, threading.Event()
         self._started_ms = int(time.time() * 1000)
@@ -64,6 +72,7 @@ class MlflowTracker:
         self._drift: dict[str, str] = {}
         self._pending, self._lock = Pending(), threading.Lock()
         self._refusal_told = False
+        self._outage = ""
         self._status: tuple[Status, int] = ("FINISHED", 0)
         self._close_error: Exception | None = None
         self._closing, self._closed = threading.Event(), threading.Event()
@@ -71,11 +80,11 @@ class MlflowTracker:
 
     def params(self, values: dict[str, str]) -> None:
         with self._lock:
-            self._pending.add_params(values)
+            self._pending.add_params(redacted(values))
 
     def tags(self, values: dict[str, str]) -> None:
         with self._lock:
-            self._pending.add_tags(values)
+            self._pending.add_tags(redacted(values))
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
         with self._lock:
@@ -84,7 +93,7 @@ class MlflowTracker:
     def dataset(self, name: str, digest: str, source: str, context: str) -> None:
         """Only the first 36 characters of `digest` are kept (MLflow's limit)."""
         with self._lock:
-            self._pending.datasets[name, digest[:36], source, context] = None
+            self._pending.datasets[name, digest[:36], redact(source), context] = None
 
     def artifact(self, path: Path, folder: str = "") -> None:
         with self._lock:
@@ -107,9 +116,10 @@ class MlflowTracker:
         self._closing.set()
         in_time = self._closed.wait(timeout_s)
         if not in_time or self._close_error:
-            reason = _sentence(self._close_error) if self._close_error else f"no answer within {timeout_s:g} s"
+            reason = self._reason(self._close_error) if self._close_error else f"no answer within {timeout_s:g} s"
+            reason = "as told above" if reason == self._outage else reason
             self._say(
-                f"MLflow at {self._uri} did not take the end of this run ({reason}) and may show it as running; "
+                f"MLflow at {self._shown_uri} did not take the end of this run ({reason}) and may show it as running; "
                 "all its numbers are in metrics.jsonl in the run directory."
             )
 
@@ -136,14 +146,15 @@ class MlflowTracker:
             else:
                 self._close_error = None
                 if backoff_s > _FIRST_BACKOFF_S and not closing:
-                    self._say(f"MLflow at {self._uri} answers again.")
+                    self._say(f"MLflow at {self._shown_uri} answers again.")
                 wait_s, backoff_s = _FLUSH_EVERY_S, _FIRST_BACKOFF_S
                 attempts_left = 0 if closing else attempts_left
         self._closed.set()
 
     def _tell_outage(self, error: Exception) -> None:
+        self._outage = self._reason(error)
         self._say(
-            f"MLflow at {self._uri} cannot be written to ({_sentence(error)}); training goes on, its numbers are in "
+            f"MLflow at {self._shown_uri} cannot be written to ({self._outage}); training goes on, its numbers are in "
             "metrics.jsonl, and MLflow is tried again from time to time."
         )
 
@@ -153,8 +164,8 @@ class MlflowTracker:
 
         for chatty in ("mlflow.store.db.utils", "alembic"):
             logging.getLogger(chatty).setLevel(logging.WARNING)
-        if self._uri.startswith("sqlite:"):
-            self._run_root.mkdir(parents=True, exist_ok=True)
+        if (file := database_file(self._uri)) is not None and not file.exists():
+            make_database(file, self._run_root / "mlartifacts")
         client = MlflowClient(tracking_uri=self._uri)
         if not self._continue_run(client):
             gone = self._run_id
@@ -163,7 +174,9 @@ class MlflowTracker:
             run = client.create_run(experiment_id, start_time=self._started_ms, run_name=self._run_name, tags=tags)
             self._run_id = run.info.run_id
             if gone:
-                self._say(f"MLflow at {self._uri} no longer has run {gone}: a new run, {self._run_id}, was started.")
+                self._say(
+                    f"MLflow at {self._shown_uri} no longer has run {gone}: a new run, {self._run_id}, was started."
+                )
         assert self._run_id is not None
         self._opened(self._run_id)
         self._run_opened.set()
@@ -264,12 +277,27 @@ class MlflowTracker:
                 pending.artifacts[path, folder] = attempts + 1
                 if attempts + 1 < _ARTIFACT_ATTEMPTS and path.exists() and not self._closing.is_set():
                     continue
-                self._say(f"MLflow at {self._uri} did not take the file {path} ({_sentence(error)}).")
+                self._say(f"MLflow at {self._shown_uri} did not take the file {path} ({_sentence(error)}).")
             del pending.artifacts[path, folder]
+
+    def _reason(self, error: Exception) -> str:
+        """What is wrong, with the remedy where MLflow's own words have none that is of use here."""
+        file = database_file(self._uri)
+        if file is not None and _HALF_MADE.search(str(error)):
+            aside = shlex.join(["mv", str(file), f"{file}.broken"])
+            return f"its first use was cut off and left it half made: `{aside}`, and the next run makes a new one"
+        if urlsplit(self._uri).scheme in ("", "file") and "maintenance mode" in str(error):
+            return (
+                f"MLflow keeps runs in files no longer: set tracking.uri=sqlite:///{self._run_root / 'mlflow.db'}, or "
+                "leave it and MLFLOW_TRACKING_URI out; `mlflow migrate-filestore` takes over what the files hold"
+            )
+        return _sentence(error)
 
     def _tell_refusal(self, error: Exception) -> None:
         if not self._refusal_told:
-            self._say(f"MLflow at {self._uri} refused some values ({_sentence(error)}); they are in metrics.jsonl.")
+            self._say(
+                f"MLflow at {self._shown_uri} refused some values ({_sentence(error)}); they are in metrics.jsonl."
+            )
         self._refusal_told = True
 
 
@@ -279,7 +307,7 @@ def _context_tags() -> dict[str, str]:
         user = getpass.getuser()
     except (KeyError, OSError):
         user = str(os.getuid())
-    command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    command = command_line([Path(sys.argv[0]).name, *sys.argv[1:]])
     return {
         "mlflow.user": user,
         "mlflow.source.name": tag_value(command),
@@ -287,6 +315,41 @@ def _context_tags() -> dict[str, str]:
     }
 
 
+def database_file(uri: str) -> Path | None:
+    """The file of an SQLite database, None where the URI is of another kind."""
+    scheme, mark, path = uri.partition(":///")
+    in_file = mark and scheme.partition("+")[0] == "sqlite" and path.partition("?")[0] not in ("", ":memory:")
+    return Path(path.partition("?")[0]).absolute() if in_file else None
+
+
+def make_database(path: Path, artifacts: Path) -> None:
+    """A new database under a name of its own until it is whole: a process may be killed, and several may do the same.
+    Readable by its user alone."""
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    with _MIGRATING:
+        if path.exists():
+            return
+        try:
+            os.close(os.open(aside, os.O_CREAT | os.O_EXCL, 0o600))
+            SqlAlchemyStore(f"sqlite:///{aside}", artifacts.as_uri()).engine.dispose()
+            _appear(aside, path)
+        finally:
+            aside.unlink(missing_ok=True)
+
+
+def _appear(aside: Path, path: Path) -> None:
+    """By a link, which unlike a rename replaces nothing that another process has made meanwhile."""
+    try:
+        os.link(aside, path)
+    except FileExistsError:
+        return
+    except OSError:  # a file system without links
+        os.rename(aside, path)
+
+
 def _sentence(error: Exception) -> str:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0][:200]
+    line = redact((str(error).strip().splitlines() or [type(error).__name__])[0])
+    return line if len(line) <= _MOST_CHARS else f"{line[:_MOST_CHARS]} ..."

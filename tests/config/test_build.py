@@ -78,7 +78,7 @@ def test_a_text_model_has_the_datas_vocabulary_unless_the_job_says_otherwise():
     ("model.hidden=3", "model mlp: hidden=3: input should be"),
     ("model.name=mpl", "'mpl' is neither built in nor of the form module:attribute; did you mean mlp?"),
     ("model.name=torch.nn:Linear", "torch.nn:Linear needs the option 'in_features'"),
-    ("model.name=fractions:Fraction", "fractions:Fraction is part of fractions and is not called"),
+    ("model.name=fractions:Fraction", "fractions:Fraction is no torch.nn.Module class, nor a function"),
     ("learner.name=torch.nn:Linear", "learner.name=torch.nn:Linear is not a metadist.Learner class"),
     ("loss=hinge", "'hinge' is neither built in"),
     ("loss=mse", "loss=mse does not suit tasks whose targets are classes: take cross_entropy, or auto"),

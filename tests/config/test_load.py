@@ -168,3 +168,24 @@ def test_every_job_file_loads_and_survives_a_dump(job):
 
 def test_there_are_job_files():
     assert len(JOBS) >= 4
+
+
+@pytest.mark.parametrize(
+    "text", ["2026-11-26", "007", "on", "1e3", "0x1F", "1:59:59", "a #b", ".inf", "2026-11-26 10:00:00"]
+)
+def test_what_is_typed_for_a_text_stays_as_it_was_typed(tmp_path, text):
+    config = load_config([], [DATA, f"tracking.run_name={text}", f"run_dir={text}", f"--tracking.uri={text}"])
+    assert (config.tracking.run_name, config.run_dir, config.tracking.uri) == (text, text, text)
+    assert load_config([written(tmp_path, "job.yaml", dump_config(config))]) == config
+    quoted = load_config([], [DATA, f"tracking.run_name='{text}'", "run_dir=null", "tracking.uri="])
+    assert (quoted.tracking.run_name, quoted.run_dir, quoted.tracking.uri) == (text, None, None)
+
+
+@pytest.mark.parametrize("text", ["1:59:59", "1:30", "1:59:59.5", "2026-11-26"])
+def test_numbers_of_base_sixty_and_dates_are_no_numbers(tmp_path, text):
+    for files, overrides in (
+        ([written(tmp_path, "job.yaml", f"max_time_s: {text}\n")], [DATA]),
+        ([], [f"max_time_s={text}", DATA]),
+    ):
+        with pytest.raises(InputError, match=f"max_time_s='{text}' .*: input should be a valid number"):
+            load_config(files, overrides)

@@ -1,5 +1,6 @@
 import errno
 import io
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -131,3 +132,39 @@ def test_a_terminal_that_is_gone_or_a_full_disk_does_not_end_the_run():
     tracker.say("nobody reads this")
     tracker.metrics({"train/loss": 1.0}, step=1)
     tracker.finish("FINISHED")
+
+
+def test_a_validation_that_is_not_a_number_is_never_the_best(clock):
+    stream = io.StringIO()
+    console = ConsoleTracker(10, stream, every_s=0)
+    for step, accuracy in enumerate([math.nan, 0.5, math.nan, 0.25]):
+        console.metrics({"validation/accuracy": accuracy}, step + 1)
+        clock[0] += 1
+    shown = [line.split(" | ")[1] for line in stream.getvalue().splitlines()]
+    assert shown[0] == "validation nan%" and shown[1] == "validation 50.0% (best 50.0% @2)"
+    assert shown[3] == "validation 25.0% (best 50.0% @2)"
+
+
+def test_an_earlier_best_is_remembered_after_a_resume(clock):
+    stream = io.StringIO()
+    console = ConsoleTracker(10, stream, every_s=0)
+    for step, accuracy in ((2, math.nan), (4, 0.75), (6, 0.5)):
+        console.remember({"validation/accuracy": accuracy, "step": step}, step)
+    console.metrics({"validation/accuracy": 0.6}, 8)
+    assert "validation 60.0% (best 75.0% @4)" in stream.getvalue()
+
+
+def test_progress_is_shown_before_what_is_said_after_it_and_never_again(clock):
+    stream = io.StringIO()
+    console = ConsoleTracker(10, stream, every_s=5)
+    for step in range(1, 11):
+        console.metrics({"train/loss": 1.0}, step)
+        clock[0] += 0.1
+    console.say("evaluating 5 tasks")
+    clock[0] += 60
+    console.metrics({"test/accuracy": 0.5}, 10)
+    console.say("done with http://u:hunter2@h")
+    console.finish("FINISHED")
+    lines = stream.getvalue().splitlines()
+    assert [line.split()[0] for line in lines] == ["step", "step", "evaluating", "done"]
+    assert lines[1].startswith("step 10/10") and lines[3] == "done with http://***@h"

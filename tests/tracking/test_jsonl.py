@@ -8,7 +8,7 @@ from metadist.tracking.jsonl import JsonlTracker, read_metrics
 
 
 def test_numbers_come_back_and_are_there_at_once(tmp_path):
-    path = tmp_path / "run" / "metrics.jsonl"
+    path = tmp_path / "metrics.jsonl"
     tracker = JsonlTracker(path)
     tracker.metrics({"train/loss": 0.1 + 0.2, "fleet/workers": 2}, step=1)
     assert [row["train/loss"] for row in read_metrics(path)] == [0.1 + 0.2]

@@ -286,3 +286,76 @@ def test_every_key_becomes_one_that_mlflow_takes(key):
         validate(clean)
     assert 0 < len(clean) <= 250
     assert metric_key("train/loss") == "train/loss" and metric_key("loss@5") == "loss_5"
+
+
+def size_of(path):
+    return os.stat(path).st_size if path.exists() else 0
+
+
+def kill_while_migrating(folder):
+    """Kills a process in the middle of the first migration of its database."""
+    code = "import sys, time; from metadist.tracking.mlflow import MlflowTracker; from pathlib import Path\n" \
+           "MlflowTracker(None, 'x', 'y', None, Path(sys.argv[1]), print); time.sleep(120)"  # fmt: skip
+    first = subprocess.Popen([sys.executable, "-c", code, str(folder)])
+    try:
+        deadline = time.monotonic() + 100
+        while not any(
+            size_of(path) > 100_000 for path in [*folder.glob("mlflow.db"), *folder.glob(".mlflow.db.*.tmp")]
+        ):
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+    finally:
+        first.kill()
+        first.wait()
+
+
+def test_a_kill_during_the_first_migration_harms_no_later_run(tmp_path):
+    kill_while_migrating(tmp_path)
+    said = []
+    run_id = finished(start(tmp_path, said=said), said)
+    assert run_id and (tmp_path / "mlflow.db").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_database_left_half_made_is_told_with_its_remedy(tmp_path):
+    """As a kill between two changes of one migration leaves it: the change is there, its mark is not."""
+    import sqlite3
+
+    from metadist.tracking.mlflow import make_database
+
+    folder = tmp_path / "my runs"
+    make_database(folder / "mlflow.db", folder / "mlartifacts")
+    with sqlite3.connect(folder / "mlflow.db") as database:
+        tables = [name for (name,) in database.execute("select name from sqlite_master where type = 'table'")]
+        database.execute(f"drop table {max(name for name in tables if name.startswith('trace'))}")
+        database.execute("delete from alembic_version")
+    said: list[str] = []
+    start(folder, said=said).finish("FINISHED", timeout_s=60)
+    assert f"`mv '{folder}/mlflow.db' '{folder}/mlflow.db.broken'`, and the next run makes a new one" in said[0]
+
+
+def test_two_that_make_one_database_at_once_share_it(tmp_path):
+    trackers = [(start(tmp_path, said=said), said) for said in ([], [])]
+    ids = [finished(tracker, said) for tracker, said in trackers]
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    assert all(client.get_run(run_id).info.status == "FINISHED" for run_id in ids)
+    assert not list(tmp_path.glob(".mlflow.db*"))
+
+
+def test_a_store_of_files_is_told_with_the_whole_remedy(tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_ALLOW_FILE_STORE", raising=False)
+    monkeypatch.chdir(tmp_path)
+    for uri in ("file:./mlruns", "mlruns", (tmp_path / "mlruns").as_uri()):
+        said: list[str] = []
+        tracker = start(tmp_path, uri=uri, said=said)
+        tracker.finish("FINISHED", timeout_s=60)
+        assert (
+            f"set tracking.uri=sqlite:///{tmp_path / 'mlflow.db'}, or leave it and MLFLOW_TRACKING_URI out" in said[0]
+        )
+        assert "metrics.jsonl" in said[0] and "..." not in said[0]
+
+
+def test_mlflows_own_words_are_said_without_secrets_and_not_cut_unsaid():
+    told = module._sentence(ValueError("no such place: mysql://u:hunter2@h/db " + "x" * 400))
+    assert told.startswith("no such place: mysql://***@h/db xxx") and told.endswith(" ...") and len(told) == 304
