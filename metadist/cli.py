@@ -15,7 +15,7 @@ import click
 
 from metadist.cli_bench import bench
 from metadist.cli_data import data
-from metadist.errors import Diverged, InputError, Interrupted, StorageFailed
+from metadist.errors import Diverged, HeadLost, InputError, Interrupted, StorageFailed
 
 ANY_ARGUMENTS = {"ignore_unknown_options": True}
 
@@ -286,8 +286,12 @@ def main() -> None:
     except Exception as error:  # noqa: BLE001 - the last resort; its traceback is one -v away
         if verbose:
             traceback.print_exc()
-        known = isinstance(error, InputError | Diverged | StorageFailed)
+        known = isinstance(error, InputError | Diverged | StorageFailed | HeadLost)
         hint = "" if known or verbose else " (-v shows the traceback)"
         print(f"metadist: {'' if known else type(error).__name__ + ': '}{error}{hint}", file=sys.stderr)
         code = 2 if isinstance(error, InputError) else 3 if isinstance(error, Diverged) else 1
+        if isinstance(error, HeadLost):
+            from metadist.ray_cluster import exit_without_head
+
+            exit_without_head(code)
     sys.exit(code)

@@ -19,6 +19,7 @@ from metadist.messages import Chunk, ChunkReport, Weights, plan
 from metadist.patience import PATIENT, Patience
 from metadist.recovery import Kept, RecoveringServer, ResultsLost, ServerLost
 from metadist.server import Optimization, Server
+from metadist.server_proof import server_proof
 from metadist.worker import Worker
 
 SPAWN_S, CHUNK_S, SLOW, LEAVE_S = 1.0, 1.0, 40.0, 5.0  # virtual seconds, and how many times slower
@@ -80,7 +81,7 @@ class LocalFleet:
         patience: Patience = PATIENT,
     ):
         self._worker = make_worker()
-        self.proof = self._worker.proof()
+        self.proof, self.server_proof = self._worker.proof(), server_proof()
         self._controller = Controller(target, min_workers, patience=patience)
         self._say = say
         self._order = itertools.count()
@@ -135,12 +136,12 @@ class LocalFleet:
         """What `Worker.evaluate` returns for each chunk, in order."""
         return self._run(lambda chunk: self._worker.evaluate(weights, chunk, baselines), chunks, "evaluate")
 
-    def reports(self, results: Sequence[tuple[ChunkReport, np.ndarray]]) -> list[ChunkReport]:
-        """The reports among what `meta_gradients` returned."""
-        return [report for report, _ in results]
+    def reports(self) -> list[ChunkReport]:
+        """The reports of the last meta-step's chunks, in task order."""
+        return self._computed.reports() if self._computed else []
 
     def account(self) -> list[list[Any]]:
-        """Of each chunk of the last meta-step: first task, the task after the last, worker, attempts, seconds."""
+        """Of each chunk of the last meta-step: first task, the task after the last, worker, attempts, seconds, who."""
         return self._computed.account() if self._computed else []
 
     def fetch(self, weights: Weights) -> Weights:

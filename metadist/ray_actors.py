@@ -143,6 +143,11 @@ class ServerActor:
     def pid(self) -> int:
         return os.getpid()
 
+    def proof(self) -> str:
+        from metadist.server_proof import server_proof
+
+        return server_proof()
+
     def weights(self) -> Weights:
         return self._shard.weights()
 

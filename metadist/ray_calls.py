@@ -12,24 +12,26 @@ from metadist.events import Attempt, Done, Draining, Event, Lost, Tick, Unreacha
 from metadist.patience import Patience
 from metadist.ray_actors import HELD
 from metadist.ray_server import forgotten
-from metadist.ray_workers import RayWorkers, draining_nodes
+from metadist.ray_workers import RayWorkers
 
 TICK_S = 0.5
-DRAIN_EVERY_S = 5.0
 
 
 class RayCalls:
     """Calls under way. `returned(call, value)` is told of each that brought something. Where patience allows for
     errors, an exception of the user's code costs the worker, not the run."""
 
-    def __init__(self, workers: RayWorkers, returned: Callable[[Call, Any], None], patience: Patience):
-        self._workers, self._returned = workers, returned
+    def __init__(
+        self, workers: RayWorkers, returned: Callable[[Call, Any], None], patience: Patience,
+        draining: Callable[[], frozenset[str]],
+    ):  # fmt: skip
+        self._workers, self._returned, self._draining = workers, returned, draining
         self._again, self._first_s = patience.most_losses["error"] > 0, patience.first_s
         self._calls: dict[ray.ObjectRef, Call] = {}
         self._number = 0
         self._cancelled: set[int] = set()
         self._lost_weights: str | None = None
-        self._ticked = self._looked = 0.0
+        self._ticked = 0.0
 
     def make(self, attempt: Attempt, submit: Callable[..., Sequence[Any]]) -> None:
         """Have the attempt's worker compute, by `submit(number of the call, worker, deal)`. One that has just been
@@ -77,10 +79,8 @@ class RayCalls:
         now = time.monotonic()
         if now - self._ticked >= TICK_S:
             self._ticked = now
-            events += [self._hung(worker) for worker in self._workers.hung(now, self._first_s)] + [Tick()]
-        if now - self._looked >= DRAIN_EVERY_S:
-            self._looked = now
-            events.append(Draining(draining_nodes()))
+            events += [self._hung(worker) for worker in self._workers.hung(now, self._first_s)]
+            events += [Draining(self._draining()), Tick()]
         return events
 
     def _hung(self, worker: int) -> Event:

@@ -66,9 +66,10 @@ def _train(config: Config, run_dir: Path, lock: DriverLock, resume: str | Path |
         target = first_target(config, run_dir, checkpoint)
         signals = Signals()
         before = checkpoint.run if checkpoint else {}
-        proof, drifted = None if changes else before.get("proof"), bool(changes or before.get("drifted"))
+        proofs = [None if changes else before.get(whose) for whose in ("proof", "server_proof")]
+        drifted = bool(changes or before.get("drifted"))
         drifted |= bool(config.fleet.mixed_devices or config.optimizer.max_staleness)
-        fleet = stack.enter_context(open_fleet(config, prepared, target, record.say, signals, proof, writes=True))
+        fleet = stack.enter_context(open_fleet(config, prepared, target, record.say, signals, *proofs, writes=True))
         stack.enter_context(signals)
         record.describe(identity, open_data(config))
         trainer = make_trainer(config, run_dir, prepared, fleet, record, checkpoint, identity, drifted)
@@ -160,6 +161,7 @@ def make_trainer(
             "mlflow_run_id": record.mlflow_run_id(),
             "run_dir": str(run_dir),
             "proof": fleet.proof,
+            "server_proof": fleet.server_proof,
             "drifted": drifted,
         },
         planned=planned,

@@ -16,9 +16,10 @@ FLOORS = [
     {"engine", "stream", "saving", "resuming"},
     {"baselines"},
     {"worker", "server", "patience", "deals"},
+    {"server_proof"},
     {"controller", "config", "ray_actors", "recovery"},
     {"ray_server", "ray_workers"},
-    {"ray_calls"},
+    {"ray_calls", "ray_head"},
     {"ray_cluster", "ray_fleet", "local_fleet", "fewshot", "identity"},
     {"joint", "recording", "run_dir"},
     {"evaluation"},
@@ -31,7 +32,7 @@ FLOORS = [
     {"cli"},
     {"__main__"},
 ]  # fmt: skip
-RAY = {"ray_cluster", "ray_fleet", "ray_server", "ray_workers", "ray_calls", "ray_actors"}
+RAY = {"ray_cluster", "ray_fleet", "ray_server", "ray_workers", "ray_calls", "ray_actors", "ray_head"}
 MLFLOW = {"tracking"}
 FILES = sorted(PACKAGE.rglob("*.py"))
 

@@ -16,7 +16,7 @@ PLAN = plan("train", 1, 11, 2)
 
 def gradients(fleet: LocalFleet) -> tuple[np.ndarray, np.ndarray]:
     results = fleet.meta_gradients(WEIGHTS, PLAN)
-    assert [report.chunk for report in fleet.reports(results)] == PLAN
+    assert [report.chunk for report in fleet.reports()] == PLAN
     return np.concatenate([rows for _, rows in results]), np.concatenate([report.losses for report, _ in results])
 
 
