@@ -8,7 +8,7 @@ import ray
 from ray.exceptions import ActorUnavailableError, ObjectLostError, RayError, RayTaskError
 
 from metadist.deals import Call
-from metadist.events import Attempt, Done, Draining, Event, Lost, Tick, Unreachable
+from metadist.events import Answered, Attempt, Done, Draining, Event, Lost, Tick, Unreachable
 from metadist.patience import Patience
 from metadist.ray_actors import HELD
 from metadist.ray_server import forgotten
@@ -66,7 +66,7 @@ class RayCalls:
 
     def wait(self, longest_s: float) -> list[Event]:
         """What happened, after so many seconds at most."""
-        refs = [*self._calls, *self._workers.joining, *self._workers.placing]
+        refs = [*self._calls, *self._workers.joining, *self._workers.placing, *self._workers.asked]
         done: list[ray.ObjectRef] = []
         if refs:
             done, rest = ray.wait(refs, num_returns=1, timeout=longest_s, fetch_local=False)
@@ -92,6 +92,8 @@ class RayCalls:
         if ref in self._workers.placing:
             self._workers.placed(ref, time.monotonic())  # what failed fails `ready` too
             return None
+        if (asked := self._workers.asked.pop(ref, None)) is not None:
+            return None if isinstance(value, RayError) else Answered(asked)
         joining, call = self._workers.joining.pop(ref, None), self._calls.pop(ref, None)
         unwanted = call is not None and call.number in self._cancelled
         if call is not None:

@@ -95,9 +95,9 @@ def _start(cpus: float, say: Callable[[str], None]) -> None:
 def _set_token() -> None:
     """Token authentication, unless the user has decided otherwise; with a token of this run's own, unless the user has
     set one in the environment: Ray would write one into the home directory."""
-    if os.environ.setdefault("RAY_AUTH_MODE", "token").lower() == "token":
-        if not {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
-            os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    mode = os.environ.setdefault("RAY_AUTH_MODE", "token").lower()
+    if mode == "token" and not {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     _read_environment()
 
 

@@ -295,6 +295,8 @@ class RayFleet:
             match action:
                 case events.Spawn(worker, avoid):
                     self._workers.spawn(worker, avoid if self._head.answers else frozenset())
+                case events.Ask(worker):
+                    self._workers.ask(worker)
                 case events.Probe(worker, successor):
                     self._workers.probe(worker, successor)
                 case events.Assign(attempt):

@@ -71,7 +71,7 @@ class HeadWatch:
             self._silent_s += EVERY_S + min(time.monotonic() - began, 2 * ANSWER_S)
             if self._silent_s >= TOLD_S and not told:
                 told = True
-                self._say(f"{self._sentence()}: if it stays away for {self._give_up_s:.0f} s, the run is saved and ends")
+                self._say(f"{self._sentence()}: after {self._give_up_s:.0f} s the run is saved and ends")
             if self._silent_s >= EXIT_S and not self._closed.is_set():
                 self._say(f"{self._sentence()}, and this process waits for it in vain: it ends here; "
                           "start Ray again, then the same command with --resume auto goes on from the newest "
