@@ -24,6 +24,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from metadist.errors import InputError
 
 LONGEST_FOLDER = 107 - 64  # of the path of a unix socket, what Ray's session takes
+FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")
 OWN_RAY = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
@@ -111,7 +112,7 @@ def ray_folder(say: Callable[[str], None]) -> str:
     """Where Ray is to have its files: in the temporary directory, or in a shorter one where its sockets' paths would be
     too long, in a folder that others may not enter. Raises InputError where there is none."""
     wanted = get_default_system_temp_dir()
-    for place in (wanted, "/tmp", "/var/tmp", "/dev/shm"):
+    for place in (wanted, *FOLDERS):
         folder = Path(place).absolute() / f"metadist-{os.getuid()}"
         if len(os.fsencode(folder / "ray")) > LONGEST_FOLDER:
             continue
