@@ -17,7 +17,8 @@ from typing import Any, NoReturn
 import ray
 from ray._common.utils import get_default_system_temp_dir
 from ray._private import ray_constants
-from ray._raylet import AuthenticationTokenLoader, Config
+from ray._private import worker as ray_worker
+from ray._raylet import AuthenticationTokenLoader, Config  # pyright: ignore[reportAttributeAccessIssue]
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -45,6 +46,7 @@ def connect(address: str | None, cpus: float, say: Callable[[str], None]) -> boo
     """
     if ray.is_initialized():
         return False
+    ray_worker.print_to_stdstream = _to_log  # what is said of nodes by others than the fleet, on stdout
     before = signal.getsignal(signal.SIGTERM)
     if address := joins(address):
         _join(address)
@@ -53,6 +55,12 @@ def connect(address: str | None, cpus: float, say: Callable[[str], None]) -> boo
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, before)  # ray.init sets one that exits with another code
     return True
+
+
+def _to_log(data: dict[str, Any], ignore_prefix: Any = None) -> None:
+    """Lines that Ray would print go to its logger; they are in its log files too."""
+    del ignore_prefix
+    logging.getLogger("ray").info("(%s) %s", data.get("pid"), " ".join(data["lines"]))
 
 
 def joins(address: str | None) -> str | None:
@@ -157,7 +165,7 @@ def disconnect(lost: bool = False) -> None:
 def exit_without_head(code: int) -> NoReturn:
     """End this process, and a Ray of its own, after `disconnect(lost=True)`: without a head Ray's part of an ordinary
     exit crashes or hangs."""
-    node: Any = ray._private.worker._global_node
+    node: Any = ray_worker._global_node
     if node is not None:
         node.kill_all_processes(check_alive=False, allow_graceful=False)
     sys.stdout.flush()

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 
 import ray
-from ray._raylet import GcsClient
+from ray._raylet import GcsClient  # pyright: ignore[reportAttributeAccessIssue]
 from ray.exceptions import RayError, RpcError
 
 from metadist.errors import HeadLost

@@ -85,8 +85,6 @@ told["folder"] = ray._private.worker._global_node.get_session_dir_path()
 told["mode"] = os.stat(Path(told["folder"]).parents[1]).st_mode & 0o777
 disconnect()
 told["left"] = sorted(os.environ.keys() - before.keys())
-told["second"] = begin()
-disconnect()
 os.environ["RAY_AUTH_MODE"] = "disabled"
 told["disabled"] = begin()
 disconnect()
@@ -108,9 +106,7 @@ def test_a_ray_of_ones_own_is_closed_to_others_and_leaves_the_home_alone(tmp_pat
     assert len(told["addresses"]) >= 5 and set(told["addresses"]) <= loopback
     assert "nauthenticated" in told["stranger"] and told["friend"] == ""
     assert told["mode"] == 0o700
-    tokens = [told["first"][1], told["second"][1]]
-    assert told["first"][0] == told["second"][0] == "token" and min(len(token) for token in tokens) >= 32
-    assert tokens[0] != tokens[1]
+    assert told["first"][0] == "token" and len(told["first"][1]) >= 32
     assert told["disabled"] == ["disabled", ""]
     assert [name for name in told["left"] if name.startswith("RAY_AUTH")] == []
     assert not (tmp_path / ".ray").exists()

@@ -24,6 +24,7 @@ from metadist.messages import Chunk, Weights, plan
 from metadist.patience import Patience
 from metadist.prepare import prepare
 from metadist.run import train
+from metadist.server_proof import server_proof
 
 pytestmark = pytest.mark.ray
 
@@ -276,6 +277,7 @@ def test_a_server_that_dies_between_two_steps_is_rebuilt(ray_cluster, tmp_path, 
             if disturb and step in (2, 3):
                 os.kill(fleet.server_pids()[step % servers], signal.SIGKILL)
             server.apply(step, *gradients, num_tasks=12)
+            assert [report.chunk for report in fleet.reports()] == tasks[step]
             held.append(len(ray._private.worker.global_worker.core_worker.get_all_reference_counts()))
             if disturb and step == 4:
                 os.kill(fleet.server_pids()[0], signal.SIGKILL)
@@ -292,3 +294,29 @@ def test_a_server_that_dies_between_two_steps_is_rebuilt(ray_cluster, tmp_path, 
     assert found == theta(LocalFleet(lambda: make_worker(config)), disturb=False)
     assert sum("server was lost" in text for text in said) == 3
     assert max(held) < 2.5 * held[0]
+
+
+def test_a_server_on_a_machine_that_computes_other_bits_is_refused_as_a_worker_is(ray_cluster, tmp_path):
+    """At the start with what to do; later it is no place to rebuild one, so another is tried."""
+    from metadist.ray_fleet import RayFleet
+
+    job = ["data.family=digits", "task.ways=3", "model.name=mlp", "model.hidden=[4]", f"run_dir={tmp_path}"]
+    config = load_config([], [*SMALL, *job])
+    prepared = prepare(config, [])
+    optimization = make_optimization(config, prepared.engine)
+
+    def step(before: str | None, mixed: bool = False) -> str | None:
+        fleet = RayFleet(lambda: make_worker(config), 1, mixed_devices=mixed, server_proof=before)
+        server = fleet.start_server(prepared.theta, optimization, None)
+        try:
+            server.apply(0, *fleet.meta_gradients(server.used(), plan("train", 0, 2, 2)), num_tasks=2)
+            return fleet.server_proof
+        finally:
+            fleet.close()
+
+    proof = step(None)
+    assert proof == server_proof() == LocalFleet(lambda: make_worker(config)).server_proof
+    assert step(proof) == proof
+    with pytest.raises(InputError, match=rf"parameter server \({proof}\) does not compute .* \(another\): use equal"):
+        step("another")
+    assert step("another", mixed=True) == "another"
