@@ -25,18 +25,16 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from metadist.errors import InputError
 
 LONGEST_FOLDER = 107 - 64  # of the path of a unix socket, what Ray's session takes
+LOOPBACK = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR  # whatever the system: 0 has Ray use the loopback interface
 FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")
 OWN_RAY = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
-    "RAY_IGNORE_UNHANDLED_ERRORS": "1",  # pages about what the fleet says in a line
     # a node that does not answer counts as dead after 20 s; on a cluster, with a threshold of 3, after 6
     "RAY_health_check_initial_delay_ms": "0",
     "RAY_health_check_period_ms": "500",
     "RAY_health_check_timeout_ms": "1500",
     "RAY_health_check_failure_threshold": "10",
 }
-"""Environment of the Ray that is started here, where the user has not set it."""
+"""Environment of the processes of a Ray that is started here, where the user has not set it."""
 
 
 def connect(address: str | None, cpus: float, say: Callable[[str], None]) -> bool:
@@ -46,6 +44,8 @@ def connect(address: str | None, cpus: float, say: Callable[[str], None]) -> boo
     """
     if ray.is_initialized():
         return False
+    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # pages about what the fleet says in a line
     ray_worker.print_to_stdstream = _to_log  # what is said of nodes by others than the fleet, on stdout
     before = signal.getsignal(signal.SIGTERM)
     if address := joins(address):
@@ -69,8 +69,6 @@ def joins(address: str | None) -> str | None:
 
 
 def _join(address: str) -> None:
-    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
-    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # pages about what the fleet says in a line
     if "RAY_AUTH_MODE" not in os.environ and (Path.home() / ".ray" / "auth_token").exists():
         os.environ["RAY_AUTH_MODE"] = "token"
     try:
@@ -86,28 +84,30 @@ def _start(cpus: float, say: Callable[[str], None]) -> None:
     if cpus > here:
         say(f"the workers ask for {cpus:g} CPUs and this machine has {here}: they will share them")
     folder, before = ray_folder(say), dict(os.environ)
-    for name, value in OWN_RAY.items():
-        os.environ.setdefault(name, value)
-    _set_token()
-    ray_constants.ENABLE_RAY_CLUSTER = False  # what it sets is read at import: addresses are those of loopback
-    os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    own = {**OWN_RAY, **_token()}
+    os.environ.update({name: value for name, value in own.items() if name not in os.environ})
+    os.environ[LOOPBACK] = "0"
+    ray_constants.ENABLE_RAY_CLUSTER = False  # here that variable was read at import
+    _read_environment()
     try:
         ray.init(
             "local", num_cpus=max(here, math.ceil(cpus)), include_dashboard=False, log_to_driver=False,
             logging_level=logging.ERROR, _temp_dir=folder,
         )  # fmt: skip
     finally:
-        for name in os.environ.keys() - before.keys():
-            del os.environ[name]
+        for name in (*own, LOOPBACK):
+            os.environ.pop(name)
+        os.environ.update(before)
 
 
-def _set_token() -> None:
-    """Token authentication, unless the user has decided otherwise; with a token of this run's own, unless the user has
-    set one in the environment: Ray would write one into the home directory."""
-    mode = os.environ.setdefault("RAY_AUTH_MODE", "token").lower()
-    if mode == "token" and not {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
-        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-    _read_environment()
+def _token() -> dict[str, str]:
+    """Environment for token authentication, unless the user has decided otherwise; with a token of this run's own,
+    unless the user has set one in the environment: Ray would write one into the home directory."""
+    mode = {"RAY_AUTH_MODE": os.environ.get("RAY_AUTH_MODE", "token")}
+    if mode["RAY_AUTH_MODE"].lower() != "token" or {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
+        return mode
+    return {**mode, "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 
 
 def _read_environment() -> None:
