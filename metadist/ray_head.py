@@ -16,7 +16,7 @@ EVERY_S, ANSWER_S = 1.0, 1.5
 TOLD_S = 3.0
 DRAIN_EVERY_S = 3.0
 GIVE_UP_S = 40.0  # a cluster's head may be restarted, or its link mended, meanwhile
-OWN_GIVE_UP_S = 12.0  # nobody restarts that of a Ray of our own
+OWN_GIVE_UP_S = 20.0  # nobody restarts that of a Ray of our own
 EXIT_S = 54.0  # before Ray does it (RAY_gcs_rpc_server_reconnect_timeout_s, 60)
 
 
@@ -33,8 +33,9 @@ class HeadWatch:
         self._closed = threading.Event()
         self.draining: frozenset[str] = frozenset()
         """Ids of the nodes that will be taken away."""
-        for loop in (self._watch, self._look):
-            threading.Thread(target=loop, name=f"metadist-head{loop.__name__}", daemon=True).start()
+        self._threads = [threading.Thread(target=loop, daemon=True) for loop in (self._watch, self._look)]
+        for thread in self._threads:
+            thread.start()
 
     @property
     def answers(self) -> bool:
@@ -49,11 +50,13 @@ class HeadWatch:
     def check(self) -> None:
         """Raises HeadLost once the head has been given up."""
         if self.lost:
-            raise HeadLost(self._sentence())
+            raise HeadLost(f"{self._sentence()}: start Ray again, then repeat the command")
 
     def close(self) -> None:
-        """Look no more."""
+        """Look no more; nothing of it is under way when this returns, unless the head is silent."""
         self._closed.set()
+        for thread in self._threads:
+            thread.join(0 if self._silent_s else 2 * ANSWER_S)
 
     def _sentence(self) -> str:
         return f"Ray's head at {self._address} has not answered for {self._silent_s:.0f} s"

@@ -106,13 +106,11 @@ class Trainer:
         try:
             return self._loop(start, stop)
         except HeadLost as error:
-            saved = "could not be saved as it is"
+            saved = "could not be saved as it is, and goes on from its newest checkpoint"
             if self.server.whole:
                 self._save(self.server.done(), best=False, now=True)
                 saved = f"is saved at step {self.server.done()}"
-            raise HeadLost(
-                f"{error}: the run {saved}; start Ray again, then the same command with --resume auto goes on"
-            ) from None
+            raise HeadLost(f"{error} with --resume auto: the run {saved}") from None
         except Interrupted:
             if self.server.whole:
                 self._save(self.server.done(), best=False, now=True)

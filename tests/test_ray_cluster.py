@@ -195,4 +195,4 @@ def test_a_head_that_dies_is_told_within_seconds_and_the_run_is_saved_and_ends(t
     last_s, last = said[-1]
     assert last_s < 50 and "--resume auto" in last and "Traceback" not in "".join(line for _, line in said)
     saved = [path.name for path in (tmp_path / "run" / "checkpoints").iterdir() if path.name.startswith("step_")]
-    assert f"the run is saved at step {int(saved[0].removeprefix('step_'))};" in last
+    assert f"the run is saved at step {int(saved[0].removeprefix('step_'))}\n" in last
