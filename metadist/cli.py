@@ -16,7 +16,7 @@ import click
 from metadist.cli_arguments import quoted, split_arguments
 from metadist.cli_bench import bench
 from metadist.cli_data import data
-from metadist.errors import Diverged, EvaluationFailed, InputError, Interrupted, StorageFailed
+from metadist.errors import Diverged, EvaluationFailed, HeadLost, InputError, Interrupted, StorageFailed
 from metadist.redaction import redact
 
 ANY_ARGUMENTS = {"ignore_unknown_options": True}
@@ -295,7 +295,12 @@ def _run_command() -> int:
     except Exception as error:  # noqa: BLE001 - the last resort; its traceback is one -v away
         if verbose:
             _to_stderr(traceback.format_exc())
-        known = isinstance(error, InputError | Diverged | StorageFailed | EvaluationFailed)
+        known = isinstance(error, InputError | Diverged | StorageFailed | EvaluationFailed | HeadLost)
         hint = "" if known or verbose else " (-v shows the traceback)"
         _to_stderr(f"metadist: {'' if known else type(error).__name__ + ': '}{error}{hint}")
-        return 2 if isinstance(error, InputError) else 3 if isinstance(error, Diverged) else 1
+        code = 2 if isinstance(error, InputError) else 3 if isinstance(error, Diverged) else 1
+        if isinstance(error, HeadLost):
+            from metadist.ray_cluster import exit_without_head
+
+            exit_without_head(code)
+        return code

@@ -22,12 +22,16 @@ KEPT = 4  # batches whose winners are remembered, to compare what comes late wit
 @dataclass
 class Member:
     """A worker that has joined: what it has in flight, since when it is at the first of that, whether it ever returned
-    anything."""
+    anything; since when it has been asked for a sign of life, and how long its silence was when that was last said."""
 
     node: str
+    host: str = ""
     attempts: list[Attempt] = field(default_factory=list)
     since: float = 0.0
     proven: bool = False
+    asked: float | None = None
+    answered: float | None = None
+    told_s: float = 0.0
 
 
 class Controller:
@@ -53,6 +57,8 @@ class Controller:
         self.starting: dict[Worker, frozenset[str]] = {}
         self.working: dict[Worker, Member] = {}
         self.leaving: dict[Worker, Member] = {}
+        self.unreachable: set[Worker] = set()
+        """Of those that have joined, who gave no sign of life when asked for one."""
         self.queue: deque[Key] = deque()
         self.batch = 0
         self._cost = cost
@@ -72,12 +78,13 @@ class Controller:
         """Whether there is anything to compute, and whether anything is being computed or it waits for workers."""
         if not self._at:
             return "idle"
-        return "computing" if any(self._at.values()) else "waiting"
+        reached = (at.worker not in self.unreachable for attempts in self._at.values() for at in attempts)
+        return "computing" if any(reached) else "waiting"
 
     @property
     def num_workers(self) -> int:
-        """Workers that have joined."""
-        return len(self.working) + len(self.leaving)
+        """Workers that have joined and can be reached."""
+        return len(self.working) + len(self.leaving) - len(self.unreachable)
 
     def finished(self, batch: int) -> bool:
         """Every chunk of the batch has been returned."""
@@ -111,13 +118,15 @@ class Controller:
                 member = self._member(attempt.worker)
                 if member is None or attempt not in member.attempts:
                     return []
-                done = self._return(attempt, member, now)
+                done = [*self._hear(attempt.worker, member, now), *self._return(attempt, member, now)]
                 if attempt.worker in self.working and len(self.working) <= self.target:
                     one = [attempt.worker]  # the others have what they had: with more of them it takes no longer
                     return [*done, *self._deal(one, now), *(self._copy(one, now) if now >= self._copy_at else [])]
-            case events.Joined(worker, node) if worker in self.starting:
+            case events.Joined(worker, node, host) if worker in self.starting:
                 del self.starting[worker]
-                (self.leaving if node in self._nodes.draining else self.working)[worker] = Member(node)
+                (self.leaving if node in self._nodes.draining else self.working)[worker] = Member(node, host)
+            case events.Answered(worker) if member := self._member(worker):
+                done = self._hear(worker, member, now)
             case events.Lost(worker) if worker in self.starting or self._member(worker):
                 done = self._lose(event, now)
             case events.Unreachable(worker, reason) if self._member(worker):
@@ -127,7 +136,7 @@ class Controller:
             case events.Target(count):
                 self.target = count
             case events.Tick():
-                done = self._give_up(now)
+                done = [*self._give_up(now), *self._listen(now)]
             case _:
                 pass
         return [*done, *self._settle(now)]
@@ -144,6 +153,7 @@ class Controller:
         for member in self._members().values():
             if member.attempts:
                 times += [member.since + limit for limit in self._limits(member)[0 if idle else 1 :]]
+                times += self._listens_at(member)
         return min((time - now for time in times if now < time < inf), default=None)
 
     def _members(self) -> dict[Worker, Member]:
@@ -158,7 +168,7 @@ class Controller:
         if member.attempts[0] == attempt and batch in self._kinds:
             self._pace.took(self._kinds[batch], self._cost(chunk), now - member.since)
         if member.attempts[0] == attempt:
-            member.since = now
+            member.since, member.asked, member.told_s = now, None, 0.0
         member.attempts.remove(attempt)
         if not member.proven:
             member.proven, self._fruitless = True, 0
@@ -176,6 +186,7 @@ class Controller:
     def _let_go(self, worker: Worker) -> Member:
         """Forget a worker, and put what it had in flight at the front of the queue."""
         self.starting.pop(worker, None)
+        self.unreachable.discard(worker)
         member = self.working.pop(worker, None) or self.leaving.pop(worker, None) or Member("")
         for attempt in reversed(member.attempts):
             at = self._at.get(attempt[:2], [])
@@ -224,6 +235,58 @@ class Controller:
                 done += [events.Abandon(worker), *self._lose(lost, now)]
         return done
 
+    def _listen(self, now: float) -> list[Action]:
+        """Of those whose chunk takes long: ask them for a sign of life, say who is waited for, lose who has given none
+        for long."""
+        done: list[Action] = []
+        for worker, member in self._members().items():
+            if not member.attempts or now < member.since + self._late_s(member):
+                continue
+            waited_s, patience = now - member.since, self.patience
+            if member.asked is None or (
+                member.answered is not None and now >= max(member.asked, member.answered) + patience.quiet_s
+            ):
+                member.asked, member.answered = now, None
+                done.append(events.Ask(worker))
+            elif member.answered is None and now >= member.asked + patience.answer_s:
+                self.unreachable.add(worker)
+            gone = worker in self.unreachable
+            due_s = self._late_s(member) + patience.quiet_s if not member.told_s else 2 * member.told_s
+            if waited_s >= due_s and (gone or member.answered is not None):
+                member.told_s = waited_s
+                life = "does not answer and is not counted" if gone else "answers and computes"
+                where = f" on {member.host}" if member.host else ""
+                done.append(
+                    events.Say(f"no result for {waited_s:.0f} s, waiting for worker {worker}{where}, which {life}")
+                )
+            if gone and member.proven and now >= member.asked + patience.unreachable_s:
+                lost = events.Lost(worker, f"no sign of life for {now - member.asked:.0f} s", "unavailable")
+                done += [events.Abandon(worker), *self._lose(lost, now)]
+        return done
+
+    def _listens_at(self, member: Member) -> list[float]:
+        """When there is something to do about a member's silence."""
+        late, patience, asked = member.since + self._late_s(member), self.patience, member.asked
+        told = late + patience.quiet_s if not member.told_s else member.since + 2 * member.told_s
+        if asked is None:
+            return [late, told]
+        if member.answered is not None:
+            return [max(asked, member.answered) + patience.quiet_s, told]
+        return [asked + patience.answer_s, asked + patience.unreachable_s, told]
+
+    def _hear(self, worker: Worker, member: Member, now: float) -> list[Action]:
+        """It lives."""
+        member.answered = now
+        if worker not in self.unreachable:
+            return []
+        self.unreachable.discard(worker)
+        return [events.Say(f"worker {worker} answers again")]
+
+    def _late_s(self, member: Member) -> float:
+        """After how long what the member is at takes longer than is usual."""
+        copied_s = self._limits(member)[0]
+        return copied_s if member.proven and copied_s < inf else self.patience.first_quiet_s - self.patience.quiet_s
+
     def _limits(self, member: Member) -> tuple[float, float]:
         """After how long what the member is at is copied, and the member given up."""
         batch, chunk, _ = member.attempts[0]
@@ -232,7 +295,7 @@ class Controller:
     def _settle(self, now: float) -> list[Action]:
         """Bring the number of workers to the target, then deal what can be dealt."""
         actions = [*self._retire(), *self._respawn(now)]
-        able = sorted(self.working)[: self.target]
+        able = [worker for worker in sorted(self.working)[: self.target] if worker not in self.unreachable]
         return [*actions, *self._deal(able, now), *self._copy(able, now), *self._notice(now)]
 
     def _retire(self) -> list[Action]:
@@ -244,6 +307,7 @@ class Controller:
         for worker in gone:
             for group in (self.starting, self.working, self.leaving):
                 group.pop(worker, None)
+            self.unreachable.discard(worker)
         return [events.Retire(worker) for worker in gone]
 
     def _respawn(self, now: float) -> list[Action]:
@@ -272,7 +336,7 @@ class Controller:
     def _assign(self, key: Key, worker: Worker, now: float) -> events.Assign:
         member, attempt = self.working[worker], Attempt(*key, worker)
         if not member.attempts:
-            member.since = now
+            member.since, member.asked, member.told_s = now, None, 0.0
         member.attempts.append(attempt)
         self._at[key].append(attempt)
         return events.Assign(attempt)
@@ -290,9 +354,12 @@ class Controller:
 
     def _notice(self, now: float) -> list[Action]:
         """While workers are missing, say so now and then."""
-        working = len(self.working)
+        working = self._reached()
         due = self._silence.is_over(working < self.target, self._is_paused(), bool(self._at), now)
         return [events.Waiting(working, self.target, self._is_paused())] if due else []
 
     def _is_paused(self) -> bool:
-        return len(self.working) < min(self.min_workers, self.target)
+        return self._reached() < min(self.min_workers, self.target)
+
+    def _reached(self) -> int:
+        return len(self.working) - sum(worker in self.working for worker in self.unreachable)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from metadist.events import Attempt
-from metadist.messages import Chunk, bits
+from metadist.messages import Chunk, ChunkReport, bits
 
 MOST_CHUNKS = 8  # of a deal: so much, of each of two deals, a death has computed again
 
@@ -54,6 +54,10 @@ class Batch:
         first = self._first()
         return [self.told[first[deal]] for deal in self.deals]
 
+    def reports(self) -> list[ChunkReport]:
+        """Of a meta-step's chunks, in task order."""
+        return [report for reports in self.values() for report in reports]
+
     def staleness(self) -> Counter[int]:
         """Tasks by how many meta-steps old the weights were that their gradients are of."""
         tasks: Counter[int] = Counter()
@@ -62,17 +66,22 @@ class Batch:
         return tasks
 
     def account(self) -> list[list[Any]]:
-        """Of each deal of a meta-step: its first task, the task after its last, worker, attempts, seconds."""
+        """Of each deal of a meta-step: its first task, the task after its last, worker, attempts, seconds, and the
+        worker's host and process."""
         first = self._first()
         rows = [(deal, first[deal].worker, self.attempts[deal], self.told[first[deal]]) for deal in self.deals]
         return [
-            [deal[0].start, deal[-1].stop, worker, attempts, round(sum(sum(r.seconds.values()) for r in reports), 4)]
+            [deal[0].start, deal[-1].stop, worker, attempts, _seconds(reports), reports[0].worker]
             for deal, worker, attempts, reports in rows
         ]
 
     def _first(self) -> dict[Any, Attempt]:
         """Of each deal the attempt whose result counts."""
         return {attempt.chunk: attempt for attempt in reversed(self.told)}
+
+
+def _seconds(reports: Sequence[ChunkReport]) -> float:
+    return round(sum(sum(report.seconds.values()) for report in reports), 4)
 
 
 def cut_deals(chunks: Sequence[Chunk], workers: int) -> list[Deal]:

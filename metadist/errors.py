@@ -37,6 +37,13 @@ class Interrupted(Exception):
         self.signal_number = signal_number
 
 
+class HeadLost(ConnectionError):
+    """The head of the Ray cluster does not answer any more, without which Ray ends every driver.
+
+    The message is one sentence; the command line prints it alone and exits with code 1.
+    """
+
+
 class StorageFailed(OSError):
     """A place that a run must write to (a full disk, a directory that became read-only, an object store that is gone).
 

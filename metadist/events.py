@@ -15,10 +15,11 @@ class Attempt(NamedTuple):
 
 
 class Joined(NamedTuple):
-    """A spawned worker is ready, on this node."""
+    """A spawned worker is ready, on this node of that host."""
 
     worker: Worker
     node: str = ""
+    host: str = ""
 
 
 class Lost(NamedTuple):
@@ -43,6 +44,12 @@ class Done(NamedTuple):
     attempt: Attempt
 
 
+class Answered(NamedTuple):
+    """A worker gave the sign of life that it was asked for."""
+
+    worker: Worker
+
+
 class Draining(NamedTuple):
     """These are all the nodes that will soon be taken away."""
 
@@ -64,6 +71,12 @@ class Spawn(NamedTuple):
 
     worker: Worker
     avoid: frozenset[str] = frozenset()
+
+
+class Ask(NamedTuple):
+    """Ask this worker for a sign of life, which it can give while it computes."""
+
+    worker: Worker
 
 
 class Probe(NamedTuple):
@@ -118,5 +131,5 @@ class Waiting(NamedTuple):
     paused: bool
 
 
-Event = Joined | Lost | Unreachable | Done | Draining | Target | Tick
-Action = Spawn | Probe | Retire | Abandon | Assign | Cancel | Compare | Say | Waiting
+Event = Joined | Lost | Unreachable | Done | Answered | Draining | Target | Tick
+Action = Spawn | Ask | Probe | Retire | Abandon | Assign | Cancel | Compare | Say | Waiting

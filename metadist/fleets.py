@@ -21,9 +21,10 @@ Say = Callable[[str], None]
 @contextmanager
 def open_fleet(
     config: Config, prepared: Prepared, target: int, say: Say, signals: Signals, proof: str | None = None,
-    writes: bool = False,
+    server_proof: str | None = None, writes: bool = False,
 ) -> Iterator[Any]:  # fmt: skip
-    """The fleet a job asks for, closed at the end (with Ray, if it was started here). `proof`: see `RayFleet`.
+    """The fleet a job asks for, closed at the end (with Ray, if it was started here). The proofs: see
+    `RayFleet`.
 
     `writes`: it trains, so that `scale` is followed, and checkpoints are written, which one driver of a cluster may do
     in one place.
@@ -34,13 +35,15 @@ def open_fleet(
     if own.backend == "local":
         yield LocalFleet(make_worker, target, own.min_workers, say=say)
         return
-    from metadist.ray_cluster import check_gpus, claim, connect, disconnect
+    from metadist.ray_cluster import check_gpus, claim, connect, disconnect, joins
     from metadist.ray_fleet import RayFleet, Resources
+    from metadist.ray_head import GIVE_UP_S, OWN_GIVE_UP_S
 
+    fleet: RayFleet | None = None
     with ExitStack() as stack:
         started = connect(own.address, target * own.cpus_per_worker, say)
         if started:
-            stack.callback(disconnect)
+            stack.callback(lambda: disconnect(fleet is not None and fleet.head_lost))
         check_gpus(own.gpus_per_worker, started, say)
         place = config.checkpoint.location or ""
         claimed = claim(place, here()) if writes and "://" in place else None
@@ -49,7 +52,7 @@ def open_fleet(
         fleet = RayFleet(
             make_worker, target, own.min_workers, resources, own.mixed_devices, lambda: signals.received,
             lambda: asked_target(Path(config.run_dir or "")) if writes else None, say, own.servers, patience_of(config),
-            proof,
+            proof, server_proof, GIVE_UP_S if joins(own.address) else OWN_GIVE_UP_S,
         )  # fmt: skip
         stack.callback(fleet.close)
         yield fleet

@@ -19,24 +19,27 @@ from metadist.messages import Chunk, ChunkReport, Weights, plan
 from metadist.patience import PATIENT, Patience
 from metadist.recovery import Kept, RecoveringServer, ResultsLost, ServerLost
 from metadist.server import Optimization, Server
+from metadist.server_proof import server_proof
 from metadist.worker import Worker
 
-SPAWN_S, CHUNK_S, SLOW, LEAVE_S = 1.0, 1.0, 40.0, 5.0  # virtual seconds, and how many times slower
+SPAWN_S, CHUNK_S, LEAVE_S, CUT_S, ANSWER_S, TICK_S = 1.0, 1.0, 5.0, 25.0, 0.01, 1.0  # virtual seconds
+SLOW = 40.0  # times as long
 NODES = ("a", "b", "c")
 
 
 class Fault(NamedTuple):
     """Something scripted, at a virtual time.
 
-    To a worker: kill; hang (it answers no more); unreachable (a call fails, the worker is well); slow; lose, repeat
-    (its next result never comes, or twice). To the node of that number: drain (its workers are killed some seconds
-    later). To the fleet: target (that many workers from then on). To the server, at the next step it applies: server
-    before, server after (it dies, and the step counts or not), results (they are lost before they are added up).
+    To a worker: kill; hang (it answers no more); unreachable (a call fails, the worker is well); cut (nothing of it
+    arrives for some seconds); slow; lose, repeat (its next result never comes, or twice). To the node of that number:
+    drain (its workers are killed some seconds later). To the fleet: target (that many workers from then on). To the
+    server, at the next step it applies: server before, server after (it dies, and the step counts or not), results
+    (they are lost before they are added up).
     """
 
     at_s: float
     kind: Literal[
-        "kill", "hang", "unreachable", "slow", "lose", "repeat", "drain", "target",
+        "kill", "hang", "unreachable", "cut", "slow", "lose", "repeat", "drain", "target",
         "server before", "server after", "results",
     ]  # fmt: skip
     number: int = 0
@@ -80,7 +83,7 @@ class LocalFleet:
         patience: Patience = PATIENT,
     ):
         self._worker = make_worker()
-        self.proof = self._worker.proof()
+        self.proof, self.server_proof = self._worker.proof(), server_proof()
         self._controller = Controller(target, min_workers, patience=patience)
         self._say = say
         self._order = itertools.count()
@@ -88,12 +91,13 @@ class LocalFleet:
         self._free_at: dict[int, float] = {}
         self._places: dict[int, str] = {}
         self._troubles: dict[int, str] = {}
+        self._cut: dict[int, float] = {}  # until when nothing of a worker arrives
         self._draining: frozenset[str] = frozenset()
         self._of_server: list[str] = []
         self._chunk_size = 1
         self._batches: dict[int, Batch] = {}
         self._computed: Batch | None = None
-        self.now = 0.0
+        self.now = self._ticked = 0.0
         for fault in faults:
             self._at(fault.at_s, fault)
 
@@ -135,12 +139,12 @@ class LocalFleet:
         """What `Worker.evaluate` returns for each chunk, in order."""
         return self._run(lambda chunk: self._worker.evaluate(weights, chunk, baselines), chunks, "evaluate")
 
-    def reports(self, results: Sequence[tuple[ChunkReport, np.ndarray]]) -> list[ChunkReport]:
-        """The reports among what `meta_gradients` returned."""
-        return [report for report, _ in results]
+    def reports(self) -> list[ChunkReport]:
+        """The reports of the last meta-step's chunks, in task order."""
+        return self._computed.reports() if self._computed else []
 
     def account(self) -> list[list[Any]]:
-        """Of each chunk of the last meta-step: first task, the task after the last, worker, attempts, seconds."""
+        """Of each chunk of the last meta-step: first task, the task after the last, worker, attempts, seconds, who."""
         return self._computed.account() if self._computed else []
 
     def fetch(self, weights: Weights) -> Weights:
@@ -189,11 +193,21 @@ class LocalFleet:
         wakes_s = self._controller.wakes_in(self.now)
         if wakes_s is not None and (not self._events or self._events[0][0] > self.now + wakes_s):
             self.now += wakes_s
-            return events.Tick()
+            return self._tick()
         assert self._events, "the fleet waits for something that cannot happen"
-        at_s, _, event = heapq.heappop(self._events)
-        self.now = max(self.now, at_s)
+        self.now = max(self.now, self._events[0][0])
+        if self.now >= self._ticked + TICK_S:
+            return self._tick()
+        event = heapq.heappop(self._events)[2]
+        match event:
+            case events.Done(Attempt(_, _, worker)) | events.Answered(worker) if self._cut.get(worker, 0.0) > self.now:
+                self._at(self._cut[worker], event)
+                return self._next()
         return event
+
+    def _tick(self) -> Event:
+        self._ticked = self.now
+        return events.Tick()
 
     def _perform(self, actions: Sequence[Action]) -> None:
         for action in actions:
@@ -204,9 +218,11 @@ class LocalFleet:
                     attempts = self._batches[attempt.batch].attempts
                     attempts[attempt.chunk] = attempts.get(attempt.chunk, 0) + 1
                     self._compute(attempt)
+                case events.Ask(worker) if self._troubles.get(worker) != "hang":
+                    self._at(self.now + ANSWER_S, events.Answered(worker))
                 case events.Probe(worker, successor):
                     self._places[successor] = self._places.pop(worker, "")
-                    self._at(self.now + SPAWN_S, events.Joined(successor, self._places[successor]))
+                    self._join(successor)
                 case events.Retire(worker) | events.Abandon(worker):
                     self._places.pop(worker, None)
                 case events.Compare(first, second) if self._batches[first.batch].differ(first, second):
@@ -221,7 +237,10 @@ class LocalFleet:
         nodes = [node for node in NODES if node not in avoid | self._draining]
         if nodes:
             self._places[worker] = nodes[worker % len(nodes)]
-            self._at(self.now + SPAWN_S, events.Joined(worker, self._places[worker]))
+            self._join(worker)
+
+    def _join(self, worker: int) -> None:
+        self._at(self.now + SPAWN_S, events.Joined(worker, self._places[worker], self._places[worker]))
 
     def _compute(self, attempt: Attempt) -> None:
         trouble = self._troubles.get(attempt.worker)
@@ -239,6 +258,8 @@ class LocalFleet:
                 self._kill(fault.number)
             case "unreachable":
                 self._perform(self._controller.on(events.Unreachable(fault.number, "scripted"), self.now))
+            case "cut":
+                self._cut[fault.number] = self.now + CUT_S
             case "target":
                 self.resize(fault.number)
             case "drain":

@@ -22,6 +22,9 @@ class Patience:
     copy_after, copy_after_s: so many times as long as is usual, and at least so long, a chunk may take before an idle
     worker gets a copy of it. give_up_after, give_up_after_s: likewise before its worker counts as hung; first_s: for a
     worker that has yet to return its first chunk (where it compiles, or maps data from a slow disk).
+    quiet_s: how much longer than what is copied a chunk may take before it is said who is waited for; of first chunks,
+    which nobody can judge, `first_quiet_s`. answer_s: within which a worker gives a sign of life, or counts as not
+    reachable; unreachable_s: after so long, it counts as lost.
     back_off_s: before the second replacement in a row that returned nothing; then twice as long each time.
     node_losses: so many in a row on one node keep replacements away from it for `quarantine_s`.
     """
@@ -36,6 +39,10 @@ class Patience:
     give_up_after: float = 30.0
     give_up_after_s: float = 60.0
     first_s: float = 900.0
+    quiet_s: float = 5.0
+    first_quiet_s: float = 30.0
+    answer_s: float = 2.0
+    unreachable_s: float = 30.0
     back_off_s: float = 2.0
     longest_back_off_s: float = 20.0
     node_losses: int = 3

@@ -1,6 +1,7 @@
 """What runs inside the actors. Light to import: a process pays for torch only when it holds a worker that computes."""
 
 import os
+import socket
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -34,9 +35,9 @@ class WorkerActor:
         self._weights: dict[int, tuple[Weights, list[slice]]] = {}
         self._unwanted: set[int] = set()
 
-    def ready(self) -> tuple[int, str, str]:
+    def ready(self) -> tuple[int, str, str, str]:
         """Build the worker (here, so that what goes wrong is this call's own exception) and compute the reference
-        chunk: process id, node, and proof of being equal to the others."""
+        chunk: process id, node, host, and proof of being equal to the others."""
         import ray
 
         if self._threads is not None:
@@ -44,7 +45,8 @@ class WorkerActor:
 
             set_up_process(self._threads)
         self._worker = self._make_worker()
-        self._told = os.getpid(), ray.get_runtime_context().get_node_id(), self._worker.proof()
+        node, host = ray.get_runtime_context().get_node_id(), socket.gethostname()
+        self._told = os.getpid(), node, host, self._worker.proof()
         return self._told
 
     def node(self) -> str:
@@ -53,7 +55,7 @@ class WorkerActor:
 
         return ray.get_runtime_context().get_node_id()
 
-    def still_there(self) -> tuple[int, str, str]:
+    def still_there(self) -> tuple[int, str, str, str]:
         """What `ready` said."""
         return self._told
 
@@ -147,6 +149,11 @@ class ServerActor:
 
     def pid(self) -> int:
         return os.getpid()
+
+    def proof(self) -> str:
+        from metadist.server_proof import server_proof
+
+        return server_proof()
 
     def weights(self) -> Weights:
         return self._shard.weights()

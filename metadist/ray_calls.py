@@ -8,28 +8,30 @@ import ray
 from ray.exceptions import ActorUnavailableError, ObjectLostError, RayError, RayTaskError
 
 from metadist.deals import Call
-from metadist.events import Attempt, Done, Draining, Event, Lost, Tick, Unreachable
+from metadist.events import Answered, Attempt, Done, Draining, Event, Lost, Tick, Unreachable
 from metadist.patience import Patience
 from metadist.ray_actors import HELD
 from metadist.ray_server import forgotten
-from metadist.ray_workers import RayWorkers, draining_nodes
+from metadist.ray_workers import RayWorkers
 
 TICK_S = 0.5
-DRAIN_EVERY_S = 5.0
 
 
 class RayCalls:
     """Calls under way. `returned(call, value)` is told of each that brought something. Where patience allows for
     errors, an exception of the user's code costs the worker, not the run."""
 
-    def __init__(self, workers: RayWorkers, returned: Callable[[Call, Any], None], patience: Patience):
-        self._workers, self._returned = workers, returned
+    def __init__(
+        self, workers: RayWorkers, returned: Callable[[Call, Any], None], patience: Patience,
+        draining: Callable[[], frozenset[str]],
+    ):  # fmt: skip
+        self._workers, self._returned, self._draining = workers, returned, draining
         self._again, self._first_s = patience.most_losses["error"] > 0, patience.first_s
         self._calls: dict[ray.ObjectRef, Call] = {}
         self._number = 0
         self._cancelled: set[int] = set()
         self._lost_weights: str | None = None
-        self._ticked = self._looked = 0.0
+        self._ticked = 0.0
 
     def make(self, attempt: Attempt, submit: Callable[..., Sequence[Any]]) -> None:
         """Have the attempt's worker compute, by `submit(number of the call, worker, deal)`. One that has just been
@@ -64,7 +66,7 @@ class RayCalls:
 
     def wait(self, longest_s: float) -> list[Event]:
         """What happened, after so many seconds at most."""
-        refs = [*self._calls, *self._workers.joining, *self._workers.placing]
+        refs = [*self._calls, *self._workers.joining, *self._workers.placing, *self._workers.asked]
         done: list[ray.ObjectRef] = []
         if refs:
             done, rest = ray.wait(refs, num_returns=1, timeout=longest_s, fetch_local=False)
@@ -77,10 +79,8 @@ class RayCalls:
         now = time.monotonic()
         if now - self._ticked >= TICK_S:
             self._ticked = now
-            events += [self._hung(worker) for worker in self._workers.hung(now, self._first_s)] + [Tick()]
-        if now - self._looked >= DRAIN_EVERY_S:
-            self._looked = now
-            events.append(Draining(draining_nodes()))
+            events += [self._hung(worker) for worker in self._workers.hung(now, self._first_s)]
+            events += [Draining(self._draining()), Tick()]
         return events
 
     def _hung(self, worker: int) -> Event:
@@ -92,6 +92,8 @@ class RayCalls:
         if ref in self._workers.placing:
             self._workers.placed(ref, time.monotonic())  # what failed fails `ready` too
             return None
+        if (asked := self._workers.asked.pop(ref, None)) is not None:
+            return None if isinstance(value, RayError) else Answered(asked)
         joining, call = self._workers.joining.pop(ref, None), self._calls.pop(ref, None)
         unwanted = call is not None and call.number in self._cancelled
         if call is not None:

@@ -12,15 +12,16 @@ from ray.exceptions import RayError
 from metadist import events
 from metadist.controller import KEPT, Controller
 from metadist.deals import Ahead, Batch, Call, Deal, cut_deals
-from metadist.errors import Interrupted
+from metadist.errors import InputError, Interrupted
 from metadist.events import Action, Attempt
 from metadist.messages import Chunk, ChunkReport, Weights, plan
 from metadist.patience import PATIENT, Patience
 from metadist.ray_actors import join_weights
 from metadist.ray_calls import TICK_S, RayCalls, Told
+from metadist.ray_head import GIVE_UP_S, HeadWatch
 from metadist.ray_server import RayServer, Ref, Result, forgotten
 from metadist.ray_workers import RayWorkers, Resources
-from metadist.recovery import Kept, RecoveringServer, WeightsLost
+from metadist.recovery import Kept, RecoveringServer, ServerLost, WeightsLost
 from metadist.server import Optimization, slices
 
 SEND_AHEAD = 16
@@ -29,8 +30,8 @@ SEND_AHEAD = 16
 class RayFleet:
     """Computes chunks on worker actors; Ray must be initialised. The driver owns every actor and every reference.
 
-    `make_worker` makes a `Worker`, or anything with its methods, in the actor's process. `proof`: of the workers that
-    the run has had before, if any.
+    `make_worker` makes a `Worker`, or anything with its methods, in the actor's process. `proof`, `server_proof`: of
+    the workers and servers that the run has had before, if any.
     """
 
     def __init__(
@@ -46,13 +47,19 @@ class RayFleet:
         servers: int = 1,
         patience: Patience = PATIENT,
         proof: str | None = None,
+        server_proof: str | None = None,
+        head_give_up_s: float = GIVE_UP_S,
     ):
         self._asked_to_stop, self._asked_target = asked_to_stop, asked_target
         self._say = say
+        self._head = HeadWatch(say, head_give_up_s)
         self._workers = RayWorkers(make_worker, resources, mixed_devices, proof)
         self._controller = Controller(target, min_workers, patience=patience, cost=len)
-        self._calls = RayCalls(self._workers, self._take, patience)
+        self._calls = RayCalls(self._workers, self._take, patience, lambda: self._head.draining)
         self.servers = servers
+        self.server_proof = server_proof
+        """What shows that servers compute the same bits, once one has."""
+        self._applied = False
         self._server: RecoveringServer | None = None
         self._batches: dict[int, Batch] = {}
         self._under_way: dict[tuple[str, int], int] = {}
@@ -77,6 +84,11 @@ class RayFleet:
         return self._controller.target
 
     @property
+    def head_lost(self) -> bool:
+        """Whether the head of the cluster has been given up: then Ray ends this process before long."""
+        return self._head.lost
+
+    @property
     def proof(self) -> str | None:
         """What shows that workers compute the same bits (see `Worker.proof`), once one has joined."""
         return self._workers.proof
@@ -99,7 +111,7 @@ class RayFleet:
             self._server.close()
 
         def start(theta: np.ndarray, state: dict[str, Any] | None) -> RayServer:
-            server = RayServer(theta, optimization, state, self.servers)
+            server = RayServer(theta, optimization, state, self.servers, self._admit_server)
             if self._server is not None:
                 server.pids()  # nobody must wait for weights that cannot come before its processes are there
             return server
@@ -156,12 +168,13 @@ class RayFleet:
             except WeightsLost as error:
                 given = (ray.put(weights),) if isinstance(weights, Weights) else self._renew(error, given)
 
-    def reports(self, results: Sequence[Result]) -> list[ChunkReport]:
-        """The reports among what `meta_gradients` returned."""
-        return [report for reports in ray.get([result[0] for result in results]) for report in reports]
+    def reports(self) -> list[ChunkReport]:
+        """The reports of the last meta-step's chunks, in task order: those that came with the results, as references to
+        these may be lost, or replaced by others, once the server has been rebuilt."""
+        return self._computed.reports() if self._computed else []
 
     def account(self) -> list[list[Any]]:
-        """Of each deal of the last meta-step: first task, the task after the last, worker, attempts, seconds."""
+        """Of each deal of the last meta-step: first task, the task after the last, worker, attempts, seconds, who."""
         return self._computed.account() if self._computed else []
 
     def fetch(self, weights: Sequence[Ref] | Weights) -> Weights:
@@ -180,9 +193,23 @@ class RayFleet:
 
     def close(self) -> None:
         """End every actor of this fleet."""
+        self._head.close()
         self._workers.close()
         if self._server is not None:
             self._server.close()
+
+    def _admit_server(self, proofs: list[str]) -> None:
+        """As workers are let in: another machine is refused at the start, and is no place to rebuild a server."""
+        self.server_proof = self.server_proof or proofs[0]
+        other = next((proof for proof in proofs if proof != self.server_proof), None)
+        if other is not None and not self._workers.mixed_devices:
+            text = (
+                f"a parameter server ({other}) does not compute the same bits as those before it ({self.server_proof})"
+            )
+            if self._applied:
+                raise ServerLost(text)
+            raise InputError(f"{text}: use equal machines, fleet.servers=1, or set fleet.mixed_devices=true")
+        self._applied = True
 
     def _recompute(self, weights: Sequence[Ref], step: int, num_tasks: int) -> list[Result]:
         """A step's results once more, for a server that was lost. Raises WeightsLost."""
@@ -224,6 +251,7 @@ class RayFleet:
         """Results of a batch's deals, in order."""
         batch, sent = self._batches[number], 0
         while not self._controller.finished(number):
+            self._head.check()
             for event in self._calls.wait(TICK_S):
                 self._perform(self._controller.on(event, time.monotonic()))
             if why := self._calls.lost_weights():
@@ -266,7 +294,9 @@ class RayFleet:
         for action in actions:
             match action:
                 case events.Spawn(worker, avoid):
-                    self._workers.spawn(worker, avoid)
+                    self._workers.spawn(worker, avoid if self._head.answers else frozenset())
+                case events.Ask(worker):
+                    self._workers.ask(worker)
                 case events.Probe(worker, successor):
                     self._workers.probe(worker, successor)
                 case events.Assign(attempt):
@@ -284,7 +314,8 @@ class RayFleet:
                     self._say(text)
                 case events.Waiting(joined, target, paused):
                     doing = "waiting for workers" if paused else "computing with fewer workers"
-                    self._say(f"{doing}: {joined} of {target} have joined; {self._workers.shortage()}")
+                    why = self._workers.shortage() if self._head.answers else "Ray's head does not answer"
+                    self._say(f"{doing}: {joined} of {target} have joined; {why}")
 
     def _compare(self, first: Attempt, second: Attempt) -> None:
         equal_machines = not self._workers.mixed_devices

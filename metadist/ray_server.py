@@ -30,9 +30,13 @@ class RayServer:
     Weights are one reference per slice, which is how workers get them and how they cut their gradients.
     """
 
-    def __init__(self, theta: np.ndarray, optimization: Optimization, state: dict[str, Any] | None, servers: int = 1):
+    def __init__(
+        self, theta: np.ndarray, optimization: Optimization, state: dict[str, Any] | None, servers: int = 1,
+        admit: Callable[[list[str]], None] = lambda proofs: None,
+    ):  # fmt: skip
+        """`admit` is given every shard's `server_proof` before the first meta-step, and raises where it must not be."""
         pieces = slices(len(theta), servers)
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         where: Any = "SPREAD" if len(pieces) > 1 else here  # the driver's node, without which there is no run
         remote = ray.remote(ServerActor).options(num_cpus=0, max_restarts=0, scheduling_strategy=where)
         self._shards: list[Any] = [
@@ -41,6 +45,7 @@ class RayServer:
         ]
         self._sent: list[Ref] = []  # reports of what this step's `take` calls were given
         self._takes: list[Ref] = []
+        self._admit: Callable[[list[str]], None] | None = admit
 
     def send(self, step: int, first: int, results: Sequence[Result]) -> None:
         """Have the shards add up results number `first` and on of a step, in task order, while others are still being
@@ -55,6 +60,9 @@ class RayServer:
 
     def apply(self, step: int, *results: Result, num_tasks: int | None = None) -> tuple[tuple[Ref, ...], Stats]:
         """As `Server.apply`: references to the slices of the new weights, and the statistics."""
+        if self._admit is not None:
+            self._admit(self._get(lambda: [shard.proof.remote() for shard in self._shards]))
+            self._admit = None
         sent = self._sent if self._sent == [result[0] for result in results[: len(self._sent)]] else []
         parts = [
             (step, not sent, num_tasks, *reports, *gradients)

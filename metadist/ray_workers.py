@@ -43,6 +43,7 @@ class RayWorkers:
         self.actors: dict[int, Any] = {}
         self.placing: dict[ray.ObjectRef, int] = {}
         self.joining: dict[ray.ObjectRef, int] = {}
+        self.asked: dict[ray.ObjectRef, int] = {}
         self._since: dict[int, float] = {}
         self.pids: dict[int, int] = {}
 
@@ -87,6 +88,7 @@ class RayWorkers:
         self.pids.pop(worker, None)
         self._since.pop(worker, None)
         self.joining = {ref: other for ref, other in self.joining.items() if other != worker}
+        self.asked = {ref: other for ref, other in self.asked.items() if other != worker}
         self.placing = {ref: other for ref, other in self.placing.items() if other != worker}
         actor = self.actors.pop(worker, None)
         if actor is not None:
@@ -97,7 +99,12 @@ class RayWorkers:
         if worker in self.actors:
             self.actors[worker].cancel.options(concurrency_group="control").remote(call)
 
-    def admit(self, worker: int, pid: int, node: str, proof: str) -> Joined | Lost:
+    def ask(self, worker: int) -> None:
+        """For a sign of life, which an actor gives while it computes."""
+        if worker in self.actors:
+            self.asked[self.actors[worker].still_there.options(concurrency_group="control").remote()] = worker
+
+    def admit(self, worker: int, pid: int, node: str, host: str, proof: str) -> Joined | Lost:
         """Let a worker in that computes what those before it did; another is refused, or stops a run not yet begun."""
         self.proof = self.proof or proof
         if proof != self.proof and not self.mixed_devices:
@@ -110,7 +117,7 @@ class RayWorkers:
             self.end(worker)
             return Lost(worker, text, node=node)
         self.pids[worker] = pid
-        return Joined(worker, node)
+        return Joined(worker, node, host)
 
     def lost(self, worker: int, error: RayError) -> Lost:
         """End a worker that cannot be trusted any more."""

@@ -16,7 +16,7 @@ from metadist.config.load import shown
 from metadist.config.method import chunk_size
 from metadist.config.trust import check_trusted, check_usable, outside_address, outside_code, outside_place
 from metadist.disk import private_files, reason, writing
-from metadist.errors import EvaluationFailed, Interrupted, StorageFailed
+from metadist.errors import EvaluationFailed, HeadLost, Interrupted, StorageFailed
 from metadist.evaluation import draw_curve, evaluate_run, write_results
 from metadist.fewshot import config_file, read_checkpoint, saved_place
 from metadist.figures import training_curve
@@ -87,9 +87,10 @@ def _train(config: Config, run_dir: Path, lock: DriverLock, resume: str | Path |
         target = first_target(config, run_dir, checkpoint)
         signals = Signals()
         before = checkpoint.run if checkpoint else {}
-        proof, drifted = None if changes else before.get("proof"), bool(changes or before.get("drifted"))
+        proofs = [None if changes else before.get(whose) for whose in ("proof", "server_proof")]
+        drifted = bool(changes or before.get("drifted"))
         drifted |= bool(config.fleet.mixed_devices or config.optimizer.max_staleness)
-        fleet = stack.enter_context(open_fleet(config, prepared, target, record.say, signals, proof, writes=True))
+        fleet = stack.enter_context(open_fleet(config, prepared, target, record.say, signals, *proofs, writes=True))
         stack.enter_context(signals)
         record.describe(identity, open_data(config))
         trainer = make_trainer(config, run_dir, prepared, fleet, record, checkpoint, identity, drifted, locks)
@@ -141,7 +142,7 @@ def _evaluated(
             told["online"] = regret(fleet, weights, trainer.progress.round_losses, *own)
             record.tracker.metrics({"online/regret": told["online"]["regret"]}, weights.version)
         return told
-    except (Interrupted, KeyboardInterrupt, StorageFailed):
+    except (Interrupted, KeyboardInterrupt, StorageFailed, HeadLost):
         raise
     except Exception as error:
         failure = f"{type(error).__name__}: {reason(error)}"
@@ -224,6 +225,7 @@ def make_trainer(
             "mlflow_run_id": record.mlflow_run_id(),
             "run_dir": str(run_dir),
             "proof": fleet.proof,
+            "server_proof": fleet.server_proof,
             "drifted": drifted,
         },
         planned=planned,

@@ -21,7 +21,7 @@ from metadist.config.build import Shapes, metrics
 from metadist.config.method import chunk_size
 from metadist.deals import Ahead
 from metadist.engine import Engine
-from metadist.errors import Diverged, Interrupted, StorageFailed
+from metadist.errors import Diverged, HeadLost, Interrupted, StorageFailed
 from metadist.evaluation import count_diverged, interval, measure
 from metadist.journal import Journal
 from metadist.messages import PHASES, Weights, plan
@@ -109,10 +109,17 @@ class Trainer:
     def run(self, start: int, stop: Stop) -> tuple[Weights, str]:
         """Meta-steps `start`, ..., meta_steps - 1: the last weights, and why it ended ("done", or Stop's reason).
 
-        Raises Diverged or Interrupted (while waiting for workers), after saving the weights at which it happened.
+        Raises Diverged, Interrupted (while waiting for workers) or HeadLost, after saving the weights at which it
+        happened.
         """
         try:
             return self._loop(start, stop)
+        except HeadLost as error:
+            saved = "could not be saved as it is, and goes on from its newest checkpoint"
+            if self.server.whole:
+                self._save(self.server.done(), best=False, now=True)
+                saved = f"is saved at step {self.server.done()}"
+            raise HeadLost(f"{error} with --resume auto: the run {saved}") from None
         except Interrupted:
             if self.server.whole:
                 self._save(self.server.done(), best=False, now=True)
@@ -138,7 +145,7 @@ class Trainer:
             self.journal.append({"applied": step, "deals": self.fleet.account()})
             self._watch_norm(step, stats.gradient_norm)
             self._count(stats, computed - began, time.perf_counter() - computed)
-            self._log(step + 1, stats, gradients)
+            self._log(step + 1, stats)
             del gradients  # which would stay in the object store while the next ones come
             improved = self._validate(step + 1)
             reason = stop.reason(self.progress.since_best)
@@ -213,13 +220,13 @@ class Trainer:
         window.compute_s += compute_s
         window.update_s += update_s
 
-    def _log(self, done: int, stats: Stats, gradients: Any) -> None:
+    def _log(self, done: int, stats: Stats) -> None:
         window, elapsed = self._window, time.perf_counter() - self._window.began
         due = done % self.config.tracking.log_every == 0 or elapsed >= LOG_EVERY_S
         if self._logged and not due and done < self.config.meta_steps:
             return
         self._logged = True
-        reports = self.fleet.reports(gradients)
+        reports = self.fleet.reports()
         slowest: dict[str, float] = {}
         for report in reports:
             slowest[report.worker] = slowest.get(report.worker, 0.0) + report.computing_s

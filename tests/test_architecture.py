@@ -17,9 +17,10 @@ FLOORS = [
     {"engine", "stream", "saving"},
     {"baselines"},
     {"worker", "server", "patience", "deals"},
+    {"server_proof"},
     {"controller", "config", "resuming", "ray_actors", "recovery"},
     {"ray_server", "ray_workers"},
-    {"ray_calls"},
+    {"ray_calls", "ray_head"},
     {"ray_cluster", "ray_fleet", "local_fleet", "fewshot", "identity"},
     {"joint", "recording", "run_dir"},
     {"evaluation"},
@@ -33,7 +34,7 @@ FLOORS = [
     {"cli"},
     {"__main__"},
 ]  # fmt: skip
-RAY = {"ray_cluster", "ray_fleet", "ray_server", "ray_workers", "ray_calls", "ray_actors"}
+RAY = {"ray_cluster", "ray_fleet", "ray_server", "ray_workers", "ray_calls", "ray_actors", "ray_head"}
 MLFLOW = {"tracking"}
 FILES = sorted(PACKAGE.rglob("*.py"))
 

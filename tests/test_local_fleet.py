@@ -1,4 +1,6 @@
+import os
 import random
+import socket
 
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ PLAN = plan("train", 1, 11, 2)
 
 def gradients(fleet: LocalFleet) -> tuple[np.ndarray, np.ndarray]:
     results = fleet.meta_gradients(WEIGHTS, PLAN)
-    assert [report.chunk for report in fleet.reports(results)] == PLAN
+    assert [report.chunk for report in fleet.reports()] == PLAN
     return np.concatenate([rows for _, rows in results]), np.concatenate([report.losses for report, _ in results])
 
 
@@ -109,3 +111,45 @@ def test_workers_that_only_die_end_the_run():
     fleet = LocalFleet(lambda: WORKER, 1, faults=faults, patience=Patience(back_off_s=0.0))
     with pytest.raises(TooManyLosses, match="scripted"):
         gradients(fleet)
+
+
+def test_a_link_that_is_cut_for_a_while_is_said_costs_no_bit_and_its_worker_is_used_again():
+    """Worker 0's link is cut from 6.5 to 31.5; a chunk takes 1 s, a step 3."""
+    said: list[str] = []
+    fleet = LocalFleet(lambda: WORKER, 2, faults=[Fault(6.5, "cut", 0)], say=said.append)
+    shown, steps = [], []
+    for _ in range(12):
+        began = fleet.now
+        for result, expected in zip(gradients(fleet), undisturbed(), strict=True):
+            assert np.array_equal(result, expected)
+        shown.append(fleet.num_workers)
+        steps.append(fleet.now - began)
+    assert max(steps) < 10, "nobody waits for the lost host"
+    assert shown[0] == 2 and 1 in shown and shown[-1] == 2
+    assert [text for text in said if "no result for" in text][0].endswith(
+        "waiting for worker 0 on a, which does not answer and is not counted"
+    )
+    assert said[-1] == "worker 0 answers again"
+    assert {worker for _, _, worker, *_ in fleet.account()} == {0, 1}
+
+
+def test_a_link_that_is_cut_under_the_only_worker_holds_the_run_up_for_as_long_and_it_is_said():
+    said: list[str] = []
+    fleet = LocalFleet(lambda: WORKER, 1, faults=[Fault(8.5, "cut", 0)], say=said.append)
+    gradients(fleet)
+    began = fleet.now
+    gradients(fleet)
+    assert 25 <= fleet.now - began < 40
+    assert [text.partition(",")[0] for text in said] == [
+        "no result for 7 s",
+        "no result for 14 s",
+        "worker 0 answers again",
+    ]
+
+
+def test_the_account_of_a_step_names_who_computed_it_and_where():
+    fleet = LocalFleet(lambda: WORKER, 2)
+    gradients(fleet)
+    account = fleet.account()
+    assert [(row[0], row[1], row[3]) for row in account] == [(c.start, c.stop, 1) for c in PLAN]
+    assert {row[5] for row in account} == {f"{socket.gethostname()}:{os.getpid()}"}

@@ -26,6 +26,7 @@ from metadist.prepare import prepare
 from metadist.ray_server import RayServer
 from metadist.run import train
 from metadist.server import BLOCK, Optimization, slices
+from metadist.server_proof import server_proof
 
 pytestmark = pytest.mark.ray
 
@@ -278,6 +279,7 @@ def test_a_server_that_dies_between_two_steps_is_rebuilt(ray_cluster, tmp_path, 
             if disturb and step in (2, 3):
                 os.kill(fleet.server_pids()[step % servers], signal.SIGKILL)
             server.apply(step, *gradients, num_tasks=12)
+            assert [report.chunk for report in fleet.reports()] == tasks[step]
             held.append(len(ray._private.worker.global_worker.core_worker.get_all_reference_counts()))
             if disturb and step == 4:
                 os.kill(fleet.server_pids()[0], signal.SIGKILL)
@@ -315,3 +317,29 @@ def test_no_server_moves_where_one_would_not_stay_finite(ray_cluster):
     server.apply(1, result(1, 1.0))
     assert server.snapshot()["step"] == 2
     server.close()
+
+
+def test_a_server_on_a_machine_that_computes_other_bits_is_refused_as_a_worker_is(ray_cluster, tmp_path):
+    """At the start with what to do; later it is no place to rebuild one, so another is tried."""
+    from metadist.ray_fleet import RayFleet
+
+    job = ["data.family=digits", "task.ways=3", "model.name=mlp", "model.hidden=[4]", f"run_dir={tmp_path}"]
+    config = load_config([], [*SMALL, *job])
+    prepared = prepare(config, [])
+    optimization = make_optimization(config, prepared.engine)
+
+    def step(before: str | None, mixed: bool = False) -> str | None:
+        fleet = RayFleet(lambda: make_worker(config), 1, mixed_devices=mixed, server_proof=before)
+        server = fleet.start_server(prepared.theta, optimization, None)
+        try:
+            server.apply(0, *fleet.meta_gradients(server.used(), plan("train", 0, 2, 2)), num_tasks=2)
+            return fleet.server_proof
+        finally:
+            fleet.close()
+
+    proof = step(None)
+    assert proof == server_proof() == LocalFleet(lambda: make_worker(config)).server_proof
+    assert step(proof) == proof
+    with pytest.raises(InputError, match=rf"parameter server \({proof}\) does not compute .* \(another\): use equal"):
+        step("another")
+    assert step("another", mixed=True) == "another"
