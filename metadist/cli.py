@@ -60,6 +60,7 @@ def train(
     """
     from metadist import config as configuration
     from metadist import run
+    from metadist.config.trust import trust_flag
     from metadist.run_dir import finite
 
     files, overrides = split_arguments(arguments)
@@ -79,7 +80,7 @@ def train(
     if not as_json:
         click.echo(f"\nresults    {quoted(Path(config.run_dir or '', 'results.json'))}")
         other = "evaluation.inner_steps=10" if told["protocol"]["inner_steps"] else "evaluation.test_tasks=1000"
-        click.echo(f"evaluate   metadist evaluate {quoted(config.run_dir or '')} {other}")
+        click.echo(f"evaluate   metadist evaluate {quoted(config.run_dir or '')} {other}{trust_flag(config)}")
         if config.tracking.mlflow and not (config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")):
             assert config.run_dir
             database = Path(config.run_dir).absolute().parent / "mlflow.db"

@@ -14,7 +14,7 @@ from metadist.config import Config, load_config
 from metadist.config.build import make_optimization, open_data
 from metadist.config.load import shown
 from metadist.config.method import chunk_size
-from metadist.config.trust import check_trusted, check_usable, outside_address, outside_code, outside_place
+from metadist.config.trust import check_trusted, check_usable, outside_address, outside_code, outside_place, trust_flag
 from metadist.disk import private_files, reason, writing
 from metadist.errors import EvaluationFailed, HeadLost, Interrupted, StorageFailed
 from metadist.evaluation import draw_curve, evaluate_run, write_results
@@ -149,7 +149,7 @@ def _evaluated(
         write_json({**ending, "evaluation_failed": failure}, run_dir / "results.json")
         raise EvaluationFailed(
             f"{run_dir} is trained and saved, but evaluating it failed ({failure}): once that is mended, "
-            f"`metadist evaluate {shlex.quote(str(run_dir))}` does it"
+            f"`metadist evaluate {shlex.quote(str(run_dir))}{trust_flag(config)}` does it"
         ) from error
 
 

@@ -19,6 +19,7 @@ from metadist.checkpoint_format import Checkpoint
 from metadist.config import Config, dump_config
 from metadist.config.build import Shapes, metrics
 from metadist.config.method import chunk_size
+from metadist.config.trust import trust_flag
 from metadist.deals import Ahead
 from metadist.engine import Engine
 from metadist.errors import Diverged, HeadLost, Interrupted, StorageFailed
@@ -333,5 +334,5 @@ class Trainer:
             )
         return Diverged(
             f"{error} at meta-step {step}: lower learner.inner_lr or meta_lr, or set optimizer.clip_norm; "
-            f"`metadist replay {shlex.quote(str(self.run_dir))} --task {error.task}` computes it again, step by step"
+            f"`metadist replay {shlex.quote(str(self.run_dir))} --task {error.task}{trust_flag(self.config)}` computes it again, step by step"
         )

@@ -51,6 +51,12 @@ def outside_place(config: Config, run: Path) -> dict[str, str]:
     return {"checkpoint.location": place}
 
 
+def trust_flag(config: Config) -> str:
+    """What a printed command that reads the run of this configuration again must end with."""
+    named = outside_code(config) | outside_address(config) | outside_place(config, Path(config.run_dir or ""))
+    return " --trust-code" if named else ""
+
+
 def check_trusted(saved: str | Path, found: Mapping[str, str], trust_code: bool, own: Collection[str] = ()) -> None:
     """Raises InputError where the saved run at `saved` would have something followed that is neither the user's own
     (he typed those settings) nor trusted, or that is trusted and no part of the seam it stands for."""
