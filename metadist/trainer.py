@@ -332,7 +332,8 @@ class Trainer:
                 f"meta-step {step}: {error}, first in {name}: what was before it is saved, set optimizer.clip_norm"
                 f"{usual} or lower meta_lr"
             )
+        again = f"metadist replay {shlex.quote(str(self.run_dir))} --task {error.task}{trust_flag(self.config)}"
         return Diverged(
-            f"{error} at meta-step {step}: lower learner.inner_lr or meta_lr, or set optimizer.clip_norm; "
-            f"`metadist replay {shlex.quote(str(self.run_dir))} --task {error.task}{trust_flag(self.config)}` computes it again, step by step"
+            f"{error} at meta-step {step}: lower learner.inner_lr or meta_lr, or set optimizer.clip_norm; `{again}` "
+            "computes it again, step by step"
         )
