@@ -165,7 +165,7 @@ def zipped(entries: dict[str, bytes], compression: int = zipfile.ZIP_STORED) -> 
 
 class Large:
     def __reduce__(self):
-        return bytearray, (10**11,)
+        return bytearray, (10**9,)
 
 
 def tensors(header: dict) -> bytes:
