@@ -255,6 +255,7 @@ class CheckpointStore:
         except OSError:
             shutil.rmtree(temporary, ignore_errors=True)  # a full disk needs the room
             raise
+        self._check_place()  # writing may have taken long
         if (root / name).exists():
             self._move(name, _ASIDE + name)
         os.rename(temporary, root / name)
