@@ -161,7 +161,7 @@ def test_a_save_cut_off_at_any_byte_leaves_the_one_before(tmp_path, file):
         (folder / file).write_bytes(whole[:size])
         said: list[str] = []
         assert CheckpointStore(tmp_path, say=said.append).load("latest").step == 1
-        assert bool(said) == (file == "meta.json")
+        assert len(said) == 1 and ("damaged" in said[0] or "no meta.json in it" in said[0] or "meta.json" in said[0])
 
 
 def test_damage_anywhere_gives_equal_data_or_the_one_before_with_a_warning(tmp_path):

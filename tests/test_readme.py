@@ -20,6 +20,8 @@ COMMANDS = [line for language, block in BLOCKS if language == "bash" for line in
 FILES = [(block[2:].split("\n")[0], block) for language, block in BLOCKS if re.match(r"# \w+\.py\n", block)]
 SET_UP = re.compile(r"python3 -m venv .venv && .venv/bin/pip install -q -e \S+ && .venv/bin/")
 SHORTER = "meta_steps=2 evaluation.every=1 evaluation.tasks=4 evaluation.test_tasks=4 evaluation.baseline_tasks=2"
+IN_ONE_PROCESS = ("jobs/omniglot", "runs/omniglot", "my_job.yaml", "my_learner:")
+"""What is not about workers is computed without actors, whose start takes longer than all the rest."""
 NOT_HERE = {
     "metadist bench scaling": "takes minutes; its --quick has a test of its own",
     "mlflow ui --backend-store-uri sqlite:///runs/mlflow.db": "a server that does not end; the database is looked at",
@@ -51,6 +53,8 @@ def runnable(command: str) -> str:
     command = SET_UP.sub("", command)
     if "train" in command.split():
         command += f" {SHORTER}"
+    if any(name in command for name in IN_ONE_PROCESS):
+        command += " fleet.backend=local"
     small = "--seconds 0.3 model.name=mlp model.channels=null"
     return f"{command} {small}" if "bench" in command.split() else command
 

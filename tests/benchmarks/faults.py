@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -73,7 +73,12 @@ def stop_worker(stage: Stage) -> None:
     """It does not die; it just does not go on for a while."""
     pid = next(iter(stage.fleet.pids.values()))
     os.kill(pid, signal.SIGSTOP)
-    stage.later.append(lambda: os.kill(pid, signal.SIGCONT))
+    stage.later.append(lambda: wake(pid))
+
+
+def wake(pid: int) -> None:
+    with suppress(ProcessLookupError):  # on a busy machine it has been replaced, for not answering
+        os.kill(pid, signal.SIGCONT)
 
 
 def kill_server(stage: Stage) -> None:

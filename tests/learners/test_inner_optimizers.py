@@ -87,7 +87,7 @@ def test_a_users_own_is_named_as_module_and_callable(tmp_path, monkeypatch):
         ({"beta1": 0}, "must be a name, or a mapping with one"),
         ({"name": "adam", "beta": 0}, "inner optimizer adam has no option 'beta'"),
         ({"name": "adam", "beta1": 1.0}, "must be in"),
-        ("torch.optim:SGD", "is part of torch and is not called"),
+        ("torch.optim:SGD", "must be a class with methods begin"),
         ("pathlib:PurePath", "must be a class with methods begin"),
     ],
 )
