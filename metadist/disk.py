@@ -88,8 +88,8 @@ class Held:
             same = False
         if not same:
             raise PlaceLost(
-                f"{self._path} was removed, replaced or moved while a run was writing to it, so that the run ends: put "
-                "it back, then the same command with --resume auto goes on from the last checkpoint in it"
+                f"{self._path} was removed, replaced or moved while a run was writing to it, so that the run ends: "
+                "put it back if it was moved, then the same command with --resume auto goes on; else it begins anew"
             )
 
 

@@ -15,7 +15,7 @@ from metadist.config.method import aggregation, chunk_size, worker_device
 from metadist.config.schema import DataConfig
 from metadist.engine import Engine
 from metadist.errors import InputError
-from metadist.redaction import redacted
+from metadist.redaction import redacted_settings
 
 FREE = {"run_dir", "num_workers", "max_time_s", "fleet", "evaluation", "checkpoint", "tracking", "meta_steps"}
 """Settings that may change when a run is continued; under a schedule, meta_steps then counts as drift."""
@@ -88,7 +88,7 @@ def drift(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
 def _completed(settings: dict[str, Any]) -> dict[str, Any]:
     """A run's settings, with those that did not exist when it began at their defaults: what was done without them."""
-    completed = redacted(settings)
+    completed = redacted_settings(settings)
     for key, default in bound_settings(Config.model_construct(data=DataConfig.model_construct())).items():
         own = settings.get(key, default)
         completed[key] = {**default, **own} if isinstance(default, dict) and isinstance(own, dict) else own

@@ -23,7 +23,7 @@ from metadist.prepare import Prepared
 from metadist.task import Task
 from metadist.worker import Worker
 
-ON_CPU = {"compile": False, "cuda_graphs": False, "autocast": False, "device": "cpu"}
+PLAIN = {"compile": False, "cuda_graphs": False, "autocast": False, "device": "cpu"}
 
 
 def with_gradient_checked(config: Config, prepared: Prepared) -> Prepared:
@@ -48,12 +48,15 @@ def with_gradient_checked(config: Config, prepared: Prepared) -> Prepared:
     if isinstance(found, str):
         return replace(prepared, gradient=found, notes=[*prepared.notes, found])
     if found.tensor:
+        remedies = [] if prepared.engine.method.differentiation == "remat" else ["engine.differentiation=remat"]
+        remedies += [] if prepared.engine.learner.first_order else ["learner.first_order=true"]
+        other = f"try {' or '.join(remedies)}, or, " if remedies else ""
         raise InputError(
             f"the meta-gradient is wrong: along {found.tensor!r} and others it differs from finite differences by "
             f"{found.error:.1%}, so torch differentiates the model or the loss wrongly, without an error: a layer "
-            "edits weights, hides them from autograd or has a wrong second derivative; replace it, try "
-            "engine.differentiation=remat or learner.first_order=true, or, where it is so on purpose (straight-through "
-            "estimators, stopped gradients), set engine.gradient_check=false"
+            "edits weights, hides them from autograd or has a wrong derivative; replace it, "
+            f"{other}where it is so on purpose (straight-through estimators, stopped gradients), set "
+            "engine.gradient_check=false"
         )
     if found.error != found.error:
         return replace(prepared, gradient=f"too coarse to be checked ({found.seconds:.1f} s)")
@@ -88,7 +91,9 @@ def with_evaluation_tried(config: Config, prepared: Prepared) -> Prepared:
     few = {"test_tasks": 2, "baseline_tasks": 1, "scratch_steps": 1, "joint_steps": 1, "joint_inner_steps": 1}
     small = config.model_copy(update={"evaluation": config.evaluation.model_copy(update=few)})
     constants = {name: value.cpu().numpy() for name, value in prepared.engine.learner.model.constants.items()}
-    on_cpu = small.model_copy(update={"engine": small.engine.model_copy(update=ON_CPU)})
+    on_cpu = small.model_copy(
+        update={"engine": small.engine.model_copy(update={**PLAIN, "kind": prepared.engine.kind})}
+    )
     here, weights = _Here(make_worker(on_cpu, constants)), Weights(0, prepared.theta)
     usable, notes = [], list(prepared.notes)
     for name in prepared.baselines:

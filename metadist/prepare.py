@@ -96,9 +96,18 @@ def _check_finite(engine: Engine, theta: np.ndarray) -> None:
 
 
 def _outputs(model: Model, task: Task, ways: int) -> object:
-    """What the bare model gives. Raises InputError where there are fewer than `ways`."""
+    """What the bare model gives. Raises InputError where there are fewer than `ways`, or where forward changes large
+    weights behind autograd's back (clipping, a maximal norm)."""
+    large = {name: 10 * value for name, value in model.parameters.items()}
     with torch.no_grad():
         outputs = model(model.parameters, *task.support.inputs)
+        model(large, *task.support.inputs)
+    for name, value in model.parameters.items():
+        if not torch.equal(large[name], 10 * value):
+            raise InputError(
+                f"the model changed its weight {name!r} in forward, which no derivative sees: leave theta as it is "
+                "there, and compute what should be used in its place anew"
+            )
     if isinstance(outputs, torch.Tensor) and outputs.ndim == 2 and outputs.shape[1] < ways:
         raise InputError(
             f"the model gives {outputs.shape[1]} outputs, {ways} ways need {ways}: set its number of outputs, which is "

@@ -208,7 +208,8 @@ class RayFleet:
             )
             if self._applied:
                 raise ServerLost(text)
-            raise InputError(f"{text}: use equal machines, fleet.servers=1, or set fleet.mixed_devices=true")
+            one = "fleet.servers=1, " if self.servers > 1 else ""
+            raise InputError(f"{text}: use equal machines, {one}or set fleet.mixed_devices=true")
         self._applied = True
 
     def _recompute(self, weights: Sequence[Ref], step: int, num_tasks: int) -> list[Result]:

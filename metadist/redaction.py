@@ -11,6 +11,11 @@ _WORDS = (
     r"sig(?:nature)?|sas|auth"
 )
 _NAME = re.compile(rf"-*(?:.*[_\-.])?(?:{_WORDS})(?:_id)?", re.IGNORECASE)
+_OF_PERSONS = re.compile(
+    r"-*(?:.*[_\-.])?(?:pass(?:word|wd|phrase)|pwd|secret|(?:api|access|secret|private|account)[_\-]?key|credentials?|"
+    r"(?:api|access|auth)[_\-]token)(?:_id)?",
+    re.IGNORECASE,
+)
 _USERINFO = re.compile(
     r"(?P<scheme>\b[A-Za-z][\w+.\-]*:/{2,})"
     r"(?:(?<!abfs://)(?<!abfss://)(?<!wasb://)(?<!wasbs://)[^\s/?#'\"]*@"  # up to the last @ of the host's part
@@ -42,6 +47,26 @@ def redacted(tree: Any) -> Any:
     return redact(tree) if isinstance(tree, str) else tree
 
 
+def redacted_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration's sections likewise; in `model` and `learner` a `pad_token` or `signature` is no secret, but an
+    option that the mathematics depends on."""
+    return {
+        section: _options(value) if section in ("model", "learner") else redacted({section: value})[section]
+        for section, value in settings.items()
+    }
+
+
+def _options(tree: Any) -> Any:
+    if isinstance(tree, Mapping):
+        return {
+            key: MARK if isinstance(value, str) and value and _OF_PERSONS.fullmatch(str(key)) else _options(value)
+            for key, value in tree.items()
+        }
+    if isinstance(tree, list | tuple):
+        return [_options(value) for value in tree]
+    return redact(tree) if isinstance(tree, str) and ":/" in tree else tree
+
+
 def is_secret(name: str) -> bool:
     """Whether a setting of this name holds a secret: `password`, `api_key`, `s3.secret_key`."""
     return _NAME.fullmatch(name) is not None
@@ -49,7 +74,7 @@ def is_secret(name: str) -> bool:
 
 def is_redacted(text: str) -> bool:
     """Whether a secret was taken out of it, so that it cannot be used."""
-    return f"{MARK}@" in text or f"={MARK}" in text
+    return text == MARK or f"{MARK}@" in text or f"={MARK}" in text
 
 
 def command_line(arguments: Sequence[str]) -> str:

@@ -162,7 +162,9 @@ def _find_beginning(config: Config, run_dir: Path, resume: str | Path | None) ->
     set_up_process(config.fleet.threads_per_worker)
     validated: list[Split] = ["validation"] if config.evaluation.every else []
     prepared = prepare(config, [*validated, config.evaluation.split], checkpoint)
-    prepared = with_evaluation_tried(config, with_gradient_checked(config, prepared))
+    if checkpoint is None:  # else it was done when the run began
+        prepared = with_gradient_checked(config, prepared)
+    prepared = with_evaluation_tried(config, prepared)
     if checkpoint is not None:
         check_state(checkpoint, prepared.theta, make_optimization(config, prepared.engine))
     return checkpoint, prepared

@@ -137,8 +137,9 @@ class Worker:
 
     def proof(self) -> str:
         """The device, and a hash of the meta-gradients of the run's first chunk at its initial theta: workers with the
-        same proof are taken to compute the same bits. Of a run that is long enough the second computation is a
-        recorded one. Raises InputError where computing it twice gives two results."""
+        same proof are taken to compute the same bits. In a run that is long enough the second computation is recorded,
+        and each recording compared with the computation itself, to the bit. Raises InputError where computing it twice
+        gives two results."""
         weights, chunk = Weights(0, self.engine.initial_theta().cpu().numpy()), Chunk("train", 0, 0, self.chunk_size)
         first = self.meta_gradients(weights, chunk)[1].tobytes()
         with self.engine.recording() if self.meta_steps > AFTER else nullcontext():  # else it would not be earned back

@@ -46,6 +46,14 @@ class Hidden(Net):
         return self.head((h + h.detach()) / 2)
 
 
+class Clipped(Net):
+    """Clips its weights by hand, which does nothing while they are small."""
+
+    def forward(self, x):
+        self.head.weight.data.clamp_(-1, 1)
+        return super().forward(x)
+
+
 class Lazy(nn.Module):
     def __init__(self, outputs: int = 3):
         super().__init__()
@@ -229,6 +237,11 @@ def test_a_run_whose_evaluation_fails_all_the_same_is_saved_and_says_how_to_go_o
     saved = load_config([tmp_path / "run" / "config.yaml"])
     finished = run.evaluate(saved, tmp_path / "run", say=lambda text: None, trust_code=True)
     assert finished["evaluated_theta_sha256"] == told["theta_sha256"]
+
+
+def test_weights_that_forward_would_clip_later_are_refused_at_the_start():
+    with pytest.raises(InputError, match="the model changed its weight 'head.weight' in forward"):
+        prepare(job(model="Clipped"), ["test"])
 
 
 def test_lazy_layers_get_their_weights_from_the_data_at_hand(tmp_path):

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from metadist.config import dump_config, load_config
+from metadist.config.calls import call
+from metadist.config.load import parse_config
 from metadist.errors import InputError, StorageFailed
 from metadist.redaction import command_line, redact, redacted
 
@@ -123,3 +125,13 @@ def test_what_a_run_makes_is_its_users_alone_to_read(tmp_path):
     assert {"config.yaml", "mlflow.db", "trainer.pt", "results.json", "evaluations"} <= {path.name for path in made}
     for path in made:
         assert stat.S_IMODE(path.stat().st_mode) == (0o700 if path.is_dir() else 0o600), path
+
+
+def test_options_of_models_and_learners_are_no_secrets():
+    """What the mathematics depends on stays as it is, in the saved configuration too."""
+    own = ["data.source=my:Source", "data.options={db_password: hidden}", "model.name=my:Net", "model.pool_token=cls"]
+    config = load_config([], own)
+    again = parse_config(dump_config(config), "a checkpoint")
+    assert again.model.options == {"pool_token": "cls"} and again.data.options == {"db_password": "***"}
+    with pytest.raises(InputError, match="db_password was saved without its secret: give that setting again"):
+        call("my:Source", lambda db_password: None, again.data.options)

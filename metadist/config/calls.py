@@ -13,6 +13,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from metadist.config.load import did_you_mean
 from metadist.disk import reason
 from metadist.errors import InputError
+from metadist.redaction import is_redacted
 
 
 def resolve(name: str, known: Iterable[str] = ()) -> Any:
@@ -48,6 +49,8 @@ def call(what: str, function: Callable[..., Any], options: Mapping[str, Any], hi
     hints = get_type_hints(function.__init__ if isinstance(function, type) else function)
     checked = {}
     for name, value in options.items():
+        if isinstance(value, str) and is_redacted(value):
+            raise InputError(f"{what}: {name} was saved without its secret: give that setting again")
         if name not in parameters and not open_ended:
             raise InputError(f"{what} has no option {name!r}{did_you_mean(name, known) if known else '; it has none'}")
         checked[name] = value if name in hidden else _convert(what, name, value, hints.get(name))

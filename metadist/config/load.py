@@ -13,7 +13,7 @@ from metadist.config.text import dump_yaml, parse_yaml
 from metadist.disk import read_file, reason
 from metadist.errors import InputError
 from metadist.learners import Learner
-from metadist.redaction import redacted
+from metadist.redaction import redacted_settings
 
 _NO_PLAIN_TEXT = ("'", '"')
 _NULL = ("", "~", "null", "Null", "NULL")
@@ -67,7 +67,7 @@ def dump_config(config: Config) -> str:
 
 def shown(config: Config) -> dict[str, Any]:
     """The settings as plain values that may be written and sent: without the secrets in them."""
-    return redacted(config.model_dump(mode="json"))
+    return redacted_settings(config.model_dump(mode="json"))
 
 
 def _read(file: Path) -> dict[str, Any]:

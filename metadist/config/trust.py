@@ -94,8 +94,16 @@ def _typed(key: str, own: Collection[str]) -> bool:
 def _is_model(found: Any, module: str) -> bool:
     """A class of modules, or a function of its own module that is annotated to give one."""
     if not isinstance(found, type):
-        found = get_type_hints(found).get("return") if _is_own_function(found, module) else None
+        found = _returned(found) if _is_own_function(found, module) else None
     return isinstance(found, type) and issubclass(found, torch.nn.Module)
+
+
+def _returned(function: Callable[..., Any]) -> Any:
+    """What it is annotated to return; None where that names something that is not there at run time."""
+    try:
+        return get_type_hints(function).get("return")
+    except (NameError, AttributeError, TypeError):
+        return None
 
 
 def _is_learner(found: Any, module: str) -> bool:

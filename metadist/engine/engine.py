@@ -111,11 +111,13 @@ class Engine:
         if self.kind == "vmap" and len(set(told)) > 1:
             own = draws or [Draws(0, TaskId("train", step, t), stream=1) for t in range(len(tasks))]
 
-            def compute(places: list[int]) -> MetaGradients:
-                alike, streams = [tasks[t] for t in places], [own[t] for t in places]
-                return self.meta_gradients(theta, alike, step, meta_steps, streams)
+            def compute(places: list[int]) -> list[Tensor]:
+                alike, streams, noted = [tasks[t] for t in places], [own[t] for t in places], {}
+                return [*self.meta_gradients(theta, alike, step, meta_steps, streams, noted), *noted.values()]
 
-            return MetaGradients(*_by_ways(told, compute))
+            losses, rows, *found = _by_ways(told, compute)
+            self._note(diagnostics, found)
+            return MetaGradients(losses, rows)
         with self._computing(len(tasks)):
             weights = self._weights(theta)
             if self.kind == "vmap":

@@ -9,11 +9,12 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from metadist.draws import Draws
 from metadist.engine.differentiation import Recorded, Tensors
@@ -26,7 +27,7 @@ QUERIES, INNER_STEPS = 8, 2  # of the task that is checked, at most
 STEPS, LARGE_STEPS = (1e-7, 1e-8, 1e-6, 1e-5), (1e-3, 1e-2)
 """Of the differences, relative to each tensor's norm: small, since the gradient of an inner step jumps where a ReLU
 switches; larger for a computation that is not float64 throughout."""
-TOLERANCE, ROUGH = 1e-5, 3e-2  # relative; ROUGH for a computation that is not float64 throughout
+TOLERANCE, ROUGH = 1e-5, 0.1  # relative; ROUGH where a model or loss computes in float32 in between
 DRAWS = 3  # of a point and a direction: at a kink (ReLU, max-pooling) differences say nothing
 
 
@@ -37,6 +38,19 @@ class Found(NamedTuple):
     error: float
     tensor: str | None
     seconds: float
+
+
+class _Casts(TorchDispatchMode):
+    """Notes the coarsest type that something in float64 was converted to."""
+
+    bits = 64
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        fine = any(isinstance(each, Tensor) and each.dtype == torch.float64 for each in args)
+        if fine and isinstance(result, Tensor) and result.is_floating_point():
+            self.bits = min(self.bits, torch.finfo(result.dtype).bits)
+        return result
 
 
 class ValueOnly(Recorded):
@@ -74,7 +88,11 @@ def check_gradient(learner: Learner, method: Method, theta: np.ndarray, task: Ta
     engine = Engine(learner, Method(method.kind, method.differentiation, method.spacing), dtype=torch.float64)
     few = _few(task)
     base, step = torch.from_numpy(theta.astype(np.float64)), meta_steps - 1
-    best = Found(math.inf, None, 0.0)
+    with _Casts() as casts:
+        _loss(engine, base, few, step, meta_steps)
+    if casts.bits < 32:
+        return Found(math.nan, None, time.perf_counter() - began)
+    rough, best = casts.bits < 64, Found(math.inf, None, 0.0)
     for number in range(DRAWS):
         generator = torch.Generator().manual_seed(number)
         point = _near(engine, base, generator)
@@ -84,7 +102,7 @@ def check_gradient(learner: Learner, method: Method, theta: np.ndarray, task: Ta
         def value(along: Tensor, at: Tensor = point) -> float:
             return _loss(engine, at + along, few, step, meta_steps)
 
-        error, rough = _error(value, direction, float(rows[0] @ direction), float(losses[0]))
+        error = _error(value, direction, float(rows[0] @ direction), float(losses[0]), rough)
         if error <= (ROUGH if rough else TOLERANCE):
             return Found(error, None, time.perf_counter() - began)
         if error < best.error:
@@ -93,27 +111,25 @@ def check_gradient(learner: Learner, method: Method, theta: np.ndarray, task: Ta
     return Found(error, best.tensor, time.perf_counter() - began)
 
 
-def _error(value: Callable[[Tensor], float], direction: Tensor, expected: float, loss: float) -> tuple[float, bool]:
-    """The smallest relative difference over the step sizes that are not drowned by rounding, NaN where all are; and
-    whether the computation rounds more coarsely than float64."""
+def _error(value: Callable[[Tensor], float], direction: Tensor, expected: float, loss: float, rough: bool) -> float:
+    """The smallest relative difference over the step sizes that are not drowned by rounding; NaN where all are."""
     if not (math.isfinite(expected) and math.isfinite(loss)):
-        return math.nan, False
+        return math.nan
     tiny = 1e-10 * direction
-    noise = abs(value(tiny) - 2 * value(0 * direction) + value(-tiny)) + 1e-15 * abs(loss)
-    rough = noise > 1e-11 * max(abs(loss), 1e-3)
-    best = math.nan
+    noise = abs(value(tiny) - 2 * value(0 * direction) + value(-tiny)) + (1e-6 if rough else 1e-15) * abs(loss)
+    tolerance, best = ROUGH if rough else TOLERANCE, math.nan
     for size in LARGE_STEPS if rough else STEPS:
         found = (value(size * direction) - value(-size * direction)) / (2 * size)
         scale = max(abs(found), abs(expected))
         if scale < 1e-12:
-            return 0.0, rough
-        if noise / size > (ROUGH if rough else TOLERANCE) * scale:
+            return 0.0
+        if noise / size > tolerance * scale:
             continue
         error = abs(found - expected) / scale
         best = error if not best < error else best
-        if best <= (ROUGH if rough else TOLERANCE):
+        if best <= tolerance:
             break
-    return best, rough
+    return best
 
 
 def _farthest(engine: Engine, value: Callable[[Tensor], float], direction: Tensor, row: Tensor) -> str:

@@ -137,7 +137,7 @@ class Model:
             layer.key = None if key is None else key + number * KEYS_APART
         for names, layer in zip(self.running_names, self._batch_norms.values(), strict=True):
             layer.running = (weights[names[0]], weights[names[1]]) if names[0] in weights else None
-        versions = {place: value._version for place, value in placed.items()}
+        versions = {place: _version(value) for place, value in placed.items()}
         own = {} if self._held is None else self._held
         try:
             for place, value in placed.items():
@@ -175,7 +175,7 @@ class Model:
         """Raise InputError where forward changed a weight or buffer, or put another in its place."""
         for place, value in placed.items():
             tensors, name = self._owners[place]
-            changed = value._version != versions[place]
+            changed = _version(value) != versions[place]
             if changed or tensors.get(name) is not value:
                 kind = "buffer" if self._places[place] in self.constants else "weight"
                 raise InputError(
@@ -234,6 +234,11 @@ def _places(module: nn.Module) -> dict[str, str]:
                 place = f"{path}.{name}" if path else name
                 places[place] = names.setdefault(id(tensor), place)
     return places
+
+
+def _version(tensor: Tensor) -> int:
+    """Goes up with every change in place; 0 where torch does not count (inference mode)."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def _owners(module: nn.Module) -> dict[str, tuple[dict[str, Any], str]]:
