@@ -214,7 +214,7 @@ class Shard:
             if tried.first_bad is not None:
                 raise Diverged(
                     f"the step along the mean meta-gradient (norm {stats.gradient_norm:.3g}) would make {tried.what} "
-                    "infinite or NaN",
+                    "infinite or NaN: set optimizer.clip_norm or lower meta_lr",
                     element=first + tried.first_bad,
                 )
             first += tried.size

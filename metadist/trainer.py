@@ -327,11 +327,8 @@ class Trainer:
             self._save(step, best=False, now=True)
         if error.element is not None:
             name = self.engine.layout.name_at(error.element)
-            usual = f" (usual norm: {median(self._norms):.3g})" if self._norms else ""
-            return Diverged(
-                f"meta-step {step}: {error}, first in {name}: what was before it is saved, set optimizer.clip_norm"
-                f"{usual} or lower meta_lr"
-            )
+            usual = f"; the usual norm is {median(self._norms):.3g}" if self._norms else ""
+            return Diverged(f"meta-step {step}: {error} (it begins in {name}{usual}); what was before it is saved")
         again = f"metadist replay {shlex.quote(str(self.run_dir))} --task {error.task}{trust_flag(self.config)}"
         return Diverged(
             f"{error} at meta-step {step}: lower learner.inner_lr or meta_lr, or set optimizer.clip_norm; `{again}` "
