@@ -4,6 +4,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 import ray
 from ray._raylet import GcsClient  # pyright: ignore[reportAttributeAccessIssue]
@@ -83,7 +84,8 @@ class HeadWatch:
 
     def _look(self) -> None:
         while not self._closed.wait(DRAIN_EVERY_S):
-            self.draining = draining_nodes()
+            with suppress(RpcError, RayError):  # of a head that does not answer, which `_watch` tells
+                self.draining = draining_nodes()
 
     def _answers(self) -> bool:
         try:

@@ -14,7 +14,15 @@ from metadist.config import Config, load_config
 from metadist.config.build import make_optimization, open_data
 from metadist.config.load import shown
 from metadist.config.method import chunk_size
-from metadist.config.trust import check_trusted, check_usable, outside_address, outside_code, outside_place, trust_flag
+from metadist.config.trust import (
+    check_trusted,
+    check_usable,
+    outside_address,
+    outside_code,
+    outside_place,
+    trust_flag,
+    unloadable,
+)
 from metadist.disk import private_files, reason, writing
 from metadist.errors import EvaluationFailed, HeadLost, Interrupted, StorageFailed
 from metadist.evaluation import draw_curve, evaluate_run, write_results
@@ -98,7 +106,7 @@ def _train(config: Config, run_dir: Path, lock: DriverLock, resume: str | Path |
         stack.callback(trainer.saver.close)
         start = checkpoint.step if checkpoint else 0
         record.say(banner(config, run_dir, prepared, start))
-        for note in prepared.notes:
+        for note in [*prepared.notes, *unloadable(config)]:
             record.say(note)
         signals.deferred = True
         weights, ended_by = trainer.run(start, Stop(signals, config.max_time_s, config.evaluation.patience))
@@ -362,6 +370,6 @@ def dry_run(config: Config) -> dict[str, Any]:
         "outputs": prepared.shapes.outputs,
         "meta_gradient": prepared.gradient,
         "baselines": list(prepared.baselines),
-        "notes": list(prepared.notes),
+        "notes": [*prepared.notes, *unloadable(config)],
         "identity": digest(run_identity(config, engine)),
     }

@@ -77,6 +77,16 @@ def check_trusted(saved: str | Path, found: Mapping[str, str], trust_code: bool,
             raise InputError(f"{key}={name} in {saved} is not called: a saved run may name {_SEAMS[key][1]}")
 
 
+def unloadable(config: Config) -> list[str]:
+    """What of a job's own code could not be used by `load` and `evaluate` later, even with trust; said beforehand."""
+    found = outside_code(config)
+    return [
+        f"{key}={name} trains, but the run cannot be loaded again with it: it must be {_SEAMS[key][1]}"
+        for key, name in found.items()
+        if not _SEAMS[key][0](resolve(name), name.partition(":")[0])
+    ]
+
+
 def check_usable(*places: str | None) -> None:
     """Raises InputError where one of these addresses was saved without the password or key that it had."""
     for place in places:

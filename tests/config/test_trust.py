@@ -15,6 +15,7 @@ import metadist
 from metadist.checkpoint import CheckpointStore
 from metadist.config import dump_config, load_config
 from metadist.config.load import parse_config
+from metadist.config.trust import unloadable
 from metadist.errors import InputError
 from metadist.replay import replay, replay_task
 from metadist.run import evaluate, train
@@ -204,3 +205,20 @@ def test_a_run_of_metadists_own_parts_needs_no_trust(trained, tmp_path):
         way()
     text = CheckpointStore(trained / "checkpoints").load().config
     assert parse_config(text, "it").run_dir == str(trained)
+
+
+def test_what_could_not_be_loaded_again_is_told_before_training(tmp_path, monkeypatch):
+    (tmp_path / "tests_makers.py").write_text(
+        "from __future__ import annotations\n\nimport torch\nfrom torch import nn\n\n"
+        "def bare(outputs=3):\n    return torch.nn.Linear(1, outputs)\n\n"
+        "def told(outputs=3) -> nn.Module:\n    return torch.nn.Linear(1, outputs)\n\n"
+        "def broken(outputs=3) -> Nowhere:\n    return torch.nn.Linear(1, outputs)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    names = ("bare", "told", "broken")
+    jobs = {name: load_config([], ["data.family=digits", f"model.name=tests_makers:{name}"]) for name in names}
+    assert unloadable(jobs["told"]) == []
+    for name in ("bare", "broken"):
+        (note,) = unloadable(jobs[name])
+        assert note.startswith(f"model.name=tests_makers:{name} trains, but the run cannot be loaded again with it")
