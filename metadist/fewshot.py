@@ -22,12 +22,19 @@ Arrays = np.ndarray | torch.Tensor | Sequence[float] | tuple[np.ndarray, ...]
 
 
 class Adapted:
-    """A learner adapted to one support set. `classes` [ways]: the different labels in it, sorted (classification)."""
+    """A learner adapted to one support set. `classes` [ways]: the different labels in it, sorted (classification);
+    `places` [ways]: which of the model's outputs stands for each."""
 
     def __init__(
-        self, outputs: Callable[..., torch.Tensor], shapes: Shapes, transductive: bool, classes: np.ndarray | None
+        self,
+        outputs: Callable[..., torch.Tensor],
+        shapes: Shapes,
+        transductive: bool,
+        classes: np.ndarray | None,
+        places: np.ndarray | None = None,
     ):
         self.classes = classes
+        self._places = places
         self._outputs = outputs
         self._shapes = shapes
         self._transductive = transductive
@@ -43,7 +50,7 @@ class Adapted:
         chosen = self._transductive and len(inputs[0]) > 1 if transductive is None else transductive
         outputs = self._outputs(*inputs, transductive=chosen).cpu().numpy()
         if self.classes is not None:
-            return outputs[:, : len(self.classes)]  # the others are no class of this task
+            return outputs[:, self._places]  # the others are no class of this task
         if not self._shapes.target_units:
             return outputs
         units = self._shapes.target_units
@@ -71,18 +78,23 @@ class FewShotLearner:
         self.shapes = shapes
 
     def adapt(self, x: Arrays, y: Arrays) -> Adapted:
-        """Run the inner loop on a support set: inputs [n, ...] and targets, which are labels [n] (texts or whole
-        numbers, whichever) or values [n, d], in the units of the data as it was before import; images as uint8, or as
-        floats in 0..1, [n, channels, height, width]. Raises InputError on shapes and labels that do not fit."""
+        """Run the inner loop on a support set: inputs [n, ...] and targets, which are labels [n] or values [n, d], in
+        the units of the data as it was before import; images as uint8, or as floats in 0..1, [n, channels, height,
+        width]. Labels are texts or whole numbers, whichever; those that number the model's outputs stand for these.
+        Raises InputError on shapes and labels that do not fit."""
         inputs, targets = _inputs(x, self.shapes), _arrays(y)
         if any(len(target) != len(inputs[0]) for target in targets):
             raise InputError(
                 f"{len(inputs[0])} support inputs need as many targets, at least one; got {len(targets[0])}"
             )
-        classes = None
+        classes = places = None
         if self.shapes.classification:
+            any_ways = self.engine.learner.any_ways
             classes, numbers = _numbered(targets[0])
-            if len(classes) > self.shapes.outputs and not self.engine.learner.any_ways:
+            places = np.arange(len(classes))
+            if not any_ways and classes.dtype.kind in "iu" and classes[0] >= 0 and classes[-1] < self.shapes.outputs:
+                numbers, places = classes.astype(np.int64)[numbers], classes.astype(np.int64)
+            if len(classes) > self.shapes.outputs and not any_ways:
                 raise InputError(
                     f"the support set has {len(classes)} different labels and the model {self.shapes.outputs} outputs: "
                     "take fewer classes, or train with more task.ways"
@@ -92,7 +104,7 @@ class FewShotLearner:
             units = self.shapes.target_units or [None] * len(targets)
             targets = tuple(_converted(*pair) for pair in zip(targets, units, strict=True))
         outputs = self.engine.adapt(self.theta, Examples(inputs, targets))
-        return Adapted(outputs, self.shapes, self.transductive, classes)
+        return Adapted(outputs, self.shapes, self.transductive, classes, places)
 
 
 def load(run: str | Path, checkpoint: str = "best", *, trust_code: bool = False) -> FewShotLearner:

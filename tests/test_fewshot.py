@@ -9,7 +9,7 @@ from metadist.config import load_config
 from metadist.config.build import make_source
 from metadist.data import importers
 from metadist.run import train
-from metadist.task import TaskId
+from metadist.task import Examples, TaskId
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +85,19 @@ def test_labels_of_any_kind_come_back_in_predictions(run):
             assert named.classes is not None and named.classes.tolist() == names.tolist()
     objects = np.array(["ape", "bee", "cat"], object)[numbers]
     assert set(learner.adapt(task.support.inputs[0], objects).predict(query)) <= {"ape", "bee", "cat"}
+
+
+def test_labels_that_number_the_outputs_stand_for_these(run):
+    """In a model whose labels mean the same in every task, 2 is its third output, also where no example is 1."""
+    learner = metadist.load(run[0])
+    draws = np.random.default_rng(0)
+    x, query = draws.random((8, 1, 8, 8)), draws.random((5, 1, 8, 8))
+    labels = np.array([0, 2] * 4)
+    adapted = learner.adapt(x, labels)
+    whole = learner.engine.adapt(learner.theta, Examples((x.astype(np.float32),), (labels,)))
+    expected = whole(query.astype(np.float32)).numpy()
+    assert np.array_equal(adapted.outputs(query), expected[:, [0, 2]])
+    assert adapted.classes.tolist() == [0, 2] and set(adapted.predict(query)) <= {0, 2}
 
 
 def test_a_class_that_the_task_does_not_have_is_never_predicted(run):
