@@ -95,23 +95,22 @@ def with_evaluation_tried(config: Config, prepared: Prepared) -> Prepared:
         update={"engine": small.engine.model_copy(update={**PLAIN, "kind": prepared.engine.kind})}
     )
     here, weights = _Here(make_worker(on_cpu, constants)), Weights(0, prepared.theta)
-    usable, notes = [], list(prepared.notes)
-    for name in prepared.baselines:
-        try:
-            if name == "joint":
-                joint_results(on_cpu, prepared.shapes, prepared.engine.learner)
-            else:
-                here.worker.evaluate_baselines((name,), Chunk(config.evaluation.split, 0, 0, 1))
-            usable.append(name)
-        except Exception as error:  # noqa: BLE001 - whatever a user's model and loss do when they are called otherwise
-            if config.evaluation.baselines is not None:
-                raise InputError(f"evaluation.baselines: {name} cannot be computed here: {reason(error)}") from error
-            notes.append(f"baseline {name} is left out, it cannot be computed here ({reason(error)})")
-    try:
+
+    def rehearse(baselines: Sequence[str]) -> None:
+        own = prepared.shapes, prepared.engine, here, weights, baselines
         with tempfile.TemporaryDirectory() as folder:
-            told, results = evaluate_run(on_cpu, prepared.shapes, prepared.engine, here, weights, usable, _say_nothing)
+            told, results = evaluate_run(on_cpu, *own, _say_nothing)
             write_results(results, Path(folder, "tasks.arrow"))
             draw_curve(told, "", Path(folder, "curve.png"))
+
+    usable, notes = list(prepared.baselines), list(prepared.notes)
+    try:
+        try:
+            rehearse(usable)
+        except Exception:  # noqa: BLE001 - if it is no baseline's, it comes again
+            usable, more = _usable_baselines(on_cpu, prepared, here.worker)
+            rehearse(usable)
+            notes += more
     except InputError:
         raise
     except Exception as error:
@@ -121,6 +120,24 @@ def with_evaluation_tried(config: Config, prepared: Prepared) -> Prepared:
             f"training: check loss, evaluation and your own code{loop} (-v shows the traceback)"
         ) from error
     return replace(prepared, baselines=usable, notes=notes)
+
+
+def _usable_baselines(config: Config, prepared: Prepared, worker: Worker) -> tuple[list[str], list[str]]:
+    """The baselines that can be computed, and in words those that are left out. Raises InputError where the job asks
+    for one of these."""
+    usable, left_out = [], []
+    for name in prepared.baselines:
+        try:
+            if name == "joint":
+                joint_results(config, prepared.shapes, prepared.engine.learner)
+            else:
+                worker.evaluate_baselines((name,), Chunk(config.evaluation.split, 0, 0, 1))
+            usable.append(name)
+        except Exception as error:  # noqa: BLE001 - whatever a user's model and loss do when they are called otherwise
+            if config.evaluation.baselines is not None:
+                raise InputError(f"evaluation.baselines: {name} cannot be computed here: {reason(error)}") from error
+            left_out.append(f"baseline {name} is left out, it cannot be computed here ({reason(error)})")
+    return usable, left_out
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,9 @@ def find_checkpoint(config: Config, run_dir: Path, resume: str | Path | None) ->
                 f"{run_dir} already holds another run: --resume auto continues that one; set run_dir=... to go on "
                 f"from {resume} in a place of its own"
             )
-        _check_owner(config, run_dir, CheckpointStore(location(config, run_dir)))
+        store = CheckpointStore(location(config, run_dir))
+        if config.checkpoint.location and store.steps():
+            _check_owner(store.location, run_dir, store.load("latest"))
         return checkpoint
     if run_dir.exists() and not run_dir.is_dir():
         raise InputError(f"run_dir={run_dir} is a file: choose another")
@@ -97,23 +99,21 @@ def find_checkpoint(config: Config, run_dir: Path, resume: str | Path | None) ->
         return None
     if resume is None:
         raise InputError(f"{location(config, run_dir)} holds another run's checkpoints: set checkpoint.location anew")
-    _check_owner(config, run_dir, store)
     checkpoint = store.load("latest")
     if config.checkpoint.location:
+        _check_owner(store.location, run_dir, checkpoint)
         return checkpoint
     return replace(checkpoint, run={**checkpoint.run, "run_dir": str(run_dir)})  # even if it was moved
 
 
-def _check_owner(config: Config, run_dir: Path, store: CheckpointStore) -> None:
+def _check_owner(place: str, run_dir: Path, latest: Checkpoint) -> None:
     """Raises InputError where the place that a job gives for its checkpoints holds those of a run in another directory,
     which this one neither is nor was before it was moved."""
-    if not config.checkpoint.location or not store.steps():
-        return
-    owner = store.load("latest").run.get("run_dir")
+    owner = latest.run.get("run_dir")
     before = _job_there(run_dir / "config.yaml")
     if owner != str(run_dir) and (before is None or before.run_dir != owner):
         raise InputError(
-            f"{store.location} holds the checkpoints of the run in {owner}: set checkpoint.location to a place of this "
+            f"{place} holds the checkpoints of the run in {owner}: set checkpoint.location to a place of this "
             f"run's own, or run_dir={shlex.quote(str(owner))} to go on with that one"
         )
 
