@@ -201,6 +201,7 @@ def _values(fields: Sequence[Field], survey: Survey, scaling: Scaling, batch: pa
             offset, scale = scaling[spec.name]
             data = np.where(known, (data - offset) * scale, 0)
         elif not known.all():
+            data = data.astype(field.dtype, copy=False)  # an offset is no whole number
             data = np.where(known, data, np.asarray(field.offset, data.dtype))  # `gather` makes it 0
         values[spec.name] = data.astype(field.dtype, copy=False)
         if spec.name in survey.incomplete:

@@ -342,6 +342,20 @@ def test_every_number_is_standardized_and_what_is_not_is_said(tmp_path: Path) ->
     assert told(dataset) == {"fields not standardized": 1, "numbers not scaled": 2, "integer fields made floats": 1}
 
 
+@pytest.mark.parametrize("kind", [pa.int64(), pa.uint8(), pa.float32(), pa.float64()])
+def test_what_is_missing_is_0_when_standardized(tmp_path: Path, kind: pa.DataType) -> None:
+    counts = [None if n == 7 else n * n % 100 for n in range(N)]
+    source = parts(tmp_path, pa.table({"user": USERS, "count": pa.array(counts, kind)}))
+    dataset = imported(source, tmp_path, inputs=["count"], standardize=True)
+    count, known = dataset.splits["train"].gather(np.arange(N))[0]
+    values, expected_known = by_user([n * n % 100 for n in range(N)]), by_user([n != 7 for n in range(N)])
+    there = values[expected_known].astype(float)
+    expected = (values - there.mean()) / there.std() * expected_known
+    np.testing.assert_array_equal(known, expected_known)
+    np.testing.assert_allclose(count, expected, atol=1e-5)
+    assert count[~known] == 0
+
+
 @pytest.mark.parametrize("suffix", ["csv", "parquet", "arrow"])
 def test_only_regular_files_are_opened(tmp_path: Path, suffix: str) -> None:
     asked: dict[str, Any] = {"inputs": ["age"]}
