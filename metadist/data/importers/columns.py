@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute
 
 from metadist.data.files import files_below, open_regular, require_regular, within
-from metadist.data.importers.delimited import LINE_BYTES, Dialect, TextColumn, sniff, suffix
+from metadist.data.importers.delimited import LINE_BYTES, Dialect, TextColumn, packed, sniff, suffix
 from metadist.data.names import clean
 from metadist.data.notes import Notes, shown
 from metadist.data.splits import did_you_mean
@@ -301,7 +301,7 @@ def _text_batches(file: _File, columns: list[str]) -> Iterator[pa.RecordBatch]:
     encoding = "utf8" if file.dialect.encoding == "utf-8-sig" else file.dialect.encoding
     names = list(raw.values())
     reader = csv.open_csv(
-        pa.input_stream(str(file.path.absolute())),
+        pa.input_stream(str(file.path.absolute()), compression="gzip" if packed(file.path) else None),
         csv.ReadOptions(block_size=LINE_BYTES, encoding=encoding),
         csv.ParseOptions(delimiter=file.dialect.delimiter, newlines_in_values=True),
         csv.ConvertOptions(include_columns=names or None, column_types=dict.fromkeys(names, pa.string())),

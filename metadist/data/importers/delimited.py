@@ -38,16 +38,21 @@ class Dialect:
     header: list[str]
 
 
+def packed(file: Path) -> bool:
+    """Whether a file is packed by gzip, by its name."""
+    return file.suffix.lower() == ".gz"
+
+
 def suffix(file: Path) -> str:
     """The file's suffix in lower case, without .gz."""
-    return (file.with_suffix("") if file.suffix.lower() == ".gz" else file).suffix.lower()
+    return (file.with_suffix("") if packed(file) else file).suffix.lower()
 
 
 @contextmanager
 def open_text(source: Path) -> Iterator[io.TextIOWrapper]:
     """A text file, unpacked where it ends in .gz, in the encoding of its byte order mark, else UTF-8."""
     with open_regular(source) as raw:
-        file: Any = gzip.GzipFile(fileobj=raw) if source.suffix.lower() == ".gz" else raw
+        file: Any = gzip.GzipFile(fileobj=raw) if packed(source) else raw
         start = file.read(4)
         file.seek(0)
         encoding = "utf-16" if start[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"

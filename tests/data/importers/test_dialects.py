@@ -86,8 +86,9 @@ def test_dialects_are_read(tmp_path: Path, form: dict[str, str], notes: dict[str
 def test_gzip_and_mixed_line_ends(tmp_path: Path) -> None:
     plain = written(tmp_path).read_bytes().split(b"\n")
     mixed = b"\r\n".join(plain[:9]) + b"\r\n\n" + b"\n".join(plain[9:])
-    (tmp_path / "t.csv.gz").write_bytes(gzip.compress(mixed))
-    np.testing.assert_array_equal(stored(imported(tmp_path / "t.csv.gz", tmp_path)), EXPECTED)
+    for name in ("t.csv.gz", "T.CSV.GZ"):
+        (tmp_path / name).write_bytes(gzip.compress(mixed))
+        np.testing.assert_array_equal(stored(imported(tmp_path / name, tmp_path)), EXPECTED)
 
 
 @pytest.mark.parametrize("asked", ["x=income, EUR", "income, EUR", "x=age,income, EUR", "x=income, EUR,age"])
