@@ -8,25 +8,25 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from metadist.config import Config, load_config
-    from metadist.draws import Draws
+    from metadist.core.errors import Diverged, InputError, Interrupted
+    from metadist.core.random import Draws
+    from metadist.core.task import Examples, Task, TaskId
     from metadist.engine import Engine
-    from metadist.errors import Diverged, InputError, Interrupted
-    from metadist.fewshot import load
     from metadist.learners import MAML, Learner, Reptile
     from metadist.models import Model
-    from metadist.run import evaluate, train
-    from metadist.task import Examples, Task, TaskId
+    from metadist.run.api import evaluate, train
+    from metadist.run.predictor import load
 
 _HOMES = {
     "config": ("Config", "load_config"),
-    "draws": ("Draws",),
+    "core.errors": ("Diverged", "InputError", "Interrupted"),
+    "core.random": ("Draws",),
+    "core.task": ("Examples", "Task", "TaskId"),
     "engine": ("Engine",),
-    "errors": ("Diverged", "InputError", "Interrupted"),
-    "fewshot": ("load",),
     "learners": ("MAML", "Learner", "Reptile"),
     "models": ("Model",),
-    "run": ("evaluate", "train"),
-    "task": ("Examples", "Task", "TaskId"),
+    "run.api": ("evaluate", "train"),
+    "run.predictor": ("load",),
 }
 
 __all__ = [

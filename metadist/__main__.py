@@ -1,5 +1,5 @@
 """`python -m metadist`, the same as the `metadist` command."""
 
-from metadist.cli import main
+from metadist.cli.main import main
 
 main()

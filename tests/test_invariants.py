@@ -10,18 +10,18 @@ from pathlib import Path
 
 import pytest
 
-from metadist.checkpoint_format import theta_sha256
+from metadist.checkpoint.format import theta_sha256
+from metadist.checkpoint.journal import read_journal
 from metadist.config import Config, dump_config, load_config
-from metadist.config.build import make_optimization, make_worker
-from metadist.config.method import chunk_size
-from metadist.errors import InputError
-from metadist.journal import read_journal
-from metadist.local_fleet import Fault, LocalFleet
-from metadist.messages import plan
-from metadist.replay import replay
-from metadist.run import prepare, train
-from metadist.run_dir import scale
-from metadist.server import Server
+from metadist.core.errors import InputError
+from metadist.core.messages import plan
+from metadist.fleet.local import Fault, LocalFleet
+from metadist.fleet.server import Server
+from metadist.run.api import prepare, train
+from metadist.run.auto import chunk_size
+from metadist.run.build import make_optimization, make_worker
+from metadist.run.directory import scale
+from metadist.run.replay import replay
 
 JOB = [
     "data.family=digits",
@@ -135,7 +135,7 @@ def test_a_simulator_outside_torch_gives_one_theta_on_any_number_of_workers(ray_
 
 @pytest.mark.ray
 def test_a_worker_killed_in_a_step_does_not_change_theta(ray_cluster, tmp_path, undisturbed):
-    from metadist.ray_fleet import RayFleet
+    from metadist.fleet.ray.fleet import RayFleet
 
     config = job(tmp_path / "run")
     prepared = prepare(config, [])

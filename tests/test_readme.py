@@ -104,8 +104,8 @@ def test_the_learner_of_the_readme_is_short_and_its_gradient_exact(tmp_path, mon
     import torch
 
     from metadist import Engine, Model, Task
-    from metadist.config.build import resolve
-    from metadist.losses import mean_squared_error
+    from metadist.models.losses import mean_squared_error
+    from metadist.run.build import resolve
 
     ((name, text),) = FILES
     assert len(text.splitlines()) < 60

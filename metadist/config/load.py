@@ -9,11 +9,11 @@ from typing import Any, Optional, get_args
 from pydantic import BaseModel, ValidationError
 
 from metadist.config.schema import Config, Open, Place
-from metadist.config.text import dump_yaml, parse_yaml
-from metadist.disk import read_file, reason
-from metadist.errors import InputError
+from metadist.config.yaml import dump_yaml, parse_yaml
+from metadist.core.errors import InputError
+from metadist.core.files import read_file, reason
+from metadist.core.redaction import redacted_settings
 from metadist.learners import Learner
-from metadist.redaction import redacted_settings
 
 _NO_PLAIN_TEXT = ("'", '"')
 _NULL = ("", "~", "null", "Null", "NULL")

@@ -10,12 +10,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from metadist.core.errors import InputError
 from metadist.data import fields, splits, table, writer
 from metadist.data.importers.digits import digits
 from metadist.data.importers.sinusoid import sinusoid
 from metadist.data.splits import did_you_mean
 from metadist.data.table import FORMAT_VERSION
-from metadist.errors import InputError
 
 FAMILIES: dict[str, Callable[..., Path]] = {"digits": digits, "sinusoid": sinusoid}
 

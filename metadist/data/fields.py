@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
-from metadist.errors import InputError
+from metadist.core.errors import InputError
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from metadist.core.errors import InputError
 from metadist.data.notes import Notes, shown
-from metadist.errors import InputError
 
 MADE_BY_TOOLS = {
     "@eadir", "@tmp", "@recycle", "@recently-snapshot", "#recycle", "#snapshot", "$recycle.bin", "__macosx",

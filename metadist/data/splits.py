@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from metadist.errors import InputError
-from metadist.task import SPLITS, Split
+from metadist.core.errors import InputError
+from metadist.core.task import SPLITS, Split
 
 FRACTIONS = (0.64, 0.16, 0.20)
 

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from metadist.core.errors import InputError
+from metadist.core.task import SPLITS, Examples, Split
 from metadist.data.fields import Field, damaged, read_fields
 from metadist.data.files import require_regular
-from metadist.errors import InputError
-from metadist.task import SPLITS, Examples, Split
 
 FORMAT_VERSION = 1
 NEEDS = "0.1.0"  # the first metadist that reads FORMAT_VERSION

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from metadist.core.errors import InputError
 from metadist.data.files import read_regular
-from metadist.errors import InputError
 
 VERSION = 2
 PAD, UNKNOWN = 0, 1

@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from metadist.core.errors import InputError
+from metadist.core.task import SPLITS, Split
 from metadist.data.notes import Notes, shown
 from metadist.data.repeats import NameRow, fingerprint, note_across, note_within
 from metadist.data.table import BLOCK_BYTES, FORMAT_VERSION, KEY, NEEDS, SHARED, Field, digest_of
-from metadist.errors import InputError
-from metadist.task import SPLITS, Split
 
 Progress = Callable[[int, int], None]
 """Called now and then with the rows written so far and the rows in all."""

@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from metadist.core.task import Examples, Task
 from metadist.engine.inner_loop import refuse_recomputation, replaced, run_inner_loop
 from metadist.learners import Context, Fast, Learner
 from metadist.models.model import DROPOUT
-from metadist.task import Examples, Task
 
 Tensors = dict[str, Tensor]
 Mode = Literal["unroll", "remat", "adjoint"]

@@ -14,20 +14,20 @@ from torch import Tensor
 from torch.fx import Node
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from metadist.draws import Draws
+from metadist.core.errors import InputError
+from metadist.core.random import Draws
+from metadist.core.task import Examples, Task, TaskId, Tasks, as_labels, stack, ways_of
 from metadist.engine.differentiation import Differentiator, Recorded, Tensors, Transformed
-from metadist.engine.features import Trunk, trunk_of
+from metadist.engine.frozen_trunk import Trunk, trunk_of
+from metadist.engine.graph_cache import Program, Watched, record
+from metadist.engine.layout import Layout
 from metadist.engine.memory import is_out_of_memory, out_of_memory
 from metadist.engine.method import Kind, Method
-from metadist.engine.program import Program, Watched, record
 from metadist.engine.remedies import remedy
-from metadist.errors import InputError
-from metadist.layout import Layout
 from metadist.learners import Context, Learner
 from metadist.learners.query import predict_query
-from metadist.losses import Loss
+from metadist.models.losses import Loss
 from metadist.models.model import DROPOUT
-from metadist.task import Examples, Task, TaskId, Tasks, as_labels, stack, ways_of
 
 
 class MetaGradients(NamedTuple):

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from metadist.core.task import Task
 from metadist.engine.engine import Engine
 from metadist.engine.method import Method
-from metadist.task import Task
 
 KEPT = {"loop": 1, "vmap": 2}
 """torch.func keeps what it computes on the way back as well, to be able to differentiate it once more."""

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from metadist.draws import Draws
+from metadist.core.random import Draws
+from metadist.core.task import Examples, Task, TaskId
 from metadist.engine.differentiation import Recorded, Tensors
 from metadist.engine.engine import Engine
 from metadist.engine.method import Method
 from metadist.learners import IMAML, MAML, PLATIPUS, Context, Learner, MAMLPlusPlus, Reptile
-from metadist.task import Examples, Task, TaskId
 
 QUERIES, INNER_STEPS = 8, 2  # of the task that is checked, at most
 STEPS, LARGE_STEPS = (1e-7, 1e-8, 1e-6, 1e-5), (1e-3, 1e-2)

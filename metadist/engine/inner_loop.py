@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from metadist.errors import InputError
+from metadist.core.errors import InputError
+from metadist.core.task import Examples, Task
 from metadist.learners import Fast, Learner
-from metadist.task import Examples, Task
 
 if TYPE_CHECKING:
     from metadist.engine.differentiation import Differentiator

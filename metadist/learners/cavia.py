@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
-from metadist.errors import InputError
+from metadist.core.errors import InputError
+from metadist.core.task import Examples
 from metadist.learners.learner import Context, Fast, Tensors
 from metadist.learners.maml import MAML
-from metadist.task import Examples
 
 
 @dataclass(frozen=True, kw_only=True)

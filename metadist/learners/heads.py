@@ -7,11 +7,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from metadist.errors import InputError
+from metadist.core.errors import InputError
+from metadist.core.task import Examples
 from metadist.learners.learner import Fast, Learner, Tensors
 from metadist.models import Model
 from metadist.models.model import HEAD
-from metadist.task import Examples
 
 PRESENT = "classes present"
 READERS = "protonet, r2d2, protomaml and task_adaptive"

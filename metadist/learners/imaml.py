@@ -7,9 +7,9 @@ from typing import ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from metadist.core.task import Examples, Task
 from metadist.learners.learner import Context, Differentiation, Fast, Tensors
 from metadist.learners.maml import MAML
-from metadist.task import Examples, Task
 
 RESIDUAL, STOPPED = "solver_residual", "negative_curvature"
 TOLERATED = 0.1  # relative residual

@@ -9,12 +9,12 @@ from typing import ClassVar, NamedTuple, Protocol
 import numpy as np
 from torch import Tensor
 
-from metadist.draws import Draws
+from metadist.core.random import Draws
+from metadist.core.task import Examples, Task
 from metadist.learners.query import predict_query
-from metadist.losses import Loss
 from metadist.models import Model
+from metadist.models.losses import Loss
 from metadist.models.model import DROPOUT
-from metadist.task import Examples, Task
 
 Tensors = dict[str, Tensor]
 

@@ -5,10 +5,10 @@ from fnmatch import fnmatchcase
 
 from torch import Tensor
 
-from metadist.errors import InputError
+from metadist.core.errors import InputError
+from metadist.core.task import Examples
 from metadist.learners.inner_optimizers import SGD, InnerOptimizer
 from metadist.learners.learner import Context, Fast, Learner, Tensors
-from metadist.task import Examples
 
 SLOT = "inner optimizer/"
 

@@ -6,9 +6,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from metadist.core.task import Examples, Task
 from metadist.learners.learner import Context, Differentiation, Fast, Tensors, follow
 from metadist.learners.maml import MAML
-from metadist.task import Examples, Task
 
 LEAST = 0.03  # of a step's equal share in the multi-step loss, as in the published code
 

@@ -8,12 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from metadist.draws import Draws
-from metadist.errors import InputError
+from metadist.core.errors import InputError
+from metadist.core.random import Draws
+from metadist.core.task import Examples, Task
 from metadist.learners.learner import Context, Differentiation, Fast, Tensors
 from metadist.learners.maml import MAML
-from metadist.noise import normal
-from metadist.task import Examples, Task
+from metadist.models.noise import normal
 
 START = "start of "
 

@@ -5,7 +5,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from metadist.errors import InputError
+from metadist.core.errors import InputError
+from metadist.core.task import Examples
 from metadist.learners.heads import (
     PRESENT,
     ClosedForm,
@@ -17,9 +18,8 @@ from metadist.learners.heads import (
 )
 from metadist.learners.learner import Context, Fast, Tensors
 from metadist.learners.maml import MAML
-from metadist.losses import never
+from metadist.models.losses import never
 from metadist.models.model import HEAD
-from metadist.task import Examples
 
 
 @dataclass(frozen=True, kw_only=True)

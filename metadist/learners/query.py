@@ -5,8 +5,8 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from metadist.errors import InputError
-from metadist.task import Task
+from metadist.core.errors import InputError
+from metadist.core.task import Task
 
 
 def predict_query(predict: Callable[[tuple[Tensor, ...]], Tensor], task: Task, transductive: bool) -> Tensor:

@@ -7,10 +7,10 @@ from typing import ClassVar
 import numpy as np
 from torch import Tensor
 
-from metadist.draws import Draws
+from metadist.core.random import Draws
+from metadist.core.task import Examples, Task
 from metadist.learners.learner import Context, Differentiation, Fast, Tensors
 from metadist.learners.maml import MAML
-from metadist.task import Examples, Task
 
 
 @dataclass(frozen=True, kw_only=True)

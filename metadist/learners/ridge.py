@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from metadist.core.task import Examples
 from metadist.learners.heads import PRESENT, ClosedForm, classes_present, features, target_columns
 from metadist.learners.learner import Context, Fast, Tensors
-from metadist.losses import never
-from metadist.task import Examples
+from metadist.models.losses import never
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,10 +6,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from metadist.core.task import Examples
 from metadist.learners.heads import features, head_of, target_columns
 from metadist.learners.learner import Context, Fast, Tensors
 from metadist.learners.maml import MAML
-from metadist.task import Examples
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import Function
 
-from metadist.noise import uniform
+from metadist.models.noise import uniform
 
 NARROW = 3  # input channels up to which a convolution is a matrix product
 aten = torch.ops.aten

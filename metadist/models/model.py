@@ -15,7 +15,7 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import _WeightNorm
 from torch.nn.utils.weight_norm import WeightNorm as OldWeightNorm
 
-from metadist.errors import InputError
+from metadist.core.errors import InputError
 from metadist.models.layers import BatchNorm, Dropout, WeightNorm, normed_weight
 
 HEAD = "head."

@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TextIO
 
-from metadist.redaction import redact
+from metadist.core.redaction import redact
 from metadist.tracking import Status
 
 _REDRAW_S = 0.1

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from metadist.disk import MOST_LINES_BYTES, LineFile, read_file
-from metadist.errors import InputError
+from metadist.core.errors import InputError
+from metadist.core.files import MOST_LINES_BYTES, LineFile, read_file
 from metadist.tracking import Status
 
 _NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from metadist.redaction import command_line, redact, redacted
+from metadist.core.redaction import command_line, redact, redacted
 from metadist.tracking import Status
 from metadist.tracking.pending import Pending, tag_value
 

@@ -10,12 +10,12 @@ from time import perf_counter
 import numpy as np
 import torch
 
+from metadist.core.task import Task
 from metadist.engine import Engine, Method
+from metadist.fleet.worker import set_up_process
 from metadist.learners import MAML
-from metadist.losses import cross_entropy
 from metadist.models import Conv4, Model
-from metadist.task import Task
-from metadist.worker import set_up_process
+from metadist.models.losses import cross_entropy
 
 ROUNDS, WARM_UP = 6, 5
 

@@ -160,8 +160,8 @@ def stage_of(workers: int) -> Iterator[Stage]:
 
 def prepared_job() -> tuple[Any, Any]:
     from metadist.config import load_config
-    from metadist.prepare import prepare
-    from metadist.worker import set_up_process
+    from metadist.fleet.worker import set_up_process
+    from metadist.run.prepare import prepare
 
     config = load_config([], JOB)
     set_up_process(config.fleet.threads_per_worker)
@@ -173,10 +173,10 @@ def train(
 ) -> tuple[str, list[float], list[float]]:
     """The run's hash, and when each step began and ended. `before(step, late)` is called before its tasks are dealt,
     and before its results are added up."""
-    from metadist.checkpoint_format import theta_sha256
-    from metadist.config.build import make_optimization
-    from metadist.deals import Ahead
-    from metadist.messages import plan
+    from metadist.checkpoint.format import theta_sha256
+    from metadist.core.messages import plan
+    from metadist.fleet.dispatch import Ahead
+    from metadist.run.build import make_optimization
 
     server = fleet.start_server(prepared.theta, make_optimization(config, prepared.engine), None, lag=lag)
     began, ended = [], []
@@ -194,8 +194,8 @@ def train(
 
 def undisturbed(lag: int) -> str:
     """By one worker in this process."""
-    from metadist.config.build import worker_factory
-    from metadist.local_fleet import LocalFleet
+    from metadist.fleet.local import LocalFleet
+    from metadist.run.build import worker_factory
 
     config, prepared = prepared_job()
     return train(LocalFleet(worker_factory(config, {})), config, prepared, lag, lambda step, late: None)[0]
@@ -203,9 +203,9 @@ def undisturbed(lag: int) -> str:
 
 def disturbed(name: str) -> dict[str, Any]:
     """A run through Ray with one fault in the middle of step HIT, or at its end."""
-    from metadist.config.build import worker_factory
-    from metadist.ray_fleet import RayFleet
-    from metadist.ray_workers import Resources
+    from metadist.fleet.ray.fleet import RayFleet
+    from metadist.fleet.ray.workers import Resources
+    from metadist.run.build import worker_factory
 
     (config, prepared), fault, said = prepared_job(), FAULTS[name], list[str]()
     with stage_of(2) as stage, ThreadPoolExecutor(1) as thread:
@@ -265,7 +265,7 @@ def driver_killed() -> dict[str, Any]:
 
 def wait_for_step(run_dir: Path, step: int, driver: subprocess.Popen[Any]) -> int:
     """Until the driver has computed something beyond that step; which."""
-    from metadist.journal import read_journal
+    from metadist.checkpoint.journal import read_journal
 
     while (
         last := max((entry.get("applied", -1) for entry in read_journal(run_dir / "journal.jsonl")), default=0)

@@ -9,9 +9,9 @@ from time import perf_counter
 
 import numpy as np
 
-from metadist.messages import PHASES, ChunkReport, fold, plan
-from metadist.server import Optimization, Server
-from metadist.worker import set_up_process
+from metadist.core.messages import PHASES, ChunkReport, fold, plan
+from metadist.fleet.server import Optimization, Server
+from metadist.fleet.worker import set_up_process
 
 TASKS, PARAMETERS, ROWS = 128, 1_000_000, 4
 

@@ -23,9 +23,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from metadist import MAML, Engine, Model, Task
 from metadist.engine import Method, estimate
-from metadist.losses import cross_entropy
+from metadist.fleet.worker import set_up_process
 from metadist.models import Conv4, ResNet12
-from metadist.worker import set_up_process
+from metadist.models.losses import cross_entropy
 
 SCRIPTS = Path(__file__).parent / "peer_scripts"
 sys.path.insert(0, str(SCRIPTS))

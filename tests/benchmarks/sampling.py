@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
+from metadist.core.task import TaskId
 from metadist.data import About, DatasetWriter, Field, Group, open_dataset, staging
-from metadist.sources import ClassSource
-from metadist.task import TaskId
+from metadist.data.sources import ClassSource
 
 
 def make(out: Path, classes: int = 1100, drawings: int = 20) -> Path:

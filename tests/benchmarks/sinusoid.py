@@ -16,14 +16,14 @@ import torch
 from torch import Tensor
 
 from metadist.config import load_config
-from metadist.config.build import make_optimization, worker_factory
-from metadist.config.method import chunk_size
-from metadist.local_fleet import LocalFleet
-from metadist.messages import plan
-from metadist.ray_cluster import connect, disconnect
-from metadist.ray_fleet import RayFleet
-from metadist.run import prepare
-from metadist.worker import set_up_process
+from metadist.core.messages import plan
+from metadist.fleet.local import LocalFleet
+from metadist.fleet.ray.cluster import connect, disconnect
+from metadist.fleet.ray.fleet import RayFleet
+from metadist.fleet.worker import set_up_process
+from metadist.run.api import prepare
+from metadist.run.auto import chunk_size
+from metadist.run.build import make_optimization, worker_factory
 
 TASKS, K, RATE = 25, 10, 0.01
 JOB = ["data.family=sinusoid", "model.name=mlp", "model.hidden=[40,40]", f"task.shots={K}", f"task.queries={K}",

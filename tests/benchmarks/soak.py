@@ -122,7 +122,7 @@ def disturbed(
     from faults import SOON
     from ray.cluster_utils import Cluster
 
-    from metadist.journal import read_journal
+    from metadist.checkpoint.journal import read_journal
 
     head = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": 200 * 2**20, "_system_config": SOON}
     cluster = Cluster(initialize_head=True, head_node_args=head)

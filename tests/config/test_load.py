@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from metadist.config import Config, dump_config, load_config
-from metadist.errors import InputError
+from metadist.core.errors import InputError
 
 DATA = "data.family=digits"
 JOBS = sorted((Path(__file__).resolve().parents[2] / "jobs").glob("*.yaml"))

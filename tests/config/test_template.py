@@ -1,6 +1,6 @@
 from metadist.config import load_config
-from metadist.config.build import Shapes, make_engine
 from metadist.config.template import new_job
+from metadist.run.build import Shapes, make_engine
 
 
 def test_a_new_job_loads_and_builds(tmp_path):

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 import metadist
+from metadist.core.errors import InputError
 from metadist.data import cached, open_dataset
-from metadist.errors import InputError
 
 SMALL = {"groups": (2000, 5, 5), "points": 20}
 

@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from metadist.core.errors import InputError
 from metadist.data import About, DatasetWriter, Field, Group, Tokenizer, describe, open_dataset, staging
 from metadist.data.importers import omniglot
 from metadist.data.notes import Notes, sentence
-from metadist.errors import InputError
 
 from .example import write_example
 

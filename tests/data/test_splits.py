@@ -3,8 +3,8 @@ import hashlib
 import numpy as np
 import pytest
 
+from metadist.core.errors import InputError
 from metadist.data.splits import did_you_mean, divide, shuffled, split_named, uniforms
-from metadist.errors import InputError
 
 
 def test_a_split_never_changes() -> None:

@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from metadist.core.errors import InputError
 from metadist.data import About, DatasetWriter, Field, Group, open_dataset, staging
-from metadist.errors import InputError
 
 from .example import GROUPS, IMAGE, PRICE, write_example
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from metadist.core.errors import InputError
 from metadist.data import Tokenizer
 from metadist.data.tokenizer import words
-from metadist.errors import InputError
 
 TEXTS = ["play playing played walk walking walked", "walk play the song, the song!", "by me"] * 3
 

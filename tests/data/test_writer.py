@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from metadist.core.errors import InputError
 from metadist.data import About, DatasetWriter, Field, Group, open_dataset, staging
-from metadist.errors import InputError
 
 from .example import ABOUT, GROUPS, IMAGE, PRICE, rows_of, write_example
 

@@ -4,11 +4,11 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from learners.small import classification_task
 from torch import Tensor, nn
 
+from metadist.core.task import Examples, Task
 from metadist.models import MLP, Bag, Conv4, Model, ResNet12
-from metadist.task import Examples, Task
+from tests.learners.small import classification_task
 
 
 class Tied(nn.Module):

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from metadist.task import Task
+from metadist.core.task import Task
 
 
 def meta_gradient(module: nn.Module, loss: Callable, task: Task, inner_lr: float, inner_steps: int) -> Tensor:

@@ -3,17 +3,17 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
-from learners.small import distance, finite_difference, meta_gradient, regression_task, smooth_model
-from learners.unusual import Anchored, Counting, FromSupport, LearnedRates, Nesterov, OwnHead
 from torch import Tensor
 
-from engine.live_bytes import LiveBytes
-from engine.networks import NETWORKS, model_of, tasks_of
+from metadist.core.errors import InputError
 from metadist.engine import Engine, Method
-from metadist.errors import InputError
 from metadist.learners import MAML, Learner, Reptile
 from metadist.learners.inner_optimizers import Adam
-from metadist.losses import cross_entropy, mean_squared_error
+from metadist.models.losses import cross_entropy, mean_squared_error
+from tests.engine.live_bytes import LiveBytes
+from tests.engine.networks import NETWORKS, model_of, tasks_of
+from tests.learners.small import distance, finite_difference, meta_gradient, regression_task, smooth_model
+from tests.learners.unusual import Anchored, Counting, FromSupport, LearnedRates, Nesterov, OwnHead
 
 WAYS = [("unroll", 1)] + [(mode, spacing) for mode in ("remat", "adjoint") for spacing in (1, 2, 3)]
 METHODS = {f"{kind}-{mode}-{n}": Method(kind, mode, n) for kind in ("loop", "vmap") for mode, n in WAYS}

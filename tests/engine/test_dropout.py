@@ -3,17 +3,17 @@
 import numpy as np
 import pytest
 import torch
-from learners.small import classification_task, distance
 from torch import nn
 
-from metadist.draws import Draws
+from metadist.core.errors import InputError
+from metadist.core.random import Draws
+from metadist.core.task import TaskId
 from metadist.engine import Engine, Method
-from metadist.errors import InputError
 from metadist.learners import MAML, ProtoNet
-from metadist.losses import accuracy, cross_entropy
 from metadist.models import Model
 from metadist.models.layers import Dropout
-from metadist.task import TaskId
+from metadist.models.losses import accuracy, cross_entropy
+from tests.learners.small import classification_task, distance
 
 METHODS = {f"{kind}-{mode}": Method(kind, mode) for kind in ("loop", "vmap") for mode in ("unroll", "remat", "adjoint")}
 KEYS = [Draws, (0, TaskId("train", 0, 0), 1)]

@@ -1,17 +1,17 @@
 import numpy as np
 import pytest
 import torch
-from learners.small import classification_task, distance, regression_task, smooth_model
 from torch import nn
 
-from metadist.draws import Draws
+from metadist.core.errors import InputError
+from metadist.core.random import Draws
+from metadist.core.task import Examples, Task, TaskId
 from metadist.engine import Engine
-from metadist.errors import InputError
 from metadist.learners import LEARNERS, MAML, Learner, Reptile
 from metadist.learners.inner_optimizers import Adam
-from metadist.losses import accuracy, cross_entropy, mean_squared_error
 from metadist.models import MLP, Bag, Conv4, Model
-from metadist.task import Examples, Task, TaskId
+from metadist.models.losses import accuracy, cross_entropy, mean_squared_error
+from tests.learners.small import classification_task, distance, regression_task, smooth_model
 
 METRICS = {"accuracy": accuracy, "loss": cross_entropy}
 NETWORKS = {

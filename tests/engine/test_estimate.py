@@ -1,14 +1,14 @@
 import numpy as np
 import pytest
 import torch
-from learners.small import classification_task
 
-from engine.live_bytes import LiveBytes
+from metadist.core.task import Task
 from metadist.engine import Engine, Method, estimate
 from metadist.learners import MAML
-from metadist.losses import cross_entropy
 from metadist.models import MLP, Conv4, Model
-from metadist.task import Task
+from metadist.models.losses import cross_entropy
+from tests.engine.live_bytes import LiveBytes
+from tests.learners.small import classification_task
 
 NETWORKS = {
     "mlp": ((20,), lambda: MLP([[20]], 5, hidden=(40,))),

@@ -8,14 +8,14 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint
 
-from engine.reference import meta_gradient
+from metadist.core.errors import InputError
+from metadist.core.task import Task
 from metadist.engine import Engine, Method
 from metadist.engine.gradient_check import check_gradient, claims_derivative, plain
-from metadist.errors import InputError
 from metadist.learners import IMAML, LEARNERS, MAML, Reptile
-from metadist.losses import cross_entropy
 from metadist.models import Model
-from metadist.task import Task
+from metadist.models.losses import cross_entropy
+from tests.engine.reference import meta_gradient
 
 KINDS = ["loop", "vmap"]
 

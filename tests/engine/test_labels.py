@@ -6,13 +6,13 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from learners.family import CASES
-from learners.small import classification_task, engine_of
 
+from metadist.core.errors import InputError
+from metadist.core.task import Examples, Task, Tasks, stack
 from metadist.engine import Engine
-from metadist.errors import InputError
-from metadist.losses import accuracy, cross_entropy
-from metadist.task import Examples, Task, Tasks, stack
+from metadist.models.losses import accuracy, cross_entropy
+from tests.learners.family import CASES
+from tests.learners.small import classification_task, engine_of
 
 KINDS = ["loop", "vmap"]
 NAMES = ["maml", "protonet", "task_adaptive"]

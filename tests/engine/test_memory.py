@@ -2,12 +2,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from engine.networks import model_of, tasks_of
+from metadist.core.errors import InputError
 from metadist.engine import Engine, Method
 from metadist.engine.memory import is_out_of_memory, out_of_memory
-from metadist.errors import InputError
 from metadist.learners import MAML
-from metadist.losses import cross_entropy
+from metadist.models.losses import cross_entropy
+from tests.engine.networks import model_of, tasks_of
 
 
 def learner_of(**options) -> MAML:

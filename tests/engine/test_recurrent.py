@@ -6,13 +6,13 @@ import torch
 from torch import nn
 
 from metadist.config import load_config
-from metadist.config.method import make_method
+from metadist.core.errors import InputError
+from metadist.core.task import Task
 from metadist.engine import Engine
-from metadist.errors import InputError
 from metadist.learners import MAML
-from metadist.losses import mean_squared_error
 from metadist.models import Model
-from metadist.task import Task
+from metadist.models.losses import mean_squared_error
+from metadist.run.auto import make_method
 
 
 class Last(nn.Module):

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from metadist.core.task import Task
 from metadist.learners import (
     CAVIA,
     IMAML,
@@ -22,10 +23,9 @@ from metadist.learners import (
     TaskAdaptiveMAML,
 )
 from metadist.learners.inner_optimizers import SGD, Adam
-from metadist.losses import cross_entropy
 from metadist.models import Model
 from metadist.models.layers import BatchNorm
-from metadist.task import Task
+from metadist.models.losses import cross_entropy
 
 from .small import classification_task, regression_task
 

@@ -6,11 +6,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from metadist.core.task import Task
 from metadist.engine import Engine, Kind
 from metadist.learners import Learner
-from metadist.losses import mean_squared_error
 from metadist.models import Model
-from metadist.task import Task
+from metadist.models.losses import mean_squared_error
 
 
 class Smooth(nn.Module):

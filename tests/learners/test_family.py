@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from metadist.draws import Draws
+from metadist.core.random import Draws
+from metadist.core.task import Task, TaskId
 from metadist.engine import Engine, Method
 from metadist.learners import LEARNERS, Learner
-from metadist.losses import accuracy
-from metadist.task import Task, TaskId
+from metadist.models.losses import accuracy
 
 from .family import CASES, FIRST_ORDER, OWN_ESTIMATOR, Case
 from .small import differences, distance

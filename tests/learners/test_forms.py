@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import nn
 
+from metadist.core.errors import InputError
+from metadist.core.task import Task
 from metadist.engine import Engine, Method
-from metadist.engine.program import AFTER
-from metadist.errors import InputError
+from metadist.engine.graph_cache import AFTER
 from metadist.learners import (
     CAVIA,
     IMAML,
@@ -25,9 +26,8 @@ from metadist.learners import (
 )
 from metadist.learners.maml_plus_plus import step_weights
 from metadist.learners.platipus import kl_divergence, sample
-from metadist.losses import cross_entropy, mean_squared_error
 from metadist.models import Model
-from metadist.task import Task
+from metadist.models.losses import cross_entropy, mean_squared_error
 
 from .family import CASES, Case, Split
 from .small import classification_task, distance, engine_of, regression_task

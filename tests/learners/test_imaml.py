@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
+from metadist.core.task import Task
 from metadist.learners import IMAML
 from metadist.learners.imaml import conjugate_gradients, neumann_series
 from metadist.models import Model
-from metadist.task import Task
 
 from .small import engine_of
 

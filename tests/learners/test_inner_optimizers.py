@@ -3,10 +3,10 @@ import torch
 from torch.func import functional_call
 
 from metadist.config import load_config
-from metadist.config.build import make_inner_optimizer
-from metadist.errors import InputError
+from metadist.core.errors import InputError
 from metadist.learners import MAML
 from metadist.learners.inner_optimizers import SGD, Adam
+from metadist.run.build import make_inner_optimizer
 
 from .small import REGRESSION, Smooth, engine_of, meta_gradient, regression_task, smooth_model
 
@@ -97,7 +97,7 @@ def test_what_is_none_is_refused(given, message):
 
 
 def test_it_reaches_the_learner_of_a_job():
-    from metadist.config.build import make_engine, make_source, task_shapes
+    from metadist.run.build import make_engine, make_source, task_shapes
 
     config = load_config(
         [], ["data.family=sinusoid", "task.queries=5", "learner.inner_optimizer={name: adam, beta1: 0.5}"]

@@ -4,11 +4,11 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from metadist.errors import InputError
+from metadist.core.errors import InputError
+from metadist.core.task import Task
 from metadist.learners import MAML
-from metadist.losses import mean_squared_error
 from metadist.models import Model
-from metadist.task import Task
+from metadist.models.losses import mean_squared_error
 
 from .small import (
     REGRESSION,

@@ -5,11 +5,11 @@ import pytest
 import torch
 from torch import nn
 
-from metadist.draws import Draws
+from metadist.core.random import Draws
+from metadist.core.task import Task, TaskId
 from metadist.learners import PLATIPUS
 from metadist.models import Model
-from metadist.noise import normal
-from metadist.task import Task, TaskId
+from metadist.models.noise import normal
 
 from .small import engine_of
 

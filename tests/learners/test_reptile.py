@@ -3,12 +3,12 @@ import pytest
 import torch
 from torch.func import functional_call
 
-from metadist.draws import Draws
+from metadist.core.random import Draws
+from metadist.core.task import TaskId
+from metadist.fleet.server import Optimization, Server
 from metadist.learners import Reptile
 from metadist.learners.inner_optimizers import SGD, Adam
-from metadist.losses import mean_squared_error
-from metadist.server import Optimization, Server
-from metadist.task import TaskId
+from metadist.models.losses import mean_squared_error
 
 from .small import REGRESSION, Smooth, distance, engine_of, meta_gradient, regression_task, smooth_model
 
@@ -99,7 +99,7 @@ def test_the_query_set_only_measures():
 
 def test_a_batch_of_tasks_moves_theta_towards_the_mean_of_their_phis():
     """Nichol et al. 2018, section 2: theta += epsilon * mean(phi - theta)."""
-    from metadist.messages import Chunk, ChunkReport
+    from metadist.core.messages import Chunk, ChunkReport
 
     engine, theta = engine_of(reptile(inner_steps=4))
     tasks = [regression_task(seed) for seed in range(3)]

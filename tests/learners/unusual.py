@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from metadist.core.task import Examples
 from metadist.learners import MAML, Context, Fast, Learner
 from metadist.learners.learner import Tensors
-from metadist.task import Examples
 
 
 @dataclass(frozen=True, kw_only=True)

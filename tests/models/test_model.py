@@ -3,12 +3,12 @@ import pytest
 import torch
 from torch import nn
 
+from metadist.core.errors import InputError
+from metadist.core.task import Task
 from metadist.engine import Engine
-from metadist.errors import InputError
 from metadist.learners import MAML
-from metadist.losses import mean_squared_error
 from metadist.models import MLP, Conv4, Model
-from metadist.task import Task
+from metadist.models.losses import mean_squared_error
 
 
 def nested(layer: nn.Module) -> nn.Module:

@@ -3,7 +3,7 @@ import math
 
 import pytest
 
-from metadist.errors import InputError
+from metadist.core.errors import InputError
 from metadist.tracking.jsonl import JsonlTracker, read_metrics
 
 

@@ -7,9 +7,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 
+from metadist.core.errors import InputError
 from metadist.data.names import clean, note_cleaned
 from metadist.data.notes import Notes, shown
-from metadist.errors import InputError
 
 pc: Any = pyarrow.compute  # its functions are made at run time, which type checkers do not see
 

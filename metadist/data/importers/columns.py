@@ -12,12 +12,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 
+from metadist.core.errors import InputError
 from metadist.data.files import files_below, open_regular, require_regular, within
 from metadist.data.importers.delimited import LINE_BYTES, Dialect, TextColumn, packed, sniff, suffix
 from metadist.data.names import clean
 from metadist.data.notes import Notes, shown
 from metadist.data.splits import did_you_mean
-from metadist.errors import InputError
 
 pc: Any = pyarrow.compute  # its functions are made at run time, which type checkers do not see
 FORMATS = {".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".arrow": "ipc", ".feather": "ipc", ".ipc": "ipc"}

@@ -15,10 +15,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute
 
+from metadist.core.errors import InputError
 from metadist.data.files import open_regular
 from metadist.data.names import MISSING, clean
 from metadist.data.notes import Notes, shown
-from metadist.errors import InputError
 
 pc: Any = pyarrow.compute  # its functions are made at run time, which type checkers do not see
 LINE_BYTES = 1 << 24

@@ -7,6 +7,8 @@ from typing import Literal
 
 import numpy as np
 
+from metadist.core.errors import InputError
+from metadist.core.task import Split
 from metadist.data.files import entries, files_below, made_by_tool, note_left_out, note_link, within
 from metadist.data.importers.pictures import FILTER, SUFFIXES, BadPicture, Decoder, natural, read, refuse
 from metadist.data.names import clean, note_cleaned, note_lookalikes
@@ -14,8 +16,6 @@ from metadist.data.notes import Notes, shown
 from metadist.data.splits import FRACTIONS, divide, split_named
 from metadist.data.table import Field
 from metadist.data.writer import About, DatasetWriter, Group, Progress, staging
-from metadist.errors import InputError
-from metadist.task import Split
 
 BLOCK_BYTES = 1 << 24
 

@@ -9,14 +9,14 @@ from typing import Literal
 
 import numpy as np
 
+from metadist.core.errors import InputError
+from metadist.core.task import Split
 from metadist.data.files import files_below, made_by_tool, note_link, require_regular, within
 from metadist.data.importers.pictures import FILTER, BadPicture, Decoder, natural, read, refuse
 from metadist.data.notes import Notes, shown
 from metadist.data.splits import deal, shuffled
 from metadist.data.table import Field
 from metadist.data.writer import About, DatasetWriter, Group, Progress, staging
-from metadist.errors import InputError
-from metadist.task import Split
 
 PARTS = {"images_background": 964, "images_evaluation": 659}
 PAPER_COUNTS = (1100, 100, 423)

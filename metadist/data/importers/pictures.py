@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from metadist.core.errors import InputError
 from metadist.data.files import open_regular, read_regular, within
 from metadist.data.notes import Notes, shown
-from metadist.errors import InputError
 
 SUFFIXES = {
     ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp",

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import numpy as np
 
+from metadist.core.errors import InputError
+from metadist.core.task import SPLITS
 from metadist.data.splits import uniforms
 from metadist.data.table import Field
 from metadist.data.writer import About, DatasetWriter, Group, Progress, staging
-from metadist.errors import InputError
-from metadist.task import SPLITS
 
 AMPLITUDES, PHASES, INPUTS = (0.1, 5.0), (0.0, np.pi), (-5.0, 5.0)
 BLOCK_GROUPS = 1024

@@ -9,11 +9,11 @@ from typing import Literal
 import numpy as np
 import pyarrow as pa
 
+from metadist.core.errors import InputError
 from metadist.data.importers.arrays import numbers, strings
 from metadist.data.importers.columns import Rows
 from metadist.data.names import note_lookalikes
 from metadist.data.notes import Notes, shown
-from metadist.errors import InputError
 
 Kind = Literal["classes", "labelled", "values"]
 EXACT = 2**24  # the last whole number up to which float32 has all

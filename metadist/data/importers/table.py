@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from metadist.core.errors import InputError
+from metadist.core.task import Split
 from metadist.data.importers.arrays import strings
 from metadist.data.importers.columns import Rows
 from metadist.data.importers.survey import EXACT, Kind, Labels, Spec, Survey
@@ -15,8 +17,6 @@ from metadist.data.notes import Notes, shown
 from metadist.data.splits import FRACTIONS, divide, split_named
 from metadist.data.table import Field
 from metadist.data.writer import About, DatasetWriter, Group, Progress, staging
-from metadist.errors import InputError
-from metadist.task import Split
 
 MASK = "_mask"
 ROUNDING = 1e-13  # deviations below this part of the mean are what rounding leaves of a constant

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from metadist.core.errors import InputError
+from metadist.core.task import Split
 from metadist.data.importers.delimited import LINE_BYTES, limited_lines, open_text, sniff, suffix
 from metadist.data.names import clean, note_cleaned, note_lookalikes
 from metadist.data.notes import Notes, shown
@@ -18,8 +20,6 @@ from metadist.data.splits import FRACTIONS, did_you_mean, divide, split_named
 from metadist.data.table import Field
 from metadist.data.tokenizer import PAD, UNKNOWN, Tokenizer, words
 from metadist.data.writer import VOCABULARY, About, DatasetWriter, Group, Progress, staging
-from metadist.errors import InputError
-from metadist.task import Split
 
 BLOCK_ROWS = 4096
 TOLD = 5  # lines named per fault in one message

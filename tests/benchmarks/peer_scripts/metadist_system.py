@@ -17,14 +17,14 @@ from safetensors.numpy import save_file
 from workloads import META_LR, read_weights
 
 from metadist.config import Config, load_config
-from metadist.config.build import chunk_size, make_engine, make_optimization, make_source, task_shapes, worker_factory
-from metadist.local_fleet import LocalFleet
-from metadist.messages import plan
-from metadist.ray_cluster import connect, disconnect
-from metadist.ray_fleet import RayFleet, Resources
-from metadist.run import prepare
-from metadist.task import TaskId
-from metadist.worker import Worker, set_up_process
+from metadist.core.messages import plan
+from metadist.core.task import TaskId
+from metadist.fleet.local import LocalFleet
+from metadist.fleet.ray.cluster import connect, disconnect
+from metadist.fleet.ray.fleet import RayFleet, Resources
+from metadist.fleet.worker import Worker, set_up_process
+from metadist.run.api import prepare
+from metadist.run.build import chunk_size, make_engine, make_optimization, make_source, task_shapes, worker_factory
 
 BUILT_IN = {
     "conv4-64-strided": ("conv4", {"channels": 64, "pool": False}),

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from metadist.task import Task, TaskId
+from metadist.core.task import Task, TaskId
 
 
 class Tasks:

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 import metadist.data.importers.sinusoid  # noqa: F401  (modules must not hide the functions of the same name)
+from metadist.core.errors import InputError
 from metadist.data import importers, open_dataset
-from metadist.errors import InputError
 
 
 def test_digits_are_disjoint_classes_of_bright_ink(tmp_path: Path) -> None:

@@ -12,9 +12,9 @@ import pyarrow.compute
 import pyarrow.parquet as pq
 import pytest
 
+from metadist.core.errors import InputError
 from metadist.data import Dataset, open_dataset
 from metadist.data.importers import table
-from metadist.errors import InputError
 
 N = 30
 USERS = [f"u{n % 5}" for n in range(N)]

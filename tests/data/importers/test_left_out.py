@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from metadist.core.errors import InputError
 from metadist.data import open_dataset
 from metadist.data.importers import images
-from metadist.errors import InputError
 
 CLASSES = ["ant", "bee", "cat", "dog", "eel"]
 

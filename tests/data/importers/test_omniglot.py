@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from metadist.core.errors import InputError
 from metadist.data import describe, open_dataset
 from metadist.data.importers import omniglot
-from metadist.errors import InputError
 
 OFFICIAL = Path(__file__).parents[4] / "shared" / "data" / "omniglot"
 

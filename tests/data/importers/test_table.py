@@ -7,9 +7,9 @@ import pyarrow.csv
 import pyarrow.parquet
 import pytest
 
+from metadist.core.errors import InputError
 from metadist.data import Table, open_dataset
 from metadist.data.importers import table
-from metadist.errors import InputError
 
 N = 60
 GROUPS = [f"g{n % 6}" for n in range(N)]

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from metadist.core.errors import InputError
 from metadist.data import Tokenizer, open_dataset
 from metadist.data.importers import text
-from metadist.errors import InputError
 
 TOPICS = {
     "pay": ("bank", "train", "please pay my bill"),

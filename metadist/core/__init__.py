@@ -1,0 +1,1 @@
+"""What every room stands on: tasks, messages, random draws, errors, files, redaction."""

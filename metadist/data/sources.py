@@ -1,0 +1,222 @@
+"""Where tasks come from: a source is a pure function TaskId -> Task."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Protocol
+
+import numpy as np
+
+from metadist.core.errors import InputError
+from metadist.core.random import Draws
+from metadist.core.task import Examples, Split, Task, TaskId, Tasks
+from metadist.data import Table
+
+
+class Source(Protocol):
+    """What a user's own `module:Class` must offer. It is built as `Class(seed=..., **options)`, once per process.
+
+    Calling it twice with one TaskId must give the same arrays: draw from `metadist.Draws(seed, task_id)`. Every task
+    has the same array shapes. `outputs` is how many outputs a model needs (ways, or target values).
+    """
+
+    @property
+    def outputs(self) -> int: ...
+
+    def __call__(self, task_id: TaskId) -> Task: ...
+
+
+@dataclass(frozen=True)
+class TableSource(ABC):
+    """K support and Q query examples (per label, where there are labels) of the groups of a table."""
+
+    tables: Mapping[Split, Table] = field(repr=False)
+    shots: int
+    queries: int
+    seed: int
+    _pools: dict[Split, list[np.ndarray]] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    @abstractmethod
+    def outputs(self) -> int:
+        """How many outputs a model needs."""
+
+    @abstractmethod
+    def eligible(self, split: Split, table: Table) -> list[np.ndarray]:
+        """Sets of groups a task may draw from, never empty; raises InputError when there is none."""
+
+    @abstractmethod
+    def rows(self, table: Table, pool: np.ndarray, draws: Draws) -> list[list[int]]:
+        """K + Q rows of each label of one task (or, without labels, of the task)."""
+
+    def pools(self, split: Split) -> list[np.ndarray]:
+        """What `eligible` found for a split. Raises InputError if the split cannot yield a task."""
+        if split not in self.tables:
+            raise InputError(f"the data has no split {split!r}, only {', '.join(self.tables)}")
+        if split not in self._pools:
+            self._pools[split] = self.eligible(split, self.tables[split])
+        return self._pools[split]
+
+    def __call__(self, task_id: TaskId) -> Task:
+        return self.sample([task_id])[0]
+
+    def sample(self, task_ids: Sequence[TaskId]) -> Tasks:
+        """Tasks of one split, read from the table at once: the same as one after the other, in half the time."""
+        pools = self.pools(task_ids[0].split)
+        table = self.tables[task_ids[0].split]
+        ways: list[list[int]] = []
+        order: list[int] = []
+        for task_id in task_ids:
+            draws = Draws(self.seed, task_id)
+            ways = self.rows(table, pools[draws.below(len(pools))], draws)
+            order += [row for rows in ways for row in rows[: self.shots]]
+            order += [row for rows in ways for row in rows[self.shots :]]
+        inputs, targets = table.gather(np.array(order))
+        if not isinstance(self, ValueSource):
+            labels = np.arange(len(ways))
+            own = np.concatenate([labels.repeat(self.shots), labels.repeat(self.queries)])
+            targets = (np.tile(own, len(task_ids)),)
+        cut, each = len(ways) * self.shots, len(order) // len(task_ids)
+
+        def part(arrays: tuple[np.ndarray, ...], chosen: slice) -> tuple[np.ndarray, ...]:
+            return tuple(array.reshape(-1, each, *array.shape[1:])[:, chosen] for array in arrays)
+
+        support, query = slice(cut), slice(cut, None)
+        return Tasks(Task(*(Examples(part(inputs, chosen), part(targets, chosen)) for chosen in (support, query))))
+
+    @property
+    def _needed(self) -> int:
+        return self.shots + self.queries
+
+    def _places(self, sizes: Sequence[int], draws: Draws) -> list[list[int]]:
+        """K + Q places in sets of the given sizes. All support sets are drawn first: they do not depend on Q."""
+        orders = [draws.shuffle(size) for size in sizes]
+        supports = [list(islice(order, self.shots)) for order in orders]
+        return [support + list(islice(order, self.queries)) for support, order in zip(supports, orders, strict=True)]
+
+
+@dataclass(frozen=True)
+class ClassSource(TableSource):
+    """N-way K-shot classification where the groups of a table are the classes (scheme `classes`).
+
+    A task draws N groups (of one parent, if `within_parent`) and K + Q rows of each; the groups come in random order,
+    so that labels 0..N-1 carry no identity. support [N*K, ...], query [N*Q, ...], ordered by label.
+    """
+
+    ways: int = field(kw_only=True)
+    within_parent: bool = field(default=False, kw_only=True)
+
+    @property
+    def outputs(self) -> int:
+        return self.ways
+
+    def eligible(self, split: Split, table: Table) -> list[np.ndarray]:
+        groups = np.flatnonzero(table.counts >= self._needed)
+        pools = [groups]
+        if self.within_parent:
+            if table.parents is None:
+                raise InputError("task.within_parent needs data with parents, and this has none: set it to false")
+            pools = [groups[table.parents[groups] == parent] for parent in np.unique(table.parents)]
+        pools = [pool for pool in pools if len(pool) >= self.ways]
+        if not pools:
+            raise InputError(
+                f"split {split!r} has {len(groups)} classes (of {len(table.counts)}) with the {self._needed} examples "
+                f"that {self.shots} shots and {self.queries} queries take, and {self.ways} ways need {self.ways}"
+                f"{' of one parent' if self.within_parent else ''}: lower ways, shots or queries"
+            )
+        return pools
+
+    def rows(self, table: Table, pool: np.ndarray, draws: Draws) -> list[list[int]]:
+        groups = [pool[place] for place in draws.choose(len(pool), self.ways)]
+        starts = [int(table.starts[group]) for group in groups]
+        ways = self._places([int(table.counts[group]) for group in groups], draws)
+        return [[start + place for place in places] for start, places in zip(starts, ways, strict=True)]
+
+
+@dataclass(frozen=True)
+class LabelledSource(TableSource):
+    """Classification where one group (a user, a device) is the task, its rows bring the labels (scheme `labelled`).
+
+    A task draws a group that has N labels with K + Q rows each, N of those labels, and K + Q rows of each. With
+    `permute_labels` they are numbered in random order, so that a label means nothing beyond its task; without it they
+    keep the table's order, which suits labels that mean the same for every group.
+    """
+
+    ways: int = field(kw_only=True)
+    permute_labels: bool = field(default=True, kw_only=True)
+
+    def __post_init__(self) -> None:
+        targets = [f for table in self.tables.values() for f in table.fields if f.role == "target"]
+        if len(targets) != len(self.tables) or any(f.shape or "int" not in f.dtype for f in targets):
+            raise InputError(
+                "task.scheme=labelled needs a table with one target field, of whole numbers or names; this one has "
+                f"{', '.join(sorted({f'{f.name} ({f.dtype})' for f in targets})) or 'none'}"
+            )
+
+    @property
+    def outputs(self) -> int:
+        return self.ways
+
+    def eligible(self, split: Split, table: Table) -> list[np.ndarray]:
+        known, labels = np.unique(_labels(table), return_inverse=True)
+        span = len(known)
+        pairs, rows = np.unique(np.arange(len(table.counts)).repeat(table.counts) * span + labels, return_counts=True)
+        ways = np.bincount(pairs[rows >= self._needed] // span, minlength=len(table.counts))
+        groups = np.flatnonzero(ways >= self.ways)
+        if not len(groups):
+            raise InputError(
+                f"no group of split {split!r} has {self.ways} labels with the {self._needed} rows that {self.shots} "
+                f"shots and {self.queries} queries take: lower ways, shots or queries"
+            )
+        return [groups]
+
+    def rows(self, table: Table, pool: np.ndarray, draws: Draws) -> list[list[int]]:
+        group = pool[draws.below(len(pool))]
+        start = int(table.starts[group])
+        labels = _labels(table)[start : start + int(table.counts[group])]
+        values, counts = np.unique(labels, return_counts=True)
+        values = values[counts >= self._needed]
+        places = draws.choose(len(values), self.ways)
+        members = [
+            start + np.flatnonzero(labels == values[p]) for p in (places if self.permute_labels else sorted(places))
+        ]
+        ways = self._places([len(rows) for rows in members], draws)
+        return [[int(rows[place]) for place in places] for rows, places in zip(members, ways, strict=True)]
+
+
+@dataclass(frozen=True)
+class ValueSource(TableSource):
+    """Regression where one group is the task (scheme `values`): K support and Q query rows of one group, with their
+    own targets. support [K, ...], query [Q, ...]."""
+
+    def __post_init__(self) -> None:
+        if not all(any(f.role == "target" for f in table.fields) for table in self.tables.values()):
+            raise InputError("task.scheme=values needs a table with a target field, and this has none")
+
+    @property
+    def outputs(self) -> int:
+        table = next(iter(self.tables.values()))
+        return sum(int(np.prod(f.shape)) for f in table.fields if f.role == "target")
+
+    def eligible(self, split: Split, table: Table) -> list[np.ndarray]:
+        groups = np.flatnonzero(table.counts >= self._needed)
+        if not len(groups):
+            raise InputError(
+                f"no group of split {split!r} has the {self._needed} rows that {self.shots} shots and {self.queries} "
+                f"queries take (its largest has {table.counts.max(initial=0)}): lower shots or queries"
+            )
+        return [groups]
+
+    def rows(self, table: Table, pool: np.ndarray, draws: Draws) -> list[list[int]]:
+        group = pool[draws.below(len(pool))]
+        return [[int(table.starts[group]) + row for row in draws.choose(int(table.counts[group]), self._needed)]]
+
+
+def sample(source: Source, task_ids: Sequence[TaskId]) -> Sequence[Task]:
+    """The named tasks, of one split, in order."""
+    return source.sample(task_ids) if isinstance(source, TableSource) else [source(task_id) for task_id in task_ids]
+
+
+def _labels(table: Table) -> np.ndarray:
+    return table.column(next(f.name for f in table.fields if f.role == "target"))

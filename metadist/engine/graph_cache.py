@@ -1,0 +1,291 @@
+"""A computation recorded once as the list of its tensor operations, then played back, compiled, or captured.
+
+Finding that list (Python, autograd, vmap) takes longer than many of the operations themselves. Playing it back runs the
+same ones in the same order, so the results are the same to the bit; compiling it fuses them, so that they differ in
+rounding; capturing it as a CUDA graph launches all of them at once.
+
+A recording is made on tensors that have shapes but no numbers. So nothing in it can depend on numbers: whatever takes
+them out of torch (`.numpy()`, `.tolist()`, `.item()`, an array, a branch on a value, a pointer) ends the recording, and
+the computation goes on being called as it stands. Before a recording counts, it has repeated two tasks to the bit.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._functorch import config as functorch_config
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx import GraphModule
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from metadist.core.errors import InputError
+from metadist.learners import Context
+
+AFTER = 16  # calls with the same shapes before recording, which takes as long as some hundred of them
+CHECKS = 2  # calls of other results that a recording must repeat before it counts
+LONGEST_S = 30.0  # to record in the middle of a run: half of what makes a worker look hung
+SHAPES, KNOWN = 8, 256  # different shapes recorded, and counted, at most
+TOLERANCE = 1e-2  # of a compiled result, relative to its largest element, in float32; 1e-8 in float64
+aten = torch.ops.aten
+VIEWS = {
+    aten.view.default, aten._unsafe_view.default, aten.expand.default, aten.transpose.int, aten.t.default,
+    aten.permute.default, aten.squeeze.dim, aten.unsqueeze.default, aten.detach.default, aten.alias.default,
+}  # fmt: skip
+_ONE_AT_A_TIME = threading.Lock()
+"""torch.fx patches nn.Module while it records, and two threads at once would leave it patched."""
+Player = Callable[..., Sequence[Tensor]]
+
+
+class Watched(Context):
+    """A context that notes in `read` when the meta-step is read: what is then computed holds for that step only."""
+
+    read: set[str]
+
+    @classmethod
+    def by(cls, read: set[str], *fields: Any) -> "Watched":
+        context = cls(*fields)
+        context.read = read
+        return context
+
+    def _replace(self, **changes: Any) -> "Watched":
+        plain = Context(*(tuple.__getitem__(self, place) for place in range(len(self))))
+        return Watched.by(self.read, *plain._replace(**changes))
+
+    @property
+    def step(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        self.read.add("step")
+        return tuple.__getitem__(self, 0)
+
+    @property
+    def meta_steps(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        self.read.add("meta_steps")
+        return tuple.__getitem__(self, 1)
+
+    def __iter__(self) -> Any:
+        return iter((self.step, self.meta_steps, self.draws, self.ways, self.phase))
+
+    def __getitem__(self, place: Any) -> Any:
+        return tuple(self)[place]
+
+
+@dataclass
+class _Record:
+    """What is known about one set of shapes: how often it came, its player, how often that was found right, and the
+    losses it was last found right at."""
+
+    calls: int = 0
+    play: Player | None = None
+    checked: int = 0
+    last: Tensor | None = None
+
+
+class Program:
+    """`function(structure, step, meta_steps, tensors) -> tensors` as it stands, until it is worth playing back. The
+    first of its results tells computations apart.
+
+    `compiled`: compile it at the first call. `captured`: play it back as a CUDA graph. `read`: what of the meta-step
+    the function read; it is to note that there, see `Watched`.
+    """
+
+    def __init__(
+        self, function: Callable[..., Sequence[Tensor]], compiled: bool = False, captured: bool = False
+    ) -> None:
+        self._function = function
+        self._compiled, self._captured = compiled, captured
+        self._records: dict[Any, _Record] = {}
+        self._after, self._longest_s = AFTER, LONGEST_S
+        self.read: set[str] = set()
+
+    @contextmanager
+    def recording_at_once(self) -> Iterator[None]:
+        """What is computed meanwhile is recorded at its first call, however long that takes."""
+        self._after, self._longest_s = 0, float("inf")
+        try:
+            yield
+        finally:
+            self._after, self._longest_s = AFTER, LONGEST_S
+
+    def __call__(self, structure: Any, step: int, meta_steps: int, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+        """`structure` is handed to the function as it is; with the tensors' shapes it tells recordings apart."""
+        key = structure, *((tensor.shape, tensor.dtype) for tensor in tensors)
+        record = self._records.get(key) or _Record()
+        if len(self._records) < KNOWN:
+            self._records[key] = record
+        given = structure, step, meta_steps, tensors
+        if self._compiled:
+            return self._run_compiled(record, *given)
+        record.calls += 1
+        due = record.calls == AFTER or (record.calls >= self._after and self._after < AFTER)
+        if due and record.play is None and sum(known.play is not None for known in self._records.values()) < SHAPES:
+            record.play = self._player(*given)
+        if record.play is not None and record.checked >= CHECKS:
+            return _run(record.play, tensors)
+        result = self._function(*given)
+        if record.play is not None:
+            self._check(record, result, tensors)
+        return result
+
+    def _check(self, record: _Record, expected: Sequence[Tensor], tensors: Sequence[Tensor]) -> None:
+        """Count a recording that repeats `expected` to the bit, for other losses than the last time; else drop it."""
+        assert record.play is not None
+        if record.last is not None and torch.equal(record.last, expected[0]):
+            return
+        record.checked, record.last = record.checked + 1, expected[0].clone()
+        if not all(map(torch.equal, expected, _run(record.play, tensors))):
+            record.play = None
+
+    def _record(self, structure: Any, step: int, meta_steps: int, tensors: Sequence[Tensor]) -> GraphModule | None:
+        """The operations; None where they are not the same for every step."""
+        self.read.clear()
+        graph = record(self._function, structure, step, meta_steps, tensors, self._longest_s)
+        return None if self.read else graph
+
+    def _player(self, *given: Any) -> Player | None:
+        """None where there is nothing to play back: then the function itself goes on being called, to the same bits."""
+        try:
+            play = self._record(*given)
+        except Exception:  # noqa: BLE001 - whatever code says that gets tensors without numbers; its own call follows
+            return None
+        if play is None or not self._captured:
+            return play
+        try:
+            return capture(play, given[-1])
+        except RuntimeError as error:
+            raise InputError(
+                f"engine.cuda_graphs=true cannot capture this ({_first_line(error)}): leave it out"
+            ) from error
+
+    def _run_compiled(self, record: _Record, *given: Any) -> Sequence[Tensor]:
+        if record.play is None:
+            record.play = self._compile(*given)
+        result = _run(record.play, given[-1])
+        if record.checked < CHECKS and (record.last is None or not torch.equal(record.last, result[0])):
+            checked, record.last = self._function(*given), result[0].clone()
+            record.checked += all(bool(expected.isfinite().all()) for expected in checked)
+            for found, expected in zip(result, checked, strict=True):
+                limit = (1e-8 if found.dtype == torch.float64 else TOLERANCE) * float(expected.abs().max())
+                if bool(expected.isfinite().all()) and not float((found - expected).abs().max()) <= limit:
+                    raise InputError(
+                        "engine.compile=true gives other numbers than the computation itself, beyond rounding: leave "
+                        "it out for this model, learner and loss"
+                    )
+        return result
+
+    def _compile(self, *given: Any) -> Player:
+        try:
+            graph = self._record(*given)
+        except InputError:
+            raise
+        except Exception as error:
+            raise InputError(
+                f"engine.compile=true cannot record this computation ({_first_line(error)}): something in the model, "
+                "loss or learner leaves torch (numpy, lists, a branch on values) or draws numbers; take it out of there"
+            ) from error
+        if graph is None:
+            raise InputError(
+                "engine.compile=true: the learner depends on the meta-step, so there is no one computation to compile"
+            )
+        from torch._dynamo.exc import BackendCompilerFailed  # takes a second to import
+
+        compiled = torch.compile(graph, fullgraph=True, dynamic=False)
+        try:
+            _run(compiled, given[-1])
+        except BackendCompilerFailed as error:
+            raise InputError(
+                f"engine.compile=true: torch could not compile ({_first_line(error)}); it needs a C++ compiler on "
+                "every worker (g++), and a CUDA toolkit's Triton on GPUs"
+            ) from error
+        return compiled
+
+
+def record(
+    function: Callable[..., Sequence[Tensor]],
+    structure: Any,
+    step: int,
+    meta_steps: int,
+    tensors: Sequence[Tensor],
+    longest_s: float = float("inf"),
+) -> GraphModule:
+    """The tensor operations that a call of `function` runs, those that its results need; nothing is computed.
+
+    Raises whatever `function` does where it asks for numbers, and TimeoutError after `longest_s` seconds.
+    """
+
+    def traced(*given: Tensor) -> tuple[Tensor, ...]:
+        with _Deadline(time.monotonic() + longest_s):
+            return tuple(function(structure, step, meta_steps, given))
+
+    with functorch_config.patch(fake_tensor_allow_unsafe_data_ptr_access=False):  # which would be someone's memory
+        mode = FakeTensorMode(allow_non_fake_inputs=True)
+    with _ONE_AT_A_TIME, mode:
+        graph = make_fx(traced)(*map(mode.from_tensor, tensors))
+    for node in graph.graph.nodes:
+        if node.op == "call_function" and torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
+            raise RuntimeError(f"{node.target} has other numbers at every call")
+    for node in graph.graph.nodes:
+        seen = node
+        while seen.op == "call_function" and seen.target in VIEWS:
+            seen = seen.args[0]
+            if _geometry(seen) == _geometry(node):  # a view of what it is already: a third of what vmap does
+                node.replace_all_uses_with(seen)
+                break
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+    return graph
+
+
+class _Deadline(TorchDispatchMode):
+    """Every operation raises TimeoutError from a time on."""
+
+    def __init__(self, at: float) -> None:
+        super().__init__()
+        self._at = at
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if time.monotonic() > self._at:
+            raise TimeoutError("recording takes too long")
+        return func(*args, **(kwargs or {}))
+
+
+def _geometry(node: Any) -> Any:
+    value = node.meta.get("val")
+    return (value.shape, value.stride(), value.storage_offset()) if isinstance(value, Tensor) else node
+
+
+def capture(play: Player, tensors: Sequence[Tensor]) -> Player:
+    """`play` as a CUDA graph: arguments are copied to fixed places, everything is launched at once."""
+    places = [tensor.clone() for tensor in tensors]
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream), torch.no_grad():
+        for _ in range(3):  # lets libraries choose kernels and allocate before the capture
+            play(*places)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph), torch.no_grad():
+        results = play(*places)
+
+    def replay(*given: Tensor) -> list[Tensor]:
+        for place, tensor in zip(places, given, strict=True):
+            place.copy_(tensor)
+        graph.replay()
+        return [result.clone() for result in results]
+
+    return replay
+
+
+def _run(play: Player, tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Inference mode spares each operation its bookkeeping; what leaves it is copied, to be like any other tensor."""
+    with torch.inference_mode():
+        results = play(*tensors)
+    return [result.clone() for result in results]
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

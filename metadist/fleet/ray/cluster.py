@@ -1,0 +1,211 @@
+"""Joining a Ray cluster, or starting one on this machine."""
+
+import atexit
+import hashlib
+import logging
+import math
+import os
+import secrets
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import ray
+from ray._common.utils import get_default_system_temp_dir
+from ray._private import ray_constants
+from ray._private import worker as ray_worker
+from ray._raylet import AuthenticationTokenLoader, Config  # pyright: ignore[reportAttributeAccessIssue]
+from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from metadist.core.errors import InputError
+
+LONGEST_FOLDER = 107 - 64  # of the path of a unix socket, what Ray's session takes
+LOOPBACK = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR  # whatever the system: 0 has Ray use the loopback interface
+FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")
+OWN_RAY = {
+    # a node that does not answer counts as dead after 20 s; on a cluster, with a threshold of 3, after 6
+    "RAY_health_check_initial_delay_ms": "0",
+    "RAY_health_check_period_ms": "500",
+    "RAY_health_check_timeout_ms": "1500",
+    "RAY_health_check_failure_threshold": "10",
+}
+"""Environment of the processes of a Ray that is started here, where the user has not set it."""
+
+
+def connect(address: str | None, cpus: float, say: Callable[[str], None]) -> bool:
+    """Join the cluster at `address` or RAY_ADDRESS, or start one here with at least `cpus` CPUs; True if this call did.
+
+    A cluster started here counts as many CPUs as the workers ask for, even where that is more than there are.
+    """
+    if ray.is_initialized():
+        return False
+    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # pages about what the fleet says in a line
+    ray_worker.print_to_stdstream = _to_log  # what is said of nodes by others than the fleet, on stdout
+    before = signal.getsignal(signal.SIGTERM)
+    if address := joins(address):
+        _join(address)
+    else:
+        _start(cpus, say)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, before)  # ray.init sets one that exits with another code
+    return True
+
+
+def _to_log(data: dict[str, Any], ignore_prefix: Any = None) -> None:
+    """Lines that Ray would print go to its logger; they are in its log files too."""
+    del ignore_prefix
+    logging.getLogger("ray").info("(%s) %s", data.get("pid"), " ".join(data["lines"]))
+
+
+def joins(address: str | None) -> str | None:
+    """The cluster that is joined; None: one is started here."""
+    return address or os.environ.get("RAY_ADDRESS")
+
+
+def _join(address: str) -> None:
+    if "RAY_AUTH_MODE" not in os.environ and (Path.home() / ".ray" / "auth_token").exists():
+        os.environ["RAY_AUTH_MODE"] = "token"
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, RayError, RuntimeError, ValueError) as error:
+        raise InputError(f"no Ray cluster answers at {address}: {str(error).splitlines()[0]}") from None
+
+
+def _start(cpus: float, say: Callable[[str], None]) -> None:
+    """A Ray of this run's own, for this user alone: it listens on the loopback interface only, wants a token that is
+    made here and is in the environment of its processes only, and has its files in a folder closed to others."""
+    here = os.cpu_count() or 1
+    if cpus > here:
+        say(f"the workers ask for {cpus:g} CPUs and this machine has {here}: they will share them")
+    folder, before = ray_folder(say), dict(os.environ)
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    own = {**OWN_RAY, **_token()}
+    os.environ.update({name: value for name, value in own.items() if name not in os.environ})
+    os.environ[LOOPBACK] = "0"
+    ray_constants.ENABLE_RAY_CLUSTER = False  # here that variable was read at import
+    _read_environment()
+    try:
+        ray.init(
+            "local", num_cpus=max(here, math.ceil(cpus)), include_dashboard=False, log_to_driver=False,
+            logging_level=logging.ERROR, _temp_dir=folder,
+        )  # fmt: skip
+    finally:
+        for name in (*own, LOOPBACK):
+            os.environ.pop(name)
+        os.environ.update(before)
+
+
+def _token() -> dict[str, str]:
+    """Environment for token authentication, unless the user has decided otherwise; with a token of this run's own,
+    unless the user has set one in the environment: Ray would write one into the home directory."""
+    mode = {"RAY_AUTH_MODE": os.environ.get("RAY_AUTH_MODE", "token")}
+    if mode["RAY_AUTH_MODE"].lower() != "token" or {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
+        return mode
+    return {**mode, "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+
+
+def _read_environment() -> None:
+    """Have Ray, which remembers what it has read, read again how to authenticate."""
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
+
+
+def ray_folder(say: Callable[[str], None]) -> str:
+    """Where Ray is to have its files: in the temporary directory, or in a shorter one where its sockets' paths would be
+    too long, in a folder that others may not enter. Raises InputError where there is none."""
+    wanted = get_default_system_temp_dir()
+    for place in (wanted, *FOLDERS):
+        folder = Path(place).absolute() / f"metadist-{os.getuid()}"
+        if len(os.fsencode(folder / "ray")) > LONGEST_FOLDER:
+            continue
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if folder.lstat().st_uid != os.getuid() or folder.is_symlink():
+                continue
+            folder.chmod(0o700)
+        except OSError:
+            continue
+        if place != wanted:
+            say(f"Ray's files are in {folder}: the path {wanted} is too long for its sockets, or cannot be used")
+        return str(folder / "ray")
+    raise InputError(
+        f"Ray cannot have its files in {wanted}: set RAY_TMPDIR to a folder that you may write to, with a path of at "
+        f"most {LONGEST_FOLDER - 20} characters"
+    )
+
+
+def check_gpus(per_worker: float, started: bool, say: Callable[[str], None]) -> None:
+    """Raises InputError where no worker could ever have its GPUs; a cluster joined may still get nodes that have."""
+    there = ray.cluster_resources().get("GPU", 0)
+    if per_worker <= there:
+        return
+    told = f"fleet.gpus_per_worker={per_worker:g}, but there are {there:g} GPUs"
+    if started:
+        raise InputError(f"{told} on this machine: set it to 0, or give fleet.address of a cluster that has them")
+    say(f"{told} in the cluster now: waiting until a node has them")
+
+
+def disconnect(lost: bool = False) -> None:
+    """Leave the cluster; one that `connect` started ends. `lost`: its head does not answer, so there is nobody to take
+    leave of, which Ray would wait for."""
+    if lost:
+        atexit.unregister(ray.shutdown)
+        return
+    ray.shutdown()
+    ray_constants.ENABLE_RAY_CLUSTER = True
+    _read_environment()
+
+
+def exit_without_head(code: int) -> NoReturn:
+    """End this process, and a Ray of its own, after `disconnect(lost=True)`: without a head Ray's part of an ordinary
+    exit crashes or hangs."""
+    node: Any = ray_worker._global_node
+    if node is not None:
+        node.kill_all_processes(check_alive=False, allow_graceful=False)
+    sys.stdout.flush()
+    os._exit(code)
+
+
+class Writer:
+    """Stands for the one driver that may write checkpoints in a place; it ends with that driver."""
+
+    def __init__(self, holder: str) -> None:
+        self._holder = holder
+
+    def holder(self) -> str:
+        """Which driver that is."""
+        return self._holder
+
+
+def claim(place: str, holder: str, patience_s: float = 10.0) -> Any:
+    """The right to write checkpoints in a place that no lock file can guard, against other drivers of this cluster, for
+    as long as what is returned is kept. Raises InputError that names the one that has it; one that was just killed
+    has `patience_s` to be noticed."""
+    name = f"writer-{hashlib.sha256(place.encode()).hexdigest()[:16]}"
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)  # it dies as the driver
+    options = {"name": name, "namespace": "metadist", "num_cpus": 0, "max_restarts": 0, "scheduling_strategy": here}
+    deadline = time.monotonic() + patience_s
+    while True:
+        try:
+            return ray.remote(Writer).options(**options).remote(holder)
+        except ValueError:
+            if time.monotonic() < deadline:
+                time.sleep(0.5)
+                continue
+            other = _holder(name)
+            raise InputError(
+                f"{place} is in use by another driver{other}: wait until it ends, stop it, or set checkpoint.location"
+            ) from None
+
+
+def _holder(name: str) -> str:
+    try:
+        return f" ({ray.get(ray.get_actor(name, 'metadist').holder.remote(), timeout=5)})"
+    except (ValueError, RayError):
+        return ""

@@ -1,0 +1,183 @@
+"""A worker computes chunks: it samples their tasks and returns meta-gradients or measurements. It keeps no state."""
+
+import ctypes
+import hashlib
+import os
+import platform
+import socket
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal
+
+import numpy as np
+import torch
+
+from metadist.core.errors import InputError
+from metadist.core.messages import PHASES, Chunk, ChunkReport, Weights, fold
+from metadist.core.random import Draws
+from metadist.core.task import Task, TaskId
+from metadist.data.sources import Source, sample
+from metadist.engine import Engine
+from metadist.engine.graph_cache import AFTER
+from metadist.evaluation.baselines import CLOSED_FORM, from_scratch
+from metadist.models.losses import Loss
+
+LEARNER_STREAM = 1
+TWO_RESULTS = (
+    "computing the same tasks twice gave two results: the model, loss or source draws random numbers of its own "
+    "(F.dropout, torch.randn, numpy.random) or keeps state between calls; use nn.Dropout, which draws from the task's "
+    "own key, let the source draw other noise from metadist.Draws(seed, task_id), and keep no state"
+)
+MALLOC = {-3: 1 << 25, -1: 1 << 30, -2: 1 << 26}
+"""mallopt's M_MMAP_THRESHOLD (its largest), M_TRIM_THRESHOLD and M_TOP_PAD in bytes; see malloc.h of glibc."""
+
+
+def set_up_process(threads: int) -> None:
+    """Fix what the bits of a result depend on: torch threads (whatever the scheduler suggests), deterministic kernels.
+
+    An operation without a deterministic kernel then raises an error that names it. Memory once freed is kept for the
+    next tensors: asking the system for it anew, page by page, was a sixth of a convolutional network's time.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        for parameter, value in MALLOC.items():
+            libc.mallopt(parameter, value)
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How tasks are evaluated: with which engine (its learner's inner steps), tasks and metrics."""
+
+    engine: Engine
+    source: Source
+    metrics: dict[str, Loss]
+    transductive: bool
+    scratch_steps: int
+    scratch_lr: float = 0.01
+
+
+class Worker:
+    """Computes any chunk, any number of times, from nothing but the weights it is given.
+
+    May be called from several threads: each samples as it likes, one computes at a time.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        source: Source,
+        protocol: Protocol,
+        seed: int,
+        meta_steps: int,
+        aggregate: Literal["task", "chunk"] = "task",
+        chunk_size: int = 1,
+    ):
+        self.engine = engine
+        self.source = source
+        self.protocol = protocol
+        self.seed = seed
+        self.meta_steps = meta_steps
+        self.chunk_size = chunk_size
+        self.aggregate = aggregate
+        self._computing = threading.Lock()
+        self._name = f"{socket.gethostname()}:{os.getpid()}"
+
+    def meta_gradients(self, weights: Weights, chunk: Chunk) -> tuple[ChunkReport, np.ndarray]:
+        """Meta-gradients of the chunk's tasks at theta: a report, and rows [n, P] in theta's dtype.
+
+        With `aggregate="chunk"` the rows are added up here, in task order in float64: [P].
+        """
+        began = time.perf_counter()
+        tasks, draws = self._sample(self.source, chunk)
+        sampled = time.perf_counter()
+        with self._computing:
+            times = [time.perf_counter()]
+            theta = _tensor(weights).to(self.engine.device)
+            times.append(self.engine.now())
+            found: dict[str, torch.Tensor] = {}
+            losses, rows = self.engine.meta_gradients(theta, tasks, chunk.step, self.meta_steps, draws, found)
+            times.append(self.engine.now())
+            gradient, losses = rows.cpu().numpy(), losses.cpu().numpy().astype(np.float64)
+            times.append(time.perf_counter())
+        cut = gradient.shape[1] - self.engine.num_statistics
+        norms = np.sqrt(np.einsum("ij,ij->i", gradient[:, :cut], gradient[:, :cut], dtype=np.float64))
+        norms[~np.isfinite(gradient[:, cut:]).all(axis=1)] = np.nan
+        if self.aggregate == "chunk":
+            gradient = fold([gradient], gradient.shape[1])
+        times.append(time.perf_counter())
+        spent = [sampled - began, *(later - earlier for earlier, later in pairwise(times))]
+        seconds: dict[str, float] = dict(zip(PHASES, spent, strict=True))
+        diagnostics = {name: values.cpu().numpy() for name, values in found.items()}
+        return ChunkReport(chunk, losses, norms, seconds, self._name, diagnostics), gradient
+
+    def evaluate(self, weights: Weights, chunk: Chunk, baselines: tuple[str, ...] = ()) -> dict[str, np.ndarray]:
+        """{metric: [n, inner_steps + 1]} of the chunk's tasks, before adaptation and after every inner step, and
+        {"baseline/metric": [n]} for each baseline named."""
+        protocol, step = self.protocol, weights.version
+        tasks, draws = self._sample(protocol.source, chunk)
+        with self._computing:  # baselines too: two threads in one module would see each other's weights
+            measured = protocol.engine.evaluate(
+                _tensor(weights), tasks, protocol.metrics, protocol.transductive, draws, step, self.meta_steps
+            )
+            results = {name: values.cpu().numpy().astype(np.float64) for name, values in measured.items()}
+            return results | self._baselines(baselines, tasks)
+
+    def evaluate_baselines(self, baselines: tuple[str, ...], chunk: Chunk) -> dict[str, np.ndarray]:
+        """What `evaluate` says of the baselines."""
+        tasks, _ = self._sample(self.protocol.source, chunk)
+        return self._baselines(baselines, tasks)
+
+    def proof(self) -> str:
+        """The device, and a hash of the meta-gradients of the run's first chunk at its initial theta: workers with the
+        same proof are taken to compute the same bits. In a run that is long enough the second computation is recorded,
+        and each recording compared with the computation itself, to the bit. Raises InputError where computing it twice
+        gives two results."""
+        weights, chunk = Weights(0, self.engine.initial_theta().cpu().numpy()), Chunk("train", 0, 0, self.chunk_size)
+        first = self.meta_gradients(weights, chunk)[1].tobytes()
+        with self.engine.recording() if self.meta_steps > AFTER else nullcontext():  # else it would not be earned back
+            second = self.meta_gradients(weights, chunk)[1].tobytes()
+        if first != second:
+            raise InputError(TWO_RESULTS)
+        return f"{self.engine.fingerprint()}, {hashlib.sha256(first).hexdigest()[:16]}"
+
+    def trace(self, weights: Weights, task_id: TaskId) -> list[tuple[float, float]]:
+        """Support loss and norm of the fast weights of one training task, before and after every inner step."""
+        task, draws = self.source(task_id), Draws(self.seed, task_id, LEARNER_STREAM)
+        return self.engine.trace(_tensor(weights), task, draws, task_id.step, self.meta_steps)
+
+    def _baselines(self, baselines: tuple[str, ...], tasks: Sequence[Task]) -> dict[str, np.ndarray]:
+        results = {}
+        for baseline in baselines:
+            rows = [self._baseline(baseline, task) for task in tasks]
+            for name in self.protocol.metrics:
+                results[f"{baseline}/{name}"] = np.array([row[name] for row in rows])
+        return results
+
+    def _baseline(self, name: str, task: Task) -> dict[str, float]:
+        tensors = self.protocol.engine.tensors(task)
+        if name == "from_scratch":
+            learner, steps = self.protocol.engine.learner, self.protocol.scratch_steps
+            weights = from_scratch(learner, tensors, steps, self.protocol.scratch_lr)
+            with torch.no_grad():
+                outputs = self.protocol.engine.outputs(weights, tensors, self.protocol.transductive)
+        else:
+            outputs = torch.from_numpy(CLOSED_FORM[name](task)).to(tensors.query.inputs[0].device)
+        targets = tensors.query.targets
+        return {metric: float(measure(outputs, *targets)) for metric, measure in self.protocol.metrics.items()}
+
+    def _sample(self, source: Source, chunk: Chunk) -> tuple[Sequence[Task], list[Draws]]:
+        names = chunk.tasks
+        return sample(source, names), [Draws(self.seed, name, LEARNER_STREAM) for name in names]
+
+
+def _tensor(weights: Weights) -> torch.Tensor:
+    """theta [P], a copy that may be written to."""
+    return torch.from_numpy(np.array(weights.theta))

@@ -1,0 +1,102 @@
+"""What the bits of a run depend on, and whether a run may be continued under another configuration."""
+
+import hashlib
+import json
+from dataclasses import asdict
+from importlib import metadata
+from typing import Any
+
+import torch
+
+from metadist.config import Config
+from metadist.config.load import shown
+from metadist.config.schema import DataConfig
+from metadist.core.errors import InputError
+from metadist.core.redaction import redacted_settings
+from metadist.engine import Engine
+from metadist.run.auto import aggregation, chunk_size, worker_device
+from metadist.run.build import open_data
+
+FREE = {"run_dir", "num_workers", "max_time_s", "fleet", "evaluation", "checkpoint", "tracking", "meta_steps"}
+"""Settings that may change when a run is continued; under a schedule, meta_steps then counts as drift."""
+JUDGED = {*FREE, "seed", "data", "engine"}
+"""Settings that may be others when a finished run is evaluated again."""
+
+
+def run_identity(config: Config, engine: Engine) -> dict[str, Any]:
+    """Within one identity theta is the same to the bit, whatever the number of workers. Plain JSON values."""
+    dataset = open_data(config)
+    return {
+        "settings": bound_settings(config),
+        "scheduled_steps": None if config.optimizer.schedule == "constant" else config.meta_steps,
+        "data_digest": dataset.digest if dataset else None,
+        "engine": asdict(engine.method),
+        "chunk_size": chunk_size(config, engine),
+        "aggregate": aggregation(config, engine),
+        "threads": config.fleet.threads_per_worker,
+        "metadist": metadata.version("metadist"),
+        "torch": torch.__version__,
+        "device": engine.fingerprint() if worker_device(config) == "cpu" else "GPU",
+    }
+
+
+def digest(identity: dict[str, Any]) -> str:
+    """A short name for an identity (16 hex digits)."""
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def bound_settings(config: Config) -> dict[str, Any]:
+    """The settings that theta depends on. Where the data lies is not what it holds."""
+    settings = {key: value for key, value in shown(config).items() if key not in FREE}
+    settings["data"].pop("path")
+    settings["engine"].pop("gradient_check")
+    return settings
+
+
+def check_settings(before: dict[str, Any], config: Config) -> None:
+    """Raise InputError where a run would go on under other settings, key by key."""
+    changed = _differences(_completed(before["settings"]), bound_settings(config))
+    if changed:
+        raise InputError(
+            f"this is not the run in the checkpoint; changed: {'; '.join(changed)}: "
+            "change it back, or start another run with its own run_dir"
+        )
+
+
+def check_evaluation(before: dict[str, Any], config: Config) -> None:
+    """Raise InputError where a run would be evaluated under settings of training that were not its own."""
+    trained, now = (
+        {key: value for key, value in settings.items() if key not in JUDGED}
+        for settings in (_completed(before["settings"]), bound_settings(config))
+    )
+    if changed := _differences(trained, now):
+        raise InputError(
+            f"a run is evaluated as it was trained; changed: {'; '.join(changed)}: leave it out "
+            "(evaluation, data, engine, fleet and seed may be others)"
+        )
+
+
+def drift(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What makes a continued run differ from an uninterrupted one, in words. Raises InputError where it is the data."""
+    if before["data_digest"] != now["data_digest"]:
+        raise InputError(
+            f"the data is not what the run began with (digest {before['data_digest']}, now {now['data_digest']}): "
+            "set data.path to that, or start another run with its own run_dir"
+        )
+    return [f"{key} {before[key]} -> {now[key]}" for key in now if key != "settings" and before.get(key) != now[key]]
+
+
+def _completed(settings: dict[str, Any]) -> dict[str, Any]:
+    """A run's settings, with those that did not exist when it began at their defaults: what was done without them."""
+    completed = redacted_settings(settings)
+    for key, default in bound_settings(Config.model_construct(data=DataConfig.model_construct())).items():
+        own = settings.get(key, default)
+        completed[key] = {**default, **own} if isinstance(default, dict) and isinstance(own, dict) else own
+    return completed
+
+
+def _differences(before: Any, now: Any, path: str = "") -> list[str]:
+    if isinstance(before, dict) and isinstance(now, dict):
+        keys = sorted({*before, *now})
+        return [d for key in keys for d in _differences(before.get(key), now.get(key), f"{path}.{key}".strip("."))]
+    return [] if before == now else [f"{path} {before!r} -> {now!r}"]

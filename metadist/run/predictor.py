@@ -1,0 +1,208 @@
+"""Using a trained run: load it, adapt to a few examples, predict."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import TypeAdapter, ValidationError
+
+from metadist.checkpoint.format import Checkpoint, load_checkpoint
+from metadist.checkpoint.store import CheckpointStore
+from metadist.config import load_config
+from metadist.config.load import parse_config
+from metadist.core.errors import Diverged, InputError
+from metadist.core.task import Examples
+from metadist.engine import Engine
+from metadist.run.build import Shapes, make_evaluation_engine
+from metadist.run.trust import check_trusted, check_usable, outside_code, outside_place
+
+Arrays = np.ndarray | torch.Tensor | Sequence[float] | tuple[np.ndarray, ...]
+
+
+class Adapted:
+    """A learner adapted to one support set. `classes` [ways]: the different labels in it, sorted (classification);
+    `places` [ways]: which of the model's outputs stands for each."""
+
+    def __init__(
+        self,
+        outputs: Callable[..., torch.Tensor],
+        shapes: Shapes,
+        transductive: bool,
+        classes: np.ndarray | None,
+        places: np.ndarray | None = None,
+    ):
+        self.classes = classes
+        self._places = places
+        self._outputs = outputs
+        self._shapes = shapes
+        self._transductive = transductive
+
+    def outputs(self, x: Arrays, transductive: bool | None = None) -> np.ndarray:
+        """What the model gives for inputs [n, ...] (several inputs: a tuple of arrays): a logit for each of `classes`
+        [n, ways], or values [n, d].
+
+        `transductive`: the n examples share one batch, and its normalisation; False: each is predicted with the support
+        set alone, whatever else is asked. Default: as the run evaluates, but one example alone with the support set.
+        """
+        inputs = _inputs(x, self._shapes)
+        chosen = self._transductive and len(inputs[0]) > 1 if transductive is None else transductive
+        outputs = self._outputs(*inputs, transductive=chosen).cpu().numpy()
+        if self.classes is not None:
+            return outputs[:, self._places]  # the others are no class of this task
+        if not self._shapes.target_units:
+            return outputs
+        units = self._shapes.target_units
+        offset, scale = (np.concatenate([np.atleast_1d(unit[key]) for unit in units]) for key in ("offset", "scale"))
+        return outputs / scale + offset
+
+    def predict(self, x: Arrays, transductive: bool | None = None) -> np.ndarray:
+        """Labels [n] out of the support set's in classification, values [n, d] in regression; see `outputs`. Raises
+        Diverged where logits are not finite."""
+        outputs = self.outputs(x, transductive)
+        if self.classes is None:
+            return outputs
+        if not np.isfinite(outputs).all():  # of NaN argmax makes class 0
+            raise Diverged("adaptation diverged, the model's outputs are not finite: lower evaluation.inner_lr")
+        return self.classes[outputs.argmax(axis=-1)]
+
+
+class FewShotLearner:
+    """A trained theta with its learner: `load(run).adapt(x, y).predict(x)`."""
+
+    def __init__(self, engine: Engine, theta: torch.Tensor, shapes: Shapes, transductive: bool):
+        self.engine = engine
+        self.transductive = transductive
+        self.theta = theta
+        self.shapes = shapes
+
+    def adapt(self, x: Arrays, y: Arrays) -> Adapted:
+        """Run the inner loop on a support set: inputs [n, ...] and targets, which are labels [n] or values [n, d], in
+        the units of the data as it was before import; images as uint8, or as floats in 0..1, [n, channels, height,
+        width]. Labels are texts or whole numbers, whichever; those that number the model's outputs stand for these.
+        Raises InputError on shapes and labels that do not fit."""
+        inputs, targets = _inputs(x, self.shapes), _arrays(y)
+        if any(len(target) != len(inputs[0]) for target in targets):
+            raise InputError(
+                f"{len(inputs[0])} support inputs need as many targets, at least one; got {len(targets[0])}"
+            )
+        classes = places = None
+        if self.shapes.classification:
+            any_ways = self.engine.learner.any_ways
+            classes, numbers = _numbered(targets[0])
+            places = np.arange(len(classes))
+            if not any_ways and classes.dtype.kind in "iu" and classes[0] >= 0 and classes[-1] < self.shapes.outputs:
+                numbers, places = classes.astype(np.int64)[numbers], classes.astype(np.int64)
+            if len(classes) > self.shapes.outputs and not any_ways:
+                raise InputError(
+                    f"the support set has {len(classes)} different labels and the model {self.shapes.outputs} outputs: "
+                    "take fewer classes, or train with more task.ways"
+                )
+            targets = (numbers,)
+        else:
+            units = self.shapes.target_units or [None] * len(targets)
+            targets = tuple(_converted(*pair) for pair in zip(targets, units, strict=True))
+        outputs = self.engine.adapt(self.theta, Examples(inputs, targets))
+        return Adapted(outputs, self.shapes, self.transductive, classes, places)
+
+
+def load(run: str | Path, checkpoint: str = "best", *, trust_code: bool = False) -> FewShotLearner:
+    """The learner of a run directory, or of one checkpoint directory. `checkpoint`: "best" by validation (the latest
+    where none was validated), "latest", or "step_...". Raises InputError when there is none or it is damaged.
+
+    A run may come from anywhere: its model, learner and loss are imported only where they are metadist's own, and its
+    checkpoints read only in the run's directory. One of your own, or one you trust, is loaded with `trust_code=True`;
+    its modules must be importable. Raises InputError that names them otherwise.
+    """
+    saved = read_checkpoint(run, checkpoint, saved_place(run, trust_code=trust_code))
+    return learner_of(saved, run, trust_code)
+
+
+def config_file(run: str | Path) -> Path:
+    """The config.yaml of a run directory. Raises InputError where that is none."""
+    path = Path(run) / "config.yaml"
+    if not path.exists():
+        raise InputError(f"{run} is not a run directory: it has no config.yaml")
+    return path
+
+
+def saved_place(run: str | Path, known: str | None = None, trust_code: bool = False) -> str | None:
+    """Where the configuration of a run says that its checkpoints are. Raises InputError where that is neither in its
+    directory, nor `known` to the user, nor trusted."""
+    if (Path(run) / "meta.json").exists():
+        return None
+    saved = load_config([config_file(run)])
+    if saved.checkpoint.location != known:
+        check_trusted(run, outside_place(saved, Path(run)), trust_code)
+    check_usable(saved.checkpoint.location)
+    return saved.checkpoint.location
+
+
+def read_checkpoint(run: str | Path, checkpoint: str = "best", place: str | None = None) -> Checkpoint:
+    """The checkpoint that `load` takes, from `place` or else from the run's own directory."""
+    path = Path(run)
+    if (path / "meta.json").exists():
+        return load_checkpoint(path)
+    store = CheckpointStore(place or config_file(path).parent / "checkpoints")
+    return store.load("latest" if checkpoint == "best" and not store.has_best() else checkpoint)
+
+
+def learner_of(checkpoint: Checkpoint, run: str | Path, trust_code: bool = False) -> FewShotLearner:
+    """The learner that a checkpoint of `run` holds, adapted as its configuration says."""
+    config = parse_config(checkpoint.config, "the checkpoint's configuration")
+    code = outside_code(config)
+    code.pop("data.source", None)  # is not needed
+    check_trusted(run, code, trust_code)
+    config = config.model_copy(update={"model": config.model.model_copy(update={"weights": None})})
+    try:
+        shapes = TypeAdapter(Shapes).validate_python(checkpoint.run.get("shapes"))
+    except ValidationError as error:
+        first = error.errors()[0]
+        entry = ".".join(map(str, ("shapes", *first["loc"])))
+        raise InputError(f"the checkpoint does not say what its model takes: {entry}: {first['msg']}") from None
+    engine = make_evaluation_engine(config, shapes, device="cpu")
+    engine.learner.model.load_constants(checkpoint.weights)
+    theta = engine.layout.vector(checkpoint.weights)
+    return FewShotLearner(engine, torch.from_numpy(theta), shapes, config.evaluation.transductive)
+
+
+def _arrays(x: Arrays) -> tuple[np.ndarray, ...]:
+    several = x if isinstance(x, tuple) else (x,)
+    return tuple(np.asarray(array) for array in several)
+
+
+def _inputs(x: Arrays, shapes: Shapes) -> tuple[np.ndarray, ...]:
+    """Inputs as a task holds them. Raises InputError where their number or shapes are not the model's."""
+    inputs = _arrays(x)
+    if len(inputs) != len(shapes.inputs):
+        raise InputError(f"the model takes {len(shapes.inputs)} inputs (as a tuple), not {len(inputs)}")
+    for array, shape in zip(inputs, shapes.inputs, strict=True):
+        if list(array.shape[1:]) != shape or not len(array):
+            wanted = ", ".join(["n", *map(str, shape)])
+            raise InputError(f"inputs have shape {list(array.shape)}; the model takes [{wanted}], n at least 1")
+    units = shapes.input_units or [None] * len(inputs)
+    return tuple(_converted(*pair) for pair in zip(inputs, units, strict=True))
+
+
+def _converted(array: np.ndarray, unit: dict[str, Any] | None) -> np.ndarray:
+    """(array - offset) * scale as float32, as `Table.gather` does; whole numbers and images in floats as they are."""
+    if unit is None or (array.dtype != np.uint8 and unit["dtype"] == "uint8"):
+        return array.astype(np.float32) if array.dtype.kind == "f" else array
+    if unit["dtype"] != "uint8" and np.dtype(unit["dtype"]).kind != "f":
+        return array.astype(unit["dtype"])
+    return ((array.astype(np.float64) - unit["offset"]) * unit["scale"]).astype(np.float32)
+
+
+def _numbered(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The different labels, sorted, and which of them each one is. Raises InputError where they are none."""
+    whole = labels.dtype.kind in "iub" or (labels.dtype.kind == "f" and np.array_equal(labels, np.floor(labels)))
+    text = labels.dtype.kind == "U" or (
+        labels.dtype.kind == "O" and all(isinstance(label, str) for label in labels.flat)
+    )
+    if labels.ndim != 1 or not (whole or text):
+        raise InputError(
+            f"labels must be texts or whole numbers, shape [n]; got {labels.dtype} of shape {list(labels.shape)}"
+        )
+    classes, numbers = np.unique(labels, return_inverse=True)
+    return classes, numbers.astype(np.int64)

@@ -1,0 +1,156 @@
+"""What is tried before the first step because it could only fail, or be wrong, after hours: derivatives, evaluation."""
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from metadist.config import Config
+from metadist.core.errors import InputError
+from metadist.core.files import reason
+from metadist.core.messages import Chunk, Weights
+from metadist.core.task import Task
+from metadist.engine import Engine
+from metadist.engine.gradient_check import Found, check_gradient, claims_derivative, plain
+from metadist.engine.method import Method
+from metadist.evaluation.joint import joint_results
+from metadist.evaluation.protocol import draw_curve, evaluate_run, write_results
+from metadist.fleet.worker import Worker
+from metadist.learners import Learner
+from metadist.models.model import layer_of
+from metadist.run.build import make_engine, make_worker
+from metadist.run.prepare import Prepared
+
+PLAIN = {"compile": False, "cuda_graphs": False, "autocast": False, "device": "cpu"}
+
+
+def with_gradient_checked(config: Config, prepared: Prepared) -> Prepared:
+    """Compare the meta-gradient of a training task with finite differences. Raises InputError, which names the tensor,
+    where torch differentiates the model or the loss wrongly."""
+    if not config.engine.gradient_check:
+        return replace(prepared, gradient="not checked (engine.gradient_check=false)")
+    learner = make_engine(config, prepared.shapes, device="cpu").learner
+    method, task, exact = prepared.engine.method, prepared.chunk[0], claims_derivative(learner, config.meta_steps)
+    theta = prepared.theta
+    if not exact:
+        learner, theta = plain(learner), Engine(plain(learner)).initial_theta().numpy()
+    try:
+        found = check_gradient(learner, method, theta, task, config.meta_steps)
+        if found.tensor and exact and _has_own_loss(learner):
+            other = plain(make_engine(config, prepared.shapes, device="cpu").learner)
+            found = _surrogate(found, other, method, Engine(other).initial_theta().numpy(), task)
+    except Exception as error:  # noqa: BLE001 - whatever a user's model does in float64; in float32 it has just computed
+        where = layer_of(error, learner.model.module)
+        text = f"not checked: {where} cannot be computed in float64 ({type(error).__name__}: {reason(error)})"
+        return replace(prepared, gradient=text, notes=[*prepared.notes, f"the meta-gradient was {text}"])
+    if isinstance(found, str):
+        return replace(prepared, gradient=found, notes=[*prepared.notes, found])
+    if found.tensor:
+        remedies = [] if prepared.engine.method.differentiation == "remat" else ["engine.differentiation=remat"]
+        remedies += [] if prepared.engine.learner.first_order else ["learner.first_order=true"]
+        other = f"try {' or '.join(remedies)}, or, " if remedies else ""
+        raise InputError(
+            f"the meta-gradient is wrong: along {found.tensor!r} and others it differs from finite differences by "
+            f"{found.error:.1%}, so torch differentiates the model or the loss wrongly, without an error: a layer "
+            "edits weights, hides them from autograd or has a wrong derivative; replace it, "
+            f"{other}where it is so on purpose (straight-through estimators, stopped gradients), set "
+            "engine.gradient_check=false"
+        )
+    if found.error != found.error:
+        return replace(prepared, gradient=f"too coarse to be checked ({found.seconds:.1f} s)")
+    return replace(prepared, gradient=f"agrees with finite differences to {found.error:.0e} ({found.seconds:.1f} s)")
+
+
+def _surrogate(found: Found, other: Learner, method: Method, theta: np.ndarray, task: Task) -> Found | str:
+    """What a difference means of a learner with losses of its own: `Found` where plain MAML of its model and loss has
+    one too; else, in words, that its losses are surrogates or wrong."""
+    try:
+        judged = check_gradient(other, method, theta, task)
+        if judged.tensor:
+            return judged
+    except Exception:  # noqa: BLE001 - the model is not called with a task's inputs, as its learner alone knows how to
+        pass
+    return (
+        f"the learner's meta-gradient is not the derivative of its outer loss (off by {found.error:.0%} along "
+        f"{found.tensor!r} and others): so it should be where a loss is a surrogate, as with policy gradients, and "
+        "elsewhere it is a fault; engine.gradient_check=false says no more"
+    )
+
+
+def _has_own_loss(learner: Learner) -> bool:
+    """Whether its losses or outputs are defined outside metadist."""
+    methods = ("inner_loss", "outer_loss", "step_loss", "predict", "model_weights")
+    return any(not getattr(type(learner), name).__module__.startswith("metadist.") for name in methods)
+
+
+def with_evaluation_tried(config: Config, prepared: Prepared) -> Prepared:
+    """Evaluate two tasks as the run will be in the end, with every metric, baseline and figure, so that nothing of it
+    fails after hours. Raises InputError; baselines that nobody asked for and that cannot be computed are left out."""
+    few = {"test_tasks": 2, "baseline_tasks": 1, "scratch_steps": 1, "joint_steps": 1, "joint_inner_steps": 1}
+    small = config.model_copy(update={"evaluation": config.evaluation.model_copy(update=few)})
+    constants = {name: value.cpu().numpy() for name, value in prepared.engine.learner.model.constants.items()}
+    on_cpu = small.model_copy(
+        update={"engine": small.engine.model_copy(update={**PLAIN, "kind": prepared.engine.kind})}
+    )
+    here, weights = _Here(make_worker(on_cpu, constants)), Weights(0, prepared.theta)
+
+    def rehearse(baselines: Sequence[str]) -> None:
+        own = prepared.shapes, prepared.engine, here, weights, baselines
+        with tempfile.TemporaryDirectory() as folder:
+            told, results = evaluate_run(on_cpu, *own, _say_nothing)
+            write_results(results, Path(folder, "tasks.arrow"))
+            draw_curve(told, "", Path(folder, "curve.png"))
+
+    usable, notes = list(prepared.baselines), list(prepared.notes)
+    try:
+        try:
+            rehearse(usable)
+        except Exception:  # noqa: BLE001 - if it is no baseline's, it comes again
+            usable, more = _usable_baselines(on_cpu, prepared, here.worker)
+            rehearse(usable)
+            notes += more
+    except InputError:
+        raise
+    except Exception as error:
+        loop = ", engine.kind=loop where they are not made for vmap" if prepared.engine.kind == "vmap" else ""
+        raise InputError(
+            f"evaluating one task fails ({type(error).__name__}: {reason(error)}), which would happen after "
+            f"training: check loss, evaluation and your own code{loop} (-v shows the traceback)"
+        ) from error
+    return replace(prepared, baselines=usable, notes=notes)
+
+
+def _usable_baselines(config: Config, prepared: Prepared, worker: Worker) -> tuple[list[str], list[str]]:
+    """The baselines that can be computed, and in words those that are left out. Raises InputError where the job asks
+    for one of these."""
+    usable, left_out = [], []
+    for name in prepared.baselines:
+        try:
+            if name == "joint":
+                joint_results(config, prepared.shapes, prepared.engine.learner)
+            else:
+                worker.evaluate_baselines((name,), Chunk(config.evaluation.split, 0, 0, 1))
+            usable.append(name)
+        except Exception as error:  # noqa: BLE001 - whatever a user's model and loss do when they are called otherwise
+            if config.evaluation.baselines is not None:
+                raise InputError(f"evaluation.baselines: {name} cannot be computed here: {reason(error)}") from error
+            left_out.append(f"baseline {name} is left out, it cannot be computed here ({reason(error)})")
+    return usable, left_out
+
+
+@dataclass(frozen=True)
+class _Here:
+    """Evaluates in this process."""
+
+    worker: Worker
+
+    def evaluate(
+        self, weights: Weights, chunks: Sequence[Chunk], baselines: tuple[str, ...] = ()
+    ) -> list[dict[str, np.ndarray]]:
+        return [self.worker.evaluate(weights, chunk, baselines) for chunk in chunks]
+
+
+def _say_nothing(text: str) -> None:
+    del text

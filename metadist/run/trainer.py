@@ -1,0 +1,336 @@
+"""The training loop, and what it does every so often: log, validate, save."""
+
+import math
+import shlex
+import time
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+
+from metadist.checkpoint.format import Checkpoint
+from metadist.checkpoint.journal import Journal
+from metadist.checkpoint.saver import Saver
+from metadist.config import Config, dump_config
+from metadist.core.errors import Diverged, HeadLost, Interrupted, StorageFailed
+from metadist.core.messages import PHASES, Weights, plan
+from metadist.engine import Engine
+from metadist.evaluation.online import round_loss
+from metadist.evaluation.protocol import count_diverged, interval, measure
+from metadist.fleet.dispatch import Ahead
+from metadist.fleet.server import Stats
+from metadist.run.auto import chunk_size
+from metadist.run.build import Shapes, metrics
+from metadist.run.directory import TARGET_FILE, asked_target
+from metadist.run.signals import Stop
+from metadist.run.trust import trust_flag
+from metadist.tracking import Tracker
+
+LOG_EVERY_S = 5.0
+NORMS, SPIKE = 100, 1000
+"""Of so many meta-gradients the norm is remembered; one so many times the median is told."""
+
+
+@dataclass
+class Progress:
+    """What the trainer must remember beside the server's state; all of it is in the checkpoint."""
+
+    best: float | None = None
+    since_best: int = 0
+    round_losses: dict[int, float] = field(default_factory=dict)
+    validated: int = 0  # meta-steps done at the last validation
+
+
+@dataclass
+class Window:
+    """Times and tasks since the last logged step, in seconds."""
+
+    began: float = field(default_factory=time.perf_counter)
+    steps: int = 0
+    tasks: int = 0
+    compute_s: float = 0.0
+    update_s: float = 0.0
+    last_s: float = 0.0
+
+
+class Trainer:
+    """One run's driver: tells the fleet which tasks to compute, the server to apply them, and others what came of it.
+
+    `weights` and gradients are whatever fleet and server hand around (references, where there are actors); the
+    trainer does not look inside. `planned` holds the meta-batch of steps that an earlier try has journalled.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        run_dir: Path,
+        engine: Engine,
+        shapes: Shapes,
+        fleet: Any,
+        server: Any,
+        saver: Saver,
+        journal: Journal,
+        tracker: Tracker,
+        say: Callable[[str], None],
+        facts: Callable[[], dict[str, Any]],
+        planned: dict[int, int],
+        progress: Progress,
+    ):
+        self.config = config
+        self.run_dir = run_dir
+        self.engine = engine
+        self.fleet = fleet
+        self.server = server
+        self.saver = saver
+        self.journal = journal
+        self.tracker = tracker
+        self._say, self._said = say, set[str]()
+        self.facts = facts
+        self.planned = planned
+        self.progress = progress
+        self.chunk_size = chunk_size(config, engine)
+        self.metric = next(iter(metrics(config, shapes)))
+        self._window = Window()
+        self._norms: deque[float] = deque(maxlen=NORMS)
+        self._logged = False
+        self._validated: dict[str, float] = {}
+        self._config_text = dump_config(config)
+        self._saved_at = time.monotonic()
+        self._saved_step = -1
+        self._target_changed_ns = 0
+
+    def run(self, start: int, stop: Stop) -> tuple[Weights, str]:
+        """Meta-steps `start`, ..., meta_steps - 1: the last weights, and why it ended ("done", or Stop's reason).
+
+        Raises Diverged, Interrupted (while waiting for workers) or HeadLost, after saving the weights at which it
+        happened.
+        """
+        try:
+            return self._loop(start, stop)
+        except HeadLost as error:
+            saved = "could not be saved as it is, and goes on from its newest checkpoint"
+            if self.server.whole:
+                self._save(self.server.done(), best=False, now=True)
+                saved = f"is saved at step {self.server.done()}"
+            raise HeadLost(f"{error} with --resume auto: the run {saved}") from None
+        except Interrupted:
+            if self.server.whole:
+                self._save(self.server.done(), best=False, now=True)
+            raise
+
+    def _loop(self, start: int, stop: Stop) -> tuple[Weights, str]:
+        if start and self._validate(start):  # where the one that was due was cut off
+            self._save(start, best=True, now=True)
+        reason = stop.reason(self.progress.since_best)
+        for step in range(start, self.config.meta_steps):
+            if reason is not None:
+                break
+            self._begin_round(step)
+            batch = self._plan_batch(step)
+            tasks, ahead = plan("train", step, batch, self.chunk_size), self._plan_ahead(step)
+            began = time.perf_counter()
+            gradients = self.fleet.meta_gradients(self.server.used(), tasks, ahead)
+            computed = time.perf_counter()
+            try:
+                _, stats = self.server.apply(step, *gradients, num_tasks=batch)
+            except Diverged as error:
+                raise self._explain(error, step) from None
+            self.journal.append({"applied": step, "deals": self.fleet.account()})
+            self._watch_norm(step, stats.gradient_norm)
+            self._count(stats, computed - began, time.perf_counter() - computed)
+            self._log(step + 1, stats)
+            del gradients  # which would stay in the object store while the next ones come
+            improved = self._validate(step + 1)
+            reason = stop.reason(self.progress.since_best)
+            last = reason is not None or step + 1 == self.config.meta_steps
+            self._save(step + 1, best=improved, now=last)
+        return self.fleet.fetch(self.server.weights()), reason or "done"
+
+    def _begin_round(self, step: int) -> None:
+        """Online: judge a task that arrives with this step, before theta learns from it."""
+        rounds, losses = self.config.task.steps_per_round, self.progress.round_losses
+        if not rounds or step % rounds or step // rounds in losses:
+            return
+        began, number = time.perf_counter(), step // rounds
+        losses[number] = round_loss(
+            self.fleet, self.server.weights(), number, self.config.evaluation.tasks, self.chunk_size
+        )
+        if not math.isfinite(losses[number]):
+            self._say_once(
+                f"round {number} diverged: its loss is not finite, so the regret will have no value (said once): lower "
+                "learner.inner_lr or meta_lr, or set optimizer.clip_norm"
+            )
+        self.tracker.metrics({"online/loss": losses[number], "online/loss_sum": sum(losses.values())}, step)
+        self._window.began += time.perf_counter() - began
+
+    def _plan_batch(self, step: int) -> int:
+        """The step's number of tasks, journalled before any is dealt, so that a repetition deals the same."""
+        self._follow_target()
+        if step not in self.planned:
+            self.planned[step] = self.config.batch_size(self.fleet.target)
+            self.journal.append({"step": step, "target": self.fleet.target, "tasks": self.planned[step]})
+        return self.planned[step]
+
+    def _plan_ahead(self, step: int) -> Ahead | None:
+        """The steps that the fleet may begin, with the weights of now, before this one is applied."""
+        own = self.config.optimizer
+        last = min(step + (own.delay or own.max_staleness), self.config.meta_steps - 1)
+        steps = [plan("train", s, self._plan_batch(s), self.chunk_size) for s in range(step + 1, last + 1)]
+        return Ahead(self.server.weights(), steps, stale=own.max_staleness > 0) if steps else None
+
+    def _follow_target(self) -> None:
+        """Take up a new number of workers that `metadist scale` has asked for."""
+        try:
+            changed_ns = (self.run_dir / TARGET_FILE).stat().st_mtime_ns
+        except FileNotFoundError:
+            return
+        if changed_ns != self._target_changed_ns:
+            self._target_changed_ns = changed_ns
+            self.fleet.resize(asked_target(self.run_dir) or self.fleet.target)
+
+    def _watch_norm(self, step: int, norm: float) -> None:
+        """Say it once where one meta-gradient is so much longer than the others that Adam's second moment remembers it:
+        with 1000 times the usual gradient its rate is below a fifth of the usual one for more than 1000 steps."""
+        own = self.config.optimizer
+        limited = min(norm, own.clip_norm or norm, (own.clip_value or norm) * self.engine.layout.size**0.5)
+        self._norms.append(limited)
+        largest, usual = max(self._norms), median(self._norms)
+        if len(self._norms) > 2 and largest > SPIKE * usual > 0:
+            at = step + 1 - len(self._norms) + list(self._norms).index(largest)
+            slow = (
+                "Adam's rate stays small for thousands of steps after it" if own.name != "sgd" else "it moves theta far"
+            )
+            self._say_once(
+                f"meta-gradient of meta-step {at} has norm {largest:.3g}, more than {SPIKE} times the usual "
+                f"{usual:.3g}: {slow} (said once), set optimizer.clip_norm to a few times the usual norm"
+            )
+
+    def _count(self, stats: Stats, compute_s: float, update_s: float) -> None:
+        window = self._window
+        window.steps += 1
+        window.tasks += stats.num_tasks
+        window.last_s = compute_s + update_s
+        window.compute_s += compute_s
+        window.update_s += update_s
+
+    def _log(self, done: int, stats: Stats) -> None:
+        window, elapsed = self._window, time.perf_counter() - self._window.began
+        due = done % self.config.tracking.log_every == 0 or elapsed >= LOG_EVERY_S
+        if self._logged and not due and done < self.config.meta_steps:
+            return
+        self._logged = True
+        reports = self.fleet.reports()
+        slowest: dict[str, float] = {}
+        for report in reports:
+            slowest[report.worker] = slowest.get(report.worker, 0.0) + report.computing_s
+        values = {
+            "train/loss": stats.loss,
+            "train/gradient_norm": stats.gradient_norm,
+            "train/task_gradient_norm": stats.task_norm,
+            "train/gradient_agreement": stats.agreement,
+            "train/noise_scale_tasks": stats.noise_scale,
+            "train/meta_lr": stats.meta_lr,
+            "train/meta_batch_size": stats.num_tasks,
+            "throughput/tasks_per_s": window.tasks / elapsed,
+            "throughput/steps_per_s": window.steps / elapsed,
+            "time/compute_s": window.compute_s / window.steps,
+            "time/update_s": window.update_s / window.steps,
+            "time/outside_slowest_worker_share": 1 - max(slowest.values()) / window.last_s,
+            "fleet/workers": self.fleet.num_workers,
+            "fleet/target": self.fleet.target,
+        }
+        if self.config.optimizer.max_staleness:
+            tasks = self.fleet.staleness
+            values["train/staleness_steps"] = sum(lag * n for lag, n in tasks.items()) / max(1, sum(tasks.values()))
+        learner = self.engine.learner
+        means = {
+            name: float(np.concatenate([report.diagnostics[name] for report in reports]).mean())
+            for name in learner.diagnostics
+        }
+        values |= {f"train/{name}": mean for name, mean in means.items()}
+        if means and (concern := learner.concern(means)):
+            self._say_once(f"{concern} (said once, at meta-step {done})")
+        for phase in PHASES:
+            spent = sum(report.seconds[phase] for report in reports)
+            values[f"time/{phase}_s_per_task"] = spent / stats.num_tasks
+        self.tracker.metrics(values, done)
+        self._window = Window()
+
+    def _validate(self, done: int) -> bool:
+        """Measure on the fixed validation tasks when it is time; whether they say this is the best so far."""
+        own = self.config.evaluation
+        due = own.every and (done % own.every == 0 or done == self.config.meta_steps)
+        if not due or done == self.progress.validated:
+            return False
+        began = time.perf_counter()
+        results = measure(self.fleet, self.server.weights(), "validation", own.tasks, self.chunk_size)
+        diverged = count_diverged(*(by_step[:, -1] for by_step in results.values()))
+        values = {"validation/diverged_tasks": float(diverged)}
+        for name, by_step in results.items():
+            values[f"validation/{name}"], values[f"validation/{name}_ci95"] = interval(by_step[:, -1])
+            values[f"validation/{name}_before"] = interval(by_step[:, 0]).mean
+        if diverged:
+            self._say_once(
+                f"validation at step {done}: {diverged} of {own.tasks} tasks diverged (an output or loss is not "
+                "finite), so it has no mean and cannot be the best (said once, see validation/diverged_tasks): lower "
+                "evaluation.inner_lr, learner.inner_lr or meta_lr, or set optimizer.clip_norm"
+            )
+        values["time/validation_s"] = time.perf_counter() - began
+        self.tracker.metrics(values, done)
+        self._validated = values
+        self._window.began += values["time/validation_s"]
+        score = values[f"validation/{self.metric}"] * (1 if self.metric == "accuracy" else -1)
+        improved = not diverged and (self.progress.best is None or score > self.progress.best)
+        best, since = (score, 0) if improved else (self.progress.best, self.progress.since_best + 1)
+        self.progress = replace(self.progress, best=best, since_best=since, validated=done)
+        return improved
+
+    def _say_once(self, text: str) -> None:
+        """Say it unless something that begins with the same word has been said in this run."""
+        kind = text.split()[0]
+        if kind not in self._said:
+            self._said.add(kind)
+            self._say(text)
+
+    def _save(self, done: int, *, best: bool, now: bool) -> None:
+        """Checkpoint when it is time, when it is the best, or when it must be now: then all is written at return."""
+        self.saver.check()
+        own = self.config.checkpoint
+        due = done % own.every == 0 or time.monotonic() - self._saved_at >= own.every_s
+        if (due or best or now) and done != self._saved_step:
+            self.saver.save(*self._snapshot(done), best=best)
+            self._saved_at, self._saved_step = time.monotonic(), done
+        if now:
+            self.saver.flush()
+
+    def _snapshot(self, done: int) -> tuple[Checkpoint, np.ndarray]:
+        """The run as it is now, and its theta; nothing in them moves on with the run."""
+        theta = self.fleet.fetch(self.server.weights()).theta
+        constants = {name: value.cpu().numpy().copy() for name, value in self.engine.learner.model.constants.items()}
+        named = self.engine.layout.named_arrays(theta) | constants
+        progress = deepcopy(vars(self.progress))
+        trainer = {"server": self.server.snapshot(), "progress": progress, "target": self.fleet.target}
+        if self.config.optimizer.delay:
+            trainer["behind"] = torch.from_numpy(self.fleet.fetch(self.server.used()).theta.copy())
+        return Checkpoint(done, named, trainer, self._config_text, dict(self._validated), self.facts()), theta
+
+    def _explain(self, error: Diverged, step: int) -> Diverged:
+        with suppress(StorageFailed):  # which was said
+            self._save(step, best=False, now=True)
+        if error.element is not None:
+            name = self.engine.layout.name_at(error.element)
+            usual = f"; the usual norm is {median(self._norms):.3g}" if self._norms else ""
+            return Diverged(f"meta-step {step}: {error} (it begins in {name}{usual}); what was before it is saved")
+        again = f"metadist replay {shlex.quote(str(self.run_dir))} --task {error.task}{trust_flag(self.config)}"
+        return Diverged(
+            f"{error} at meta-step {step}: lower learner.inner_lr or meta_lr, or set optimizer.clip_norm; `{again}` "
+            "computes it again, step by step"
+        )

@@ -1,0 +1,145 @@
+"""What a saved configuration names outside metadist, which nobody follows who does not trust where it came from.
+
+A job file that its user names may name any code. A run or a checkpoint may come from anywhere: what it names is
+followed only where the user typed it himself or said that he trusts it, and then only what is of the seam that it
+stands for.
+"""
+
+import inspect
+import sys
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import torch
+
+from metadist.config.schema import Config
+from metadist.core.errors import InputError
+from metadist.core.redaction import is_redacted
+from metadist.learners import Learner
+from metadist.run.plugins import resolve
+
+_HERE = (None, "", "auto", "local")  # no addresses, but the cluster of this machine
+
+
+def outside_code(config: Config) -> dict[str, str]:
+    """Setting -> `module:attribute`, for all that computing tasks imports and metadist does not have itself."""
+    inner = config.learner.options.get("inner_optimizer")
+    named = {
+        "model.name": config.model.name,
+        "learner.name": config.learner.name,
+        "learner.inner_optimizer": inner.get("name") if isinstance(inner, Mapping) else inner,
+        "loss": config.loss,
+        "data.source": config.data.source,
+    }
+    return {key: name for key, name in named.items() if isinstance(name, str) and ":" in name}
+
+
+def outside_address(config: Config) -> dict[str, str]:
+    """The Ray cluster that it would connect to, if it names one."""
+    address = config.fleet.address
+    if config.fleet.backend == "local" or address is None or address in _HERE:
+        return {}
+    return {"fleet.address": address}
+
+
+def outside_place(config: Config, run: Path) -> dict[str, str]:
+    """The place of its checkpoints, where that is not in the run's own directory."""
+    place = config.checkpoint.location
+    if place is None or ("://" not in place and Path(place).resolve().is_relative_to(run.resolve())):
+        return {}
+    return {"checkpoint.location": place}
+
+
+def trust_flag(config: Config) -> str:
+    """What a printed command that reads the run of this configuration again must end with."""
+    named = outside_code(config) | outside_address(config) | outside_place(config, Path(config.run_dir or ""))
+    return " --trust-code" if named else ""
+
+
+def check_trusted(saved: str | Path, found: Mapping[str, str], trust_code: bool, own: Collection[str] = ()) -> None:
+    """Raises InputError where the saved run at `saved` would have something followed that is neither the user's own
+    (he typed those settings) nor trusted, or that is trusted and no part of the seam it stands for."""
+    foreign = {key: name for key, name in found.items() if not _typed(key, own)}
+    if not trust_code and foreign:
+        modules = sorted({name.partition(":")[0] for key, name in foreign.items() if key in _SEAMS})
+        named = [f"the code of {', '.join(modules)}"] * bool(modules)
+        named += ["an address"] * ("fleet.address" in foreign) + ["a place elsewhere"] * (
+            "checkpoint.location" in foreign
+        )
+        settings = ", ".join(f"{key}={name}" for key, name in foreign.items())
+        raise InputError(
+            f"{saved} is a saved run that names {' and '.join(named)} ({settings}), which is not followed: if you "
+            "trust it, add --trust-code (in Python trust_code=True), or give these settings yourself"
+        )
+    for key, name in foreign.items():
+        if key in _SEAMS and not _SEAMS[key][0](resolve(name), name.partition(":")[0]):
+            raise InputError(f"{key}={name} in {saved} is not called: a saved run may name {_SEAMS[key][1]}")
+
+
+def unloadable(config: Config) -> list[str]:
+    """What of a job's own code could not be used by `load` and `evaluate` later, even with trust; said beforehand."""
+    found = outside_code(config)
+    return [
+        f"{key}={name} trains, but the run cannot be loaded again with it: it must be {_SEAMS[key][1]}"
+        for key, name in found.items()
+        if not _SEAMS[key][0](resolve(name), name.partition(":")[0])
+    ]
+
+
+def check_usable(*places: str | None) -> None:
+    """Raises InputError where one of these addresses was saved without the password or key that it had."""
+    for place in places:
+        if place and is_redacted(place):
+            raise InputError(
+                f"{place} was saved without its secret: give that setting again, or better give the secret in the "
+                "environment (MLFLOW_TRACKING_URI, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY) and an address without it"
+            )
+
+
+def _typed(key: str, own: Collection[str]) -> bool:
+    return any(given == key or given == f"{key}.name" or key.startswith(f"{given}.") for given in own)
+
+
+def _is_model(found: Any, module: str) -> bool:
+    """A class of modules, or a function of its own module that is annotated to give one."""
+    if not isinstance(found, type):
+        found = _returned(found) if _is_own_function(found, module) else None
+    return isinstance(found, type) and issubclass(found, torch.nn.Module)
+
+
+def _returned(function: Callable[..., Any]) -> Any:
+    """What it is annotated to return; None where that names something that is not there at run time."""
+    try:
+        return get_type_hints(function).get("return")
+    except (NameError, AttributeError, TypeError):
+        return None
+
+
+def _is_learner(found: Any, module: str) -> bool:
+    del module
+    return isinstance(found, type) and issubclass(found, Learner)
+
+
+def _is_inner_optimizer(found: Any, module: str) -> bool:
+    del module
+    return isinstance(found, type) and all(inspect.isroutine(getattr(found, name, None)) for name in ("begin", "step"))
+
+
+def _is_source(found: Any, module: str) -> bool:
+    del module
+    return isinstance(found, type) and any("__call__" in vars(kind) for kind in found.__mro__)
+
+
+def _is_own_function(found: Any, module: str) -> bool:
+    own = inspect.isfunction(found) and found.__module__.partition(".")[0] == module.partition(".")[0]
+    return own and module.partition(".")[0] not in sys.stdlib_module_names
+
+
+_SEAMS: dict[str, tuple[Callable[[Any, str], bool], str]] = {
+    "model.name": (_is_model, "a torch.nn.Module class, or a function annotated to return one"),
+    "learner.name": (_is_learner, "a metadist.Learner class"),
+    "learner.inner_optimizer": (_is_inner_optimizer, "a class with methods begin and step"),
+    "loss": (_is_own_function, "a Python function of the named module"),
+    "data.source": (_is_source, "a class with a method __call__"),
+}

@@ -1,0 +1,287 @@
+"""The command as people use it: output, exit codes, signals."""
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from metadist.checkpoint.journal import read_journal
+from metadist.cli.arguments import quoted, split_arguments
+from metadist.cli.main import report
+from metadist.learners import LEARNERS
+
+JOBS = Path(__file__).resolve().parents[2] / "jobs"
+SMALL = [
+    "fleet.backend=local", "model.name=mlp", "model.hidden=[16]", "meta_steps=4", "meta_batch_size=4",
+    "evaluation.every=2", "evaluation.tasks=4", "evaluation.test_tasks=4", "evaluation.baseline_tasks=2",
+]  # fmt: skip
+
+
+def run(*arguments: str, cwd: Path, **extra) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "metadist", *arguments]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120, **extra)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    """A directory with a job file and its finished run in runs/small."""
+    folder = tmp_path_factory.mktemp("cli")
+    (folder / "small.yaml").write_text(
+        "data: {family: digits}\ntask: {ways: 3, shots: 2, queries: 3}\nmodel: {name: mlp, hidden: [16]}\n"
+        "tracking: {mlflow: false}\n"
+    )
+    done = run("train", "small.yaml", *[o for o in SMALL if not o.startswith("model")], cwd=folder)
+    assert done.returncode == 0, done.stderr
+    (folder / "out.txt").write_text(done.stdout)
+    return folder
+
+
+def test_train_prints_results_to_stdout_and_leaves_the_run(trained):
+    out = (trained / "out.txt").read_text()
+    assert "before adaptation" in out
+    assert "nearest class mean" in out
+    assert "from scratch" in out
+    assert "evaluation.inner_steps=10" in out
+    left = {path.name for path in (trained / "runs" / "small").iterdir()}
+    assert left >= {"config.yaml", "metrics.jsonl", "journal.jsonl", "results.json", "checkpoints", "tasks.arrow"}
+    told = json.loads((trained / "runs" / "small" / "results.json").read_text())
+    assert told["theta_sha256"] in out
+    assert told["meta_steps"] == 4
+
+
+def test_a_used_run_directory_is_refused_without_resume(trained):
+    done = run("train", "small.yaml", *SMALL, cwd=trained)
+    assert done.returncode == 2
+    assert "already holds a run" in done.stderr
+    assert "--resume auto" in done.stderr
+
+
+def test_resume_of_a_finished_run_gives_the_same_theta(trained):
+    first = json.loads((trained / "runs" / "small" / "results.json").read_text())["theta_sha256"]
+    job = [o for o in SMALL if not o.startswith("model")]
+    done = run("train", "small.yaml", *job, "--resume", "auto", "--json", cwd=trained)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["theta_sha256"] == first
+
+
+def test_resume_as_another_run_is_refused_key_by_key(trained):
+    job = [o for o in SMALL if not o.startswith("model")]
+    done = run("train", "small.yaml", *job, "learner.inner_lr=0.3", "--resume", "auto", cwd=trained)
+    assert done.returncode == 2
+    assert "learner.inner_lr None -> 0.3" in done.stderr
+
+
+def test_evaluate_takes_other_inner_steps(trained):
+    done = run(
+        "evaluate", "runs/small", "evaluation.inner_steps=3", "evaluation.transductive=false", "--json", cwd=trained
+    )
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert len(told["accuracy"]["by_inner_step"]) == 4
+    assert told["protocol"]["transductive"] is False
+    assert {path.name for path in Path(trained, told["folder"]).iterdir()} == {
+        "results.json", "tasks.arrow", "adaptation_curve.png",
+    }  # fmt: skip
+
+
+def test_evaluate_refuses_other_settings_of_training(trained):
+    for change in ("meta_lr=3", "learner.inner_optimizer=adam"):
+        done = run("evaluate", "runs/small", change, cwd=trained)
+        assert done.returncode == 2
+        assert f"a run is evaluated as it was trained; changed: {change.partition('=')[0]}" in done.stderr
+
+
+def test_a_closed_form_is_reported_as_what_it_is(tmp_path):
+    job = ["data.family=digits", "task.ways=3", "task.queries=3", *SMALL, "tracking.mlflow=false", "run_dir=run"]
+    done = run("train", *job, "learner.name=protonet", "evaluation.every=0", "evaluation.baselines=[]", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "with class means" in done.stdout and "before adaptation" not in done.stdout
+    assert "metadist evaluate run evaluation.test_tasks=1000" in done.stdout
+
+
+def test_replay_verifies_and_notices_a_wrong_hash(trained):
+    done = run("replay", "runs/small", "--verify", cwd=trained)
+    assert done.returncode == 0, done.stderr
+    journal = trained / "runs" / "small" / "journal.jsonl"
+    kept = journal.read_text()
+    last = [record for record in read_journal(journal) if "done" in record][-1]["theta_sha256"]
+    journal.write_text(kept.replace(last, "0" * 64))
+    done = run("replay", "runs/small", cwd=trained)
+    journal.write_text(kept)
+    assert done.returncode == 1
+    assert "the journal says 000" in done.stderr
+
+
+def test_replay_of_one_task_traces_it(trained):
+    done = run("replay", "runs/small", "--task", "train:4:1", cwd=trained)
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [row.get("inner_step") for row in rows] == [0, 1, None]
+    assert rows[-1]["meta_gradient_norm"] > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["train", "nothing.yaml"], 2, "there is no job file nothing.yaml"),
+        (["train"], 2, "name a job file"),
+        (["train", "data.family=digits", "lerner.inner_lr=1"], 2, "did you mean learner"),
+        (["train", "data.family=digits", "meta_lr=-1", "meta_steps=x"], 2, "meta_lr=-1"),
+        (["train", "data.family=digits"], 2, "lower ways, shots or queries"),
+        (["train", "data.path=nowhere"], 2, "nowhere: make it with"),
+        (["train", "data.family=digits", "task.ways=3", "task.shots=1", "model.name=nomodule:Net"], 2, "No module"),
+        (["train", "data.family=digits", "task.ways=3", "learner.name=mamll"], 2, "did you mean maml"),
+        (["train", "data.family=digits", "task.ways=3", "learner.inner_lrr=1"], 2, "did you mean inner_lr"),
+        (["train", "data.family=digits", "task.ways=3", "model.name=mlp", "model.hiden=[3]"], 2, "did you mean hidden"),
+        (["evaluate", "nowhere"], 2, "is not a run directory"),
+        (["scale", "nowhere", "3"], 2, "is not a run directory"),
+        (["data", "describe", "nowhere"], 2, "is not a dataset folder"),
+        (["data", "omniglot", "--source", "nowhere", "--out", "x"], 2, "nowhere"),
+        (["nonsense"], 2, "No such command"),
+        (["replay", ".", "--task", "x"], 2, "train:STEP:INDEX"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_one_sentence_and_exit_code_2(tmp_path, arguments, code, said):
+    done = run(*arguments, cwd=tmp_path)
+    assert done.returncode == code
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_import_says_what_it_left_out_and_describe_keeps_it(tmp_path):
+    for name in ("ant", "bee", "cat"):
+        (tmp_path / "set" / name).mkdir(parents=True)
+        for shot in range(3):
+            colour = (100 * shot, ord(name[0]), 0)
+            Image.new("RGB", (8, 8), colour).save(tmp_path / "set" / name / f"{shot}.png")
+    (tmp_path / "set" / "cat" / ".hidden.png").write_bytes(b"")
+    (tmp_path / "set" / "cat" / "bad.png").write_bytes(b"")
+    command = ["data", "images", "--source", "set", "--size", "8", "8", "--out", "out"]
+    refused = run(*command, cwd=tmp_path)
+    assert refused.returncode == 2 and refused.stderr.count("\n") == 1
+    assert "cat/bad.png is not a picture" in refused.stderr and "--skip-bad" in refused.stderr
+    done = run(*command, "--skip-bad", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "note: files left out: 1, hidden or made by a tool (for example cat/.hidden.png)" in done.stderr
+    assert "note: pictures left out: 1, not a picture that can be read or is cut short" in done.stderr
+    assert "2 notes above" in done.stdout and done.stdout.count("\n") == 1
+    told = json.loads(run("data", "describe", "out", cwd=tmp_path).stdout)["notes"]
+    assert [note["count"] for note in told] == [1, 1]
+
+
+def test_dry_run_prints_the_plan_and_leaves_nothing(tmp_path):
+    done = run("train", str(JOBS / "digits.yaml"), "--dry-run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["tasks_per_step"] == 16
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_divergence_names_the_task_and_its_replay_command_and_exits_with_3(tmp_path):
+    broken = ["learner.inner_lr=1e30", "learner.inner_steps=3", "tracking.mlflow=false", "run_dir=run"]
+    done = run("train", "data.family=digits", "task.ways=3", "task.queries=3", *SMALL, *broken, cwd=tmp_path)
+    assert done.returncode == 3, done.stderr
+    assert "metadist replay" in done.stderr
+    task = done.stderr.split("--task ")[1].split("`")[0]
+    traced = run("replay", "run", "--task", task, cwd=tmp_path)
+    assert traced.returncode == 0, traced.stderr
+    assert "NaN" in traced.stdout or "Infinity" in traced.stdout
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_finishes_the_step_saves_and_exits(tmp_path, number, code):
+    job = ["data.family=digits", "task.ways=3", "task.queries=3", *SMALL, "meta_steps=100000", "evaluation.every=0"]
+    command = [sys.executable, "-m", "metadist", "train", *job, "tracking.mlflow=false", "run_dir=run"]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while len(read_journal(tmp_path / "run" / "journal.jsonl")) < 10 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    os.kill(process.pid, number)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == code, said
+    assert "--resume auto" in said
+    records = read_journal(tmp_path / "run" / "journal.jsonl")
+    assert records[-1]["done"] == max(record.get("step", 0) for record in records) + 1
+
+
+def test_config_commands(tmp_path):
+    assert run("config", "new", "my_job", cwd=tmp_path).returncode == 0
+    assert run("config", "validate", "my_job.yaml", cwd=tmp_path).stdout == "valid\n"
+    shown = run("config", "show", "my_job.yaml", "meta_lr=1e-2", cwd=tmp_path).stdout
+    assert "meta_lr: 0.01" in shown
+    assert json.loads(run("config", "schema", cwd=tmp_path).stdout)["additionalProperties"] is False
+    assert run("config", "new", "my_job", cwd=tmp_path).returncode == 2
+
+
+def test_learners_are_listed_with_paper_engines_and_options(tmp_path):
+    out = run("learners", cwd=tmp_path).stdout
+    for name, (_, _, line) in LEARNERS.items():
+        assert f"{name:15} {line}" in out
+    assert "engines: loop, vmap; inner_lr=0.1, inner_steps=1, first_order=False, adapted=*, inner_optimizer=sgd" in out
+    assert "initial_lambda=50.0" in out
+    lines = out.splitlines()
+    own = {line.split()[0]: after for line, after in zip(lines[::2], lines[1::2], strict=True)}
+    assert "inner_lr=" not in own["meta_sgd"] and "adapted" not in own["reptile"]
+    assert own["protonet"].endswith("no options")
+
+
+def test_help_needs_no_torch_and_no_ray():
+    code = (
+        "import sys; sys.argv=['metadist', '--help']\nfrom metadist.cli.main import main\n"
+        "try: main()\nexcept SystemExit: assert not {'torch', 'ray', 'mlflow'} & set(sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60).returncode == 0
+
+
+def test_every_way_of_writing_an_override():
+    files, overrides = split_arguments(["a.yaml", "x=1", "--y.z=2", "--learner.inner-lr", "0.1", "b.yaml"])
+    assert files == ["a.yaml", "b.yaml"]
+    assert overrides == ["x=1", "--y.z=2", "--learner.inner-lr=0.1"]
+
+
+def test_report_shows_a_regression_without_per_cents():
+    point = {"mean": 0.5, "ci95": 0.1}
+    told = {"evaluated_theta_sha256": "ab", "evaluated_step": 3, "protocol": {}, "begun": "before adaptation",
+            "loss": {"by_inner_step": [point]}, "baselines": {}}  # fmt: skip
+    assert "0.5000 ± 0.1000" in report(told)
+    told["online"] = {"losses": [2.0, 1.5, 1.0], "regret": 0.25}
+    assert "3 rounds, loss 2.0000 in the first, 1.0000 in the last, regret 0.2500" in report(told)
+
+
+def test_printed_commands_can_be_typed(tmp_path):
+    """A run directory with a space and a quote in its name: the command after "evaluate" does what it says."""
+    (tmp_path / "small.yaml").write_text("data: {family: digits}\ntask: {ways: 3, shots: 2, queries: 3}\n")
+    done = run("train", "small.yaml", *SMALL, "run_dir=it's my run", "-q", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    said = {line.split()[0]: line.partition(" ")[2].strip() for line in done.stdout.splitlines() if line}
+    assert said["watch"] == f"mlflow ui --backend-store-uri sqlite:///{tmp_path / 'mlflow.db'}"
+    assert shlex.split(said["results"]) == ["it's my run/results.json"]
+    assert shlex.split(said["evaluate"])[:3] == ["metadist", "evaluate", "it's my run"]
+    again = run(*shlex.split(said["evaluate"])[1:], cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert quoted("/a b") == "'/a b'"
+
+
+def test_bench_takes_what_train_takes(tmp_path):
+    done = run("bench", "none.yaml", "--learner.inner-steps", "x", "--seconds", "1", cwd=tmp_path)
+    assert done.returncode == 2 and "there is no job file none.yaml" in done.stderr
+    done = run("bench", "--data.family", "digits", "--learner.inner-lr", "fast", cwd=tmp_path)
+    assert done.returncode == 2 and "inner_lr='fast'" in done.stderr
+
+
+def test_a_signal_while_the_process_ends_prints_no_traceback(tmp_path):
+    """Sent from the last thing the interpreter runs before it is gone."""
+    code = "import atexit, os, signal, sys, threading\nfrom metadist.cli.main import main\n" \
+           "atexit.register(lambda: [os.kill(os.getpid(), {0}), sum(range(10**6))])\n" \
+           "sys.argv = ['metadist', 'learners']\nmain()"  # fmt: skip
+    for number in (signal.SIGTERM, signal.SIGINT):
+        command = [sys.executable, "-c", code.format(int(number))]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+        assert done.returncode == -number and done.stderr == "" and "maml" in done.stdout

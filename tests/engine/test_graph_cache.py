@@ -1,0 +1,420 @@
+import ctypes
+import shutil
+import threading
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+
+from metadist.core.errors import InputError
+from metadist.core.task import Task
+from metadist.engine import Engine, Method
+from metadist.engine.graph_cache import AFTER, SHAPES, Program
+from metadist.learners import MAML, Learner, Reptile
+from metadist.learners.inner_optimizers import Adam
+from metadist.models.losses import cross_entropy
+from tests.engine.networks import model_of, tasks_of
+from tests.learners.small import classification_task, distance
+from tests.learners.unusual import Annealed, AnnealedByIndex, AnnealedByUnpacking
+
+KINDS = ["loop", "vmap"]
+needs_compiler = pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler on the CPU")
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs and bfloat16 need a GPU")
+
+
+def on_gpu(test: Callable) -> Callable:
+    return pytest.mark.gpu(needs_gpu(test))
+
+
+def engine_of(kind: str | Method, loss: Callable = cross_entropy, learner: type[Learner] = MAML, **options) -> Engine:
+    return Engine(
+        learner(model=model_of("mlp"), loss=loss, **({"inner_steps": 2} | options)), kind, dtype=torch.float64
+    )
+
+
+def warm_up(engine: Engine, tasks: list[Task]) -> None:
+    """Until a computation that can be played back is."""
+    theta = engine.initial_theta()
+    for _ in range(AFTER + 1):
+        engine.meta_gradients(theta, tasks)
+
+
+def without_targets(task: Task, number: int) -> Task:
+    target = task.query.targets[0].copy()
+    target[:number] = -1
+    return task._replace(query=task.query._replace(targets=(target,)))
+
+
+def counted(calls: list[int]) -> Callable[[Tensor, Tensor], Tensor]:
+    def loss(outputs: Tensor, target: Tensor) -> Tensor:
+        calls.append(1)
+        return cross_entropy(outputs, target)
+
+    return loss
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_is_played_back_after_so_many_calls_with_the_same_bits(kind):
+    calls: list[int] = []
+    engine = engine_of(kind, counted(calls))
+    theta = engine.initial_theta()
+    called = []
+    for number in range(AFTER + 4):
+        at, given = theta + 0.01 * number, tasks_of("mlp", 1, first=number)
+        calls.clear()
+        found = engine.meta_gradients(at, given)
+        called.append(len(calls))
+        fresh = engine_of(kind).meta_gradients(at, given)
+        assert torch.equal(found.rows, fresh.rows) and torch.equal(found.losses, fresh.losses)
+    assert called == [3] * (AFTER - 1) + [6, 3, 0, 0, 0]  # recorded without numbers, then compared with two calls
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("options", [{"inner_batch": 3}, {"inner_batch": 3, "inner_optimizer": Adam()}])
+def test_what_a_task_drew_is_not_part_of_the_recording(kind, options):
+    engine, fresh = (engine_of(kind, learner=Reptile, **options) for _ in range(2))
+    tasks = tasks_of("mlp")
+    warm_up(engine, tasks)
+    theta = engine.initial_theta()
+    first, second = (engine.meta_gradients(theta, tasks, step).rows for step in (1, 2))
+    assert not torch.equal(first, second)
+    assert torch.equal(second, fresh.meta_gradients(theta, tasks, 2).rows)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "learner",
+    [
+        Annealed,
+        AnnealedByUnpacking,
+        AnnealedByIndex,
+    ],
+)
+def test_a_learner_that_reads_the_meta_step_is_computed_anew_at_each(learner, kind):
+    engine, fresh = (engine_of(kind, learner=learner) for _ in range(2))
+    theta, tasks = engine.initial_theta(), tasks_of("mlp")
+    warm_up(engine, tasks)
+    for step, meta_steps in ((0, 10), (7, 10), (7, 14)):
+        found, expected = (each.meta_gradients(theta, tasks, step, meta_steps) for each in (engine, fresh))
+        assert torch.equal(found.rows, expected.rows)
+
+
+def noisy() -> Callable[[Tensor, Tensor], Tensor]:
+    draws = np.random.default_rng(0)
+    return lambda outputs, target: cross_entropy(outputs + float(draws.normal()), target) * float(draws.uniform(1, 2))
+
+
+def drops(outputs: Tensor, target: Tensor) -> Tensor:
+    return cross_entropy(F.dropout(outputs, 0.5), target)
+
+
+def branches(outputs: Tensor, target: Tensor) -> Tensor:
+    loss = cross_entropy(outputs, target)
+    return loss if loss.detach() < 0 else 2 * loss
+
+
+def of_some(outputs: Tensor, target: Tensor) -> Tensor:
+    given = target >= 0
+    return F.cross_entropy(outputs[given], target[given], reduction="none").mean()
+
+
+def by_number(outputs: Tensor, target: Tensor) -> Tensor:
+    given = target >= 0
+    return F.cross_entropy(outputs, target.clamp(min=0)) / len(target[given])
+
+
+@pytest.mark.parametrize("loss", [noisy(), drops], ids=["numpy", "torch"])
+def test_chance_outside_the_tasks_key_is_not_frozen_by_a_recording(loss):
+    engine, tasks = engine_of("loop", loss), tasks_of("mlp", 1)
+    warm_up(engine, tasks)
+    theta = engine.initial_theta()
+    losses = {float(engine.meta_gradients(theta, tasks).losses[0]) for _ in range(5)}
+    assert len(losses) == 5
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [branches, of_some, by_number],
+    ids=["branch", "mask", "number"],
+)
+def test_a_loss_that_depends_on_values_goes_on_being_called(loss):
+    engine, fresh = (engine_of("loop", loss) for _ in range(2))
+    theta = engine.initial_theta()
+    warm_up(engine, tasks_of("mlp"))
+    tasks = [without_targets(task, 4) if loss is not branches else task for task in tasks_of("mlp", 3, first=5)]
+    assert torch.equal(engine.meta_gradients(theta, tasks).rows, fresh.meta_gradients(theta, tasks).rows)
+
+
+def test_a_loss_that_branches_at_some_values_is_not_played_back_for_others():
+    def clipped(outputs: Tensor, target: Tensor) -> Tensor:
+        loss = cross_entropy(outputs, target)
+        return loss if bool(target.sum() > 0) else 10 * loss
+
+    engine, fresh = (engine_of("loop", clipped) for _ in range(2))
+    theta, task = engine.initial_theta(), tasks_of("mlp", 1)[0]
+    warm_up(engine, [task])
+    other = task._replace(query=task.query._replace(targets=(0 * task.query.targets[0],)))
+    assert torch.equal(engine.meta_gradients(theta, [other]).rows, fresh.meta_gradients(theta, [other]).rows)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_other_shapes_have_their_own_recording(kind):
+    engine, fresh = (engine_of(kind) for _ in range(2))
+    theta = engine.initial_theta()
+    warm_up(engine, tasks_of("mlp"))
+    tasks = [classification_task(seed, shots=3) for seed in range(2)]
+    for _ in range(AFTER):
+        found = engine.meta_gradients(theta, tasks)
+    assert torch.equal(found.rows, fresh.meta_gradients(theta, tasks).rows)
+    integers = [task.map(lambda x: np.round(x).astype(np.int64)) for task in tasks]
+    assert torch.equal(engine.meta_gradients(theta, integers).rows, fresh.meta_gradients(theta, integers).rows)
+
+
+def test_no_more_than_so_many_shapes_are_recorded():
+    calls: list[int] = []
+
+    def double(structure, step, meta_steps, tensors):
+        calls.append(len(tensors[0]))
+        return [2 * tensors[0]]
+
+    program = Program(double)
+    for size in range(1, SHAPES + 4):
+        for number in range(AFTER + 1):
+            program((), 0, 1, [torch.full((size,), float(number))])
+    calls.clear()
+    for size in range(1, SHAPES + 4):
+        assert torch.equal(program((), 0, 1, [torch.full((size,), 3.0)])[0], torch.full((size,), 6.0))
+    assert calls == list(range(SHAPES + 1, SHAPES + 4))
+
+
+def test_dtype_and_structure_tell_recordings_apart():
+    program = Program(lambda structure, step, meta_steps, tensors: [tensors[0] * structure[0]])
+    for _ in range(AFTER + 1):
+        program((2,), 0, 1, [torch.ones(3)])
+    assert program((5,), 0, 1, [torch.ones(3)])[0].tolist() == [5, 5, 5]
+    assert program((2,), 0, 1, [torch.ones(3, dtype=torch.int64)])[0].dtype == torch.int64
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_results_are_not_overwritten_by_later_calls(kind):
+    engine, tasks = engine_of(kind, inner_steps=0), tasks_of("mlp")
+    theta = engine.initial_theta()
+    warm_up(engine, tasks)
+    first = engine.meta_gradients(theta, tasks)
+    kept = first.rows.clone(), first.losses.clone()
+    second = engine.meta_gradients(theta + 1, tasks_of("mlp", first=3))
+    assert torch.equal(first.rows, kept[0]) and torch.equal(first.losses, kept[1])
+    first.rows.fill_(9)
+    assert not (second.rows == 9).any()
+    assert torch.equal(engine.meta_gradients(theta, tasks).rows, kept[0])
+
+
+@needs_compiler
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("kind", KINDS)
+def test_compiled_it_is_equal_to_rounding(kind):
+    eager, compiled = engine_of(kind), engine_of(Method(kind, compiled=True))
+    theta = eager.initial_theta()
+    for first in (0, 5):
+        tasks = tasks_of("mlp", 2, first)
+        found, expected = (engine.meta_gradients(theta + first, tasks) for engine in (compiled, eager))
+        assert distance(found.rows, expected.rows) < 1e-9 and distance(found.losses, expected.losses) < 1e-9
+
+
+@pytest.mark.parametrize(("kind", "options", "sentence"), [
+    ("loop", {"learner": Annealed}, "engine.compile=true: the learner depends on the meta-step"),
+    ("vmap", {"learner": AnnealedByUnpacking}, "the learner depends on the meta-step"),
+    ("loop", {"loss": drops}, "other numbers at every call"),
+])  # fmt: skip
+def test_what_cannot_be_compiled_is_said(kind, options, sentence):
+    engine = engine_of(Method(kind, compiled=True), **options)
+    with pytest.raises(InputError, match=sentence):
+        engine.meta_gradients(engine.initial_theta(), tasks_of("mlp"))
+
+
+def test_a_branch_cannot_be_compiled_and_is_said():
+    engine = engine_of(Method("loop", compiled=True), loss=branches)
+    with pytest.raises(InputError, match="engine.compile=true cannot record this computation"):
+        engine.meta_gradients(engine.initial_theta(), tasks_of("mlp"))
+
+
+@pytest.mark.parametrize("method", [Method(captured=True), Method(autocast=True)], ids=["captured", "autocast"])
+def test_what_needs_a_gpu_is_refused_on_a_cpu(method):
+    with pytest.raises(InputError, match="engine.cuda_graphs and engine.autocast are for GPUs"):
+        engine_of(method)
+
+
+def on_cuda(network: str, method: Method, inner_steps: int = 2, calls: int = 1) -> Tensor:
+    learner = MAML(model=model_of(network), loss=cross_entropy, inner_steps=inner_steps, inner_lr=0.05)
+    engine = Engine(learner, method, "cuda")
+    theta = engine.initial_theta()
+    for _ in range(calls - 1):
+        engine.meta_gradients(theta + 1, tasks_of(network, 4, first=9))
+    return engine.meta_gradients(theta, tasks_of(network, 4)).rows
+
+
+@on_gpu
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("network", ["mlp", "conv4"])
+def test_captured_it_has_the_same_bits(network, kind):
+    expected = on_cuda(network, Method(kind))
+    assert torch.equal(on_cuda(network, Method(kind, captured=True), calls=AFTER + 2), expected)
+
+
+@on_gpu
+def test_captured_results_are_not_overwritten_by_later_calls():
+    engine = Engine(MAML(model=model_of("mlp"), loss=cross_entropy), Method("vmap", captured=True), "cuda")
+    theta = engine.initial_theta()
+    for _ in range(AFTER + 1):
+        first = engine.meta_gradients(theta, tasks_of("mlp")).rows
+    kept = first.clone()
+    engine.meta_gradients(theta + 1, tasks_of("mlp", first=3))
+    assert torch.equal(first, kept)
+
+
+@on_gpu
+@pytest.mark.parametrize("kind", KINDS)
+def test_bfloat16_is_near_float32(kind):
+    wide = on_cuda("conv4", Method(kind, autocast=True))
+    assert wide.dtype == torch.float32
+    assert distance(wide, on_cuda("conv4", Method(kind))) < 0.05
+
+
+@on_gpu
+@pytest.mark.parametrize("network", ["mlp", "conv4", "pooled", "resnet12"])
+def test_loop_and_vmap_agree(network):
+    assert distance(on_cuda(network, Method("vmap")), on_cuda(network, Method("loop"))) < 1e-3
+
+
+@on_gpu
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("mode", ["remat", "adjoint"])
+def test_many_inner_steps_cost_the_memory_of_one(mode, kind):
+    expected = on_cuda("mlp", Method(kind), inner_steps=64)
+    assert distance(on_cuda("mlp", Method(kind, mode, 8), inner_steps=64), expected) < 1e-3
+    peaks = []
+    for steps in (1, 64):
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        on_cuda("conv4", Method(kind, mode), inner_steps=steps)
+        peaks.append(torch.cuda.max_memory_allocated() - before)
+    size = sum(value.numel() for value in model_of("conv4").parameters.values()) * 4
+    assert peaks[1] - peaks[0] < 2 * 64 * size * (4 if kind == "vmap" else 1) + (1 << 20)
+
+
+def simulated(way: str) -> Callable[[Tensor, Tensor], Tensor]:
+    """A loss whose weights come from a simulator outside torch, given the outputs' numbers in one of the ways there
+    are: a function of them alone, so that every call can be computed again."""
+
+    def loss(outputs: Tensor, target: Tensor) -> Tensor:
+        del target
+        numbers = outputs.detach()
+        taken = {
+            "numpy": lambda: numbers.numpy(),
+            "tolist": lambda: np.array(numbers.tolist()),
+            "item": lambda: np.array([[x.item() for x in row] for row in numbers]),
+            "array": lambda: np.asarray(numbers),
+            "dlpack": lambda: np.from_dlpack(numbers),
+            "capsule": lambda: torch.from_dlpack(torch.utils.dlpack.to_dlpack(numbers)).clone().numpy(),
+            "pointer": lambda: np.ctypeslib.as_array(
+                ctypes.cast(numbers.contiguous().data_ptr(), ctypes.POINTER(ctypes.c_double)), tuple(numbers.shape)
+            ).copy(),
+            "float": lambda: np.full(tuple(numbers.shape), float(numbers.sum())),
+            "sorted": lambda: np.array([sorted(row, key=float) for row in numbers.unbind()], float),
+            "format": lambda: np.array([[float(f"{x.item():.17g}") for x in row] for row in numbers]),
+            "swallowed": lambda: swallowed(numbers),
+        }[way]()
+        return (outputs * torch.from_numpy(np.tanh(3 * taken) + 1).to(outputs)).mean()
+
+    return loss
+
+
+def swallowed(numbers: Tensor) -> np.ndarray:
+    """As code that has another way where this one fails."""
+    try:
+        return numbers.numpy()
+    except Exception:
+        return np.zeros(tuple(numbers.shape))
+
+
+WAYS = ["numpy", "tolist", "item", "array", "dlpack", "capsule", "pointer", "float", "sorted", "format", "swallowed"]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_what_leaves_torch_is_no_constant_of_a_recording(way):
+    engine = engine_of("loop", simulated(way))
+    theta = engine.initial_theta()
+    for number in range(AFTER + 4):
+        task = tasks_of("mlp", 1, first=number)
+        found = engine.meta_gradients(theta + 0.3 * number, task).rows
+        assert torch.equal(found, engine_of("loop", simulated(way)).meta_gradients(theta + 0.3 * number, task).rows)
+
+
+@pytest.mark.parametrize("way", ["numpy", "dlpack", "item"])
+def test_nor_can_it_be_compiled(way):
+    engine = engine_of(Method("loop", compiled=True), simulated(way))
+    with pytest.raises(InputError, match="engine.compile=true cannot record this computation .* leaves torch"):
+        engine.meta_gradients(engine.initial_theta(), tasks_of("mlp"))
+
+
+def test_a_recording_that_does_not_repeat_other_tasks_is_not_used():
+    """A function that does something else as soon as it is recorded, and nothing that the recording could notice."""
+    calls: list[int] = []
+
+    def function(structure, step, meta_steps, tensors):
+        calls.append(1)
+        return [tensors[0] * 2 if isinstance(tensors[0], FakeTensor) else tensors[0] * 3]
+
+    program = Program(function)
+    for number in range(AFTER + 5):
+        assert program((), 0, 1, [torch.full((2,), float(number))])[0].tolist() == [3 * number] * 2
+    assert len(calls) == AFTER + 5 + 1
+
+
+def test_a_compiled_computation_that_gives_other_numbers_is_refused(monkeypatch):
+    program = Program(lambda structure, step, meta_steps, tensors: [tensors[0] * 3], compiled=True)
+    monkeypatch.setattr(torch, "compile", lambda graph, **options: lambda x: [x * 3.3])
+    with pytest.raises(InputError, match="gives other numbers than the computation itself"):
+        program((), 0, 1, [torch.ones(2)])
+
+
+def test_a_recording_that_takes_too_long_is_given_up(monkeypatch):
+    monkeypatch.setattr("metadist.engine.graph_cache.LONGEST_S", 0.0)
+    engine, fresh = (engine_of("loop") for _ in range(2))
+    calls: list[int] = []
+    engine.learner.__dict__["loss"] = counted(calls)
+    theta = engine.initial_theta()
+    for number in range(AFTER + 3):
+        calls.clear()
+        tasks = tasks_of("mlp", 1, first=number)
+        found = engine.meta_gradients(theta, tasks).rows
+        assert calls and torch.equal(found, fresh.meta_gradients(theta, tasks).rows)
+
+
+def test_engines_in_two_threads_do_not_spoil_each_others_recordings():
+    """One reads the meta-step in every call; what the other records does not depend on that."""
+    played: list[int] = []
+    reading, steady = engine_of("loop", learner=Annealed), engine_of("loop", counted(played))
+    ended = threading.Event()
+
+    def read_on() -> None:
+        while not ended.is_set():
+            reading.meta_gradients(reading.initial_theta(), tasks_of("mlp", 1), 3, 10)
+
+    thread = threading.Thread(target=read_on)
+    thread.start()
+    try:
+        for number in range(AFTER + 2):
+            steady.meta_gradients(steady.initial_theta(), tasks_of("mlp", 1, first=number))
+    finally:
+        ended.set()
+        thread.join()
+    assert "wrapper" not in torch.nn.Module.__call__.__qualname__  # torch.fx has taken its patch back
+    played.clear()
+    steady.meta_gradients(steady.initial_theta(), tasks_of("mlp", 1, first=90))
+    assert not played

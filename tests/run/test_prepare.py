@@ -1,0 +1,66 @@
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from metadist.config import load_config
+from metadist.core.errors import InputError
+from metadist.core.task import Split
+from metadist.run.prepare import prepare
+
+JOB = [
+    "data.family=digits", "task.ways=3", "task.shots=2", "task.queries=3", "model.name=mlp", "model.hidden=[8]",
+    "meta_batch_size=2", "fleet.backend=local",
+]  # fmt: skip
+EVALUATED: list[Split] = ["test"]
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("METADIST_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+def refusal(*overrides: str) -> str:
+    with pytest.raises(InputError) as raised:
+        prepare(load_config([], [*JOB, *overrides]), EVALUATED)
+    return str(raised.value)
+
+
+@pytest.fixture
+def own_model(tmp_path, monkeypatch):
+    """A module of one's own that gives as many outputs as it is told."""
+    (tmp_path / "tests_own_net.py").write_text(
+        "from torch import nn\n\nclass Net(nn.Module):\n    def __init__(self, outputs: int):\n"
+        "        super().__init__()\n        self.body = nn.Sequential(nn.Flatten(), nn.Linear(64, 4))\n"
+        "        self.head = nn.Linear(4, outputs)\n\n"
+        "    def features(self, x):\n        return self.body(x)\n\n"
+        "    def forward(self, x):\n        return self.head(self.features(x))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return ["model.hidden=null", "model.name=tests_own_net:Net"]
+
+
+def test_a_model_with_too_few_outputs_is_told_in_numbers(own_model):
+    sentence = "the model gives 2 outputs, 3 ways need 3: set its number of outputs"
+    assert refusal(*own_model, "model.outputs=2").startswith(sentence)
+    proto = [*own_model, "model.outputs=2", "learner.name=protonet"]
+    assert refusal(*proto).startswith(sentence)  # trained from scratch, it needs them
+    prepare(load_config([], [*JOB, *proto, "evaluation.baselines=[]"]), EVALUATED)
+
+
+def test_more_ways_than_outputs_name_what_can_take_them():
+    said = refusal("task.ways=2", "evaluation.ways=3")
+    assert "evaluation.ways=3 is more than the 2 outputs" in said and "(protonet, r2d2, protomaml)" in said
+    prepare(load_config([], [*JOB, "task.ways=2", "evaluation.ways=3", "learner.name=protonet"]), EVALUATED)
+
+
+def test_initial_weights_that_are_not_finite_are_named(tmp_path):
+    path = tmp_path / "w.safetensors"
+    weights = {"body.0.weight": np.zeros((8, 64), np.float32), "body.0.bias": np.full(8, np.nan, np.float32)}
+    save_file(weights | {"head.weight": np.zeros((3, 8), np.float32), "head.bias": np.zeros(3, np.float32)}, path)
+    assert refusal(f"model.weights={path}").startswith("body.0.bias is not finite before training: check")
+
+
+def test_a_misspelt_learner_is_told_before_an_unsuitable_baseline():
+    assert "did you mean maml?" in refusal("learner.name=mamml", "evaluation.baselines=[ridge]")
+    assert "ridge does not suit classification" in refusal("evaluation.baselines=[ridge]")
