@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from metadist.engine import Engine
     from metadist.learners import MAML, Learner, Reptile
     from metadist.models import Model
-    from metadist.run.api import evaluate, train
+    from metadist.run.api import train
+    from metadist.run.evaluate import evaluate
     from metadist.run.predictor import load
 
 _HOMES = {
@@ -25,7 +26,8 @@ _HOMES = {
     "engine": ("Engine",),
     "learners": ("MAML", "Learner", "Reptile"),
     "models": ("Model",),
-    "run.api": ("evaluate", "train"),
+    "run.api": ("train",),
+    "run.evaluate": ("evaluate",),
     "run.predictor": ("load",),
 }
 

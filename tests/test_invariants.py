@@ -17,10 +17,11 @@ from metadist.core.errors import InputError
 from metadist.core.messages import plan
 from metadist.fleet.local import Fault, LocalFleet
 from metadist.fleet.server import Server
-from metadist.run.api import prepare, train
+from metadist.run.api import train
 from metadist.run.auto import chunk_size
-from metadist.run.build import make_optimization, make_worker
+from metadist.run.build import Job
 from metadist.run.directory import scale
+from metadist.run.prepare import prepare
 from metadist.run.replay import replay
 
 JOB = [
@@ -57,9 +58,9 @@ def undisturbed(tmp_path_factory) -> str:
 def local_theta(workers: int, faults: list[Fault]) -> str:
     """theta of the job on a local fleet whose workers die as scripted."""
     config = load_config([], JOB)
-    prepared = prepare(config, [])
-    fleet = LocalFleet(lambda: make_worker(config), workers, faults=faults)
-    server = fleet.start_server(prepared.theta, make_optimization(config, prepared.engine), None)
+    prepared = prepare(Job(config), [])
+    fleet = LocalFleet(lambda: Job(config).worker(), workers, faults=faults)
+    server = fleet.start_server(prepared.theta, Job(config).optimization(prepared.engine), None)
     weights = server.weights()
     for step in range(config.meta_steps):
         chunks = plan("train", step, config.batch_size(workers), chunk_size(config, prepared.engine))
@@ -138,10 +139,10 @@ def test_a_worker_killed_in_a_step_does_not_change_theta(ray_cluster, tmp_path, 
     from metadist.fleet.ray.fleet import RayFleet
 
     config = job(tmp_path / "run")
-    prepared = prepare(config, [])
+    prepared = prepare(Job(config), [])
     said: list[str] = []
-    fleet = RayFleet(lambda: make_worker(config), 2, say=said.append)
-    server = fleet.start_server(prepared.theta, make_optimization(config, prepared.engine), None)
+    fleet = RayFleet(lambda: Job(config).worker(), 2, say=said.append)
+    server = fleet.start_server(prepared.theta, Job(config).optimization(prepared.engine), None)
     weights = server.weights()
     for step in range(config.meta_steps):
         chunks = plan("train", step, 10, 3)
@@ -236,9 +237,9 @@ DELAY = "optimizer.delay=1"
 def test_with_a_delay_each_gradient_is_of_the_weights_one_step_before(tmp_path):
     """By hand: theta_{k+1} = server(theta_k, gradient at theta_{k-1})."""
     config = job(tmp_path / "run", "fleet.backend=local", DELAY)
-    prepared = prepare(config, [])
-    worker = make_worker(config)
-    server = Server(prepared.theta, make_optimization(config, prepared.engine))
+    prepared = prepare(Job(config), [])
+    worker = Job(config).worker()
+    server = Server(prepared.theta, Job(config).optimization(prepared.engine))
     behind = weights = server.weights()
     for step in range(config.meta_steps):
         results = [worker.meta_gradients(behind, chunk) for chunk in plan("train", step, 10, 3)]

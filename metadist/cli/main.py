@@ -101,9 +101,8 @@ def evaluate(run_directory: Path, arguments: tuple[str, ...], checkpoint: str, a
     """
     from metadist import config as configuration
     from metadist.config.load import given_settings
-    from metadist.run import api as run
-    from metadist.run.directory import finite
-    from metadist.run.predictor import config_file
+    from metadist.run import evaluate as run
+    from metadist.run.directory import config_file, finite
 
     files, overrides = split_arguments(arguments)
     config = configuration.load_config([config_file(run_directory), *files], overrides)

@@ -9,6 +9,7 @@ import numpy as np
 
 from metadist.core.task import SPLITS, TaskId
 
+LEARNER_STREAM = 1
 _BLOCK = 64  # raw words fetched at a time, four to a value of the counter
 _own = threading.local()  # a thread's generator, which holds no state between two fetches
 
@@ -18,7 +19,7 @@ class Draws:
 
     The words come raw from Philox4x64-10 (Salmon et al. 2011), whose stream numpy guarantees; the integers are made
     here, because numpy's own sampling methods may change between releases. `stream` separates uses that share a task:
-    0 samples the task, 1 belongs to the learner.
+    0 samples the task, LEARNER_STREAM belongs to the learner.
     """
 
     def __init__(self, seed: int, task: TaskId, stream: int = 0):

@@ -5,6 +5,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from metadist.data.cache import cached
+    from metadist.data.online import Stream
+    from metadist.data.shapes import Shapes, task_shapes
+    from metadist.data.sources import ClassSource, LabelledSource, Source, ValueSource, sample
     from metadist.data.summary import describe
     from metadist.data.table import Dataset, Field, Table, open_dataset
     from metadist.data.tokenizer import Tokenizer
@@ -12,20 +15,31 @@ if TYPE_CHECKING:
 
 __all__ = [
     "About",
+    "ClassSource",
     "Dataset",
     "DatasetWriter",
     "Field",
     "Group",
+    "LabelledSource",
+    "Shapes",
+    "Source",
+    "Stream",
     "Table",
     "Tokenizer",
+    "ValueSource",
     "cached",
     "describe",
     "open_dataset",
+    "sample",
     "staging",
+    "task_shapes",
 ]
 
 _HOMES = {
     "cache": ("cached",),
+    "online": ("Stream",),
+    "shapes": ("Shapes", "task_shapes"),
+    "sources": ("ClassSource", "LabelledSource", "Source", "ValueSource", "sample"),
     "summary": ("describe",),
     "table": ("Dataset", "Field", "Table", "open_dataset"),
     "tokenizer": ("Tokenizer",),

@@ -1,26 +1,18 @@
 """What a meta-learner must beat on the same task: simple learners that see only its support set."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from metadist.core.errors import InputError
 from metadist.core.task import Task
+from metadist.data.shapes import is_text
 from metadist.learners import Learner
 
 Baseline = Callable[[Task], np.ndarray]
 RIDGE = 1.0
-
-
-def is_text(inputs: tuple[np.ndarray, ...]) -> bool:
-    """Whether the inputs are token numbers [n, length] and the mask of those present."""
-    return (
-        len(inputs) == 2
-        and np.issubdtype(inputs[0].dtype, np.integer)
-        and inputs[1].dtype == bool
-        and inputs[0].shape == inputs[1].shape
-    )
 
 
 def features(inputs: tuple[np.ndarray, ...]) -> np.ndarray:
@@ -71,6 +63,23 @@ CLOSED_FORM: dict[str, Baseline] = {
     "support_mean": support_mean,
     "ridge": ridge,
 }
+
+
+def choose_baselines(asked: Sequence[str] | None, classification: bool, known_loss: bool) -> list[str]:
+    """The baselines of an evaluation: those asked for, else those that suit the kind of task.
+
+    `known_loss`: the loss is metadist's own; by another one regression may mean something else by outputs and targets.
+    Raises InputError where one asked for does not suit.
+    """
+    suited = ["nearest_class_mean"] if classification else ["support_mean", "ridge", "joint"]
+    suited.append("from_scratch")
+    if asked is None:
+        return suited if classification or known_loss else []
+    unfit = [name for name in asked if name not in (*suited, "joint")]
+    if unfit:
+        kind = "classification" if classification else "regression"
+        raise InputError(f"evaluation.baselines: {unfit[0]} does not suit {kind}; take of {', '.join(suited)}")
+    return list(asked)
 
 
 def from_scratch(learner: Learner, task: Task, steps: int, lr: float) -> dict[str, Tensor]:

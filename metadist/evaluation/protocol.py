@@ -1,27 +1,23 @@
 """The protocol behind every number we report: fixed tasks, intervals, curves and baselines."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
-from scipy import stats
+from scipy.special import stdtrit
 
-from metadist.config import Config
-from metadist.core.errors import InputError
+from metadist.config.schema import EvaluationConfig
 from metadist.core.messages import Chunk, plan
 from metadist.core.task import Split
-from metadist.engine import Engine
 from metadist.evaluation.figures import CurvePoint, adaptation_curve
-from metadist.evaluation.joint import check_joint, fine_tuning, joint_results
+from metadist.evaluation.joint import Joint
 from metadist.learners import Learner
-from metadist.models.losses import LOSSES
-from metadist.run.auto import chunk_size
-from metadist.run.build import Shapes
 
 
-class Evaluator(Protocol):
+class Evaluates(Protocol):
     """The part of a fleet that evaluation needs."""
 
     def evaluate(
@@ -44,7 +40,7 @@ def interval(values: np.ndarray) -> Interval:
         return Interval(float("nan"), float("nan"))
     if count < 2:
         return Interval(float(values.mean()), float("nan"))
-    quantile = float(stats.t.ppf(0.975, count - 1))
+    quantile = float(stdtrit(count - 1, 0.975))
     return Interval(float(values.mean()), quantile * float(values.std(ddof=1)) / count**0.5)
 
 
@@ -55,7 +51,7 @@ def count_diverged(*results: np.ndarray) -> int:
 
 
 def measure(
-    fleet: Evaluator,
+    fleet: Evaluates,
     weights: Any,
     split: Split,
     num_tasks: int,
@@ -68,91 +64,56 @@ def measure(
     return {name: np.concatenate([result[name] for result in results]) for name in results[0]}
 
 
-def default_baselines(config: Config, shapes: Shapes) -> Sequence[str]:
-    """What suits the kind of task, unless the job says."""
-    suited = ["nearest_class_mean"] if shapes.classification else ["support_mean", "ridge", "joint"]
-    suited.append("from_scratch")
-    if config.evaluation.baselines is None:  # a loss of the job's own may mean something else by outputs and targets
-        return suited if shapes.classification or config.loss in ("auto", *LOSSES) else []
-    chosen = list(config.evaluation.baselines)
-    unfit = [name for name in chosen if name not in (*suited, "joint")]
-    if unfit:
-        kind = "classification" if shapes.classification else "regression"
-        raise InputError(f"evaluation.baselines: {unfit[0]} does not suit {kind}; take of {', '.join(suited)}")
-    if "joint" in chosen:
-        check_joint(config, shapes)
-    return chosen
+@dataclass(frozen=True)
+class Evaluation:
+    """The full evaluation of one job's weights: its tasks, baselines and caption.
 
-
-def evaluate_run(
-    config: Config,
-    shapes: Shapes,
-    engine: Engine,
-    fleet: Evaluator,
-    weights: Any,
-    baselines: Sequence[str],
-    say: Callable[[str], None],
-) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """The full evaluation of a run's weights on `evaluation.split`: a summary as plain types, and per-task results.
-
-    Baselines see the same tasks; from_scratch, which is slow, the first `evaluation.baseline_tasks` of them.
+    caption: how the figures come about, in the words of a paper's table. learner: the run's. joint: the joint baseline,
+    where `baselines` has it.
     """
-    own = config.evaluation
-    size = chunk_size(config, engine)
-    quick = tuple(name for name in baselines if name not in ("from_scratch", "joint"))
-    say(f"evaluating {own.test_tasks} tasks of split {own.split!r}")
-    results = measure(fleet, weights, own.split, own.test_tasks, size, quick)
-    if "from_scratch" in baselines and own.baseline_tasks:
-        say(f"training from scratch on {min(own.baseline_tasks, own.test_tasks)} of them")
-        few = measure(fleet, weights, own.split, min(own.baseline_tasks, own.test_tasks), size, ("from_scratch",))
-        results |= {name: values for name, values in few.items() if name.startswith("from_scratch/")}
-    if "joint" in baselines:
-        say(f"training the joint baseline for {own.joint_steps} steps")
-        joint = joint_results(config, shapes, engine.learner)
-        results |= {f"joint/{name}": values for name, values in joint.items()}
-    told = protocol(config, shapes, engine)
-    if "joint" in baselines:
-        told["joint_inner_lr"] = fine_tuning(config, shapes, engine.learner)[0]
-    figures = summary(results)
-    if text := divergence(figures, engine.learner, own.test_tasks):
-        say(text)
-        figures["divergence"] = text
-    return {"protocol": told, "begun": engine.learner.before, **figures}, results
+
+    settings: EvaluationConfig
+    caption: Mapping[str, Any]
+    learner: Learner
+    chunk_size: int
+    baselines: Sequence[str]
+    joint: Joint | None = None
+
+    def run(
+        self, fleet: Evaluates, weights: Any, say: Callable[[str], None]
+    ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """Evaluate weights on `evaluation.split`: a summary as plain types, and per-task results.
+
+        Baselines see the same tasks; from_scratch, which is slow, the first `evaluation.baseline_tasks` of them.
+        """
+        settings = self.settings
+        split, tasks = settings.split, settings.test_tasks
+        quick = tuple(name for name in self.baselines if name not in ("from_scratch", "joint"))
+        say(f"evaluating {tasks} tasks of split {split!r}")
+        results = measure(fleet, weights, split, tasks, self.chunk_size, quick)
+        few = min(settings.baseline_tasks, tasks)
+        if "from_scratch" in self.baselines and few:
+            say(f"training from scratch on {few} of them")
+            scratch = measure(fleet, weights, split, few, self.chunk_size, ("from_scratch",))
+            results |= {name: values for name, values in scratch.items() if name.startswith("from_scratch/")}
+        caption = dict(self.caption)
+        if self.joint is not None and "joint" in self.baselines:
+            say(f"training the joint baseline for {settings.joint_steps} steps")
+            results |= {f"joint/{name}": values for name, values in self.joint.results().items()}
+            caption["joint_inner_lr"] = self.joint.inner_lr
+        figures = summary(results)
+        if text := divergence(figures, self.learner, tasks):
+            say(text)
+            figures["divergence"] = text
+        return {"protocol": caption, "begun": self.learner.before, **figures}, results
 
 
-def protocol(config: Config, shapes: Shapes, engine: Engine) -> dict[str, Any]:
-    """How the numbers came about, in the words of a paper's table caption."""
-    own, task = config.evaluation, config.task
-    sizes: dict[str, Any] = {"source": config.data.source}
-    if not config.data.source:
-        sizes = {"ways": own.ways or task.ways} if shapes.classification else {}
-        sizes |= {"shots": own.shots or task.shots, "queries": own.queries or task.queries}
-    learner = engine.learner
-    rate = "learned" if learner.learned_rates else own.inner_lr or learner.inner_lr
-    options = {key: value for key, value in config.learner.options.items() if key not in ("inner_steps", "inner_lr")}
-    return {
-        "learner": config.learner.name,
-        **options,
-        "split": own.split,
-        "tasks": own.test_tasks,
-        **sizes,
-        **({"target_unit": "as standardized"} if any(_scaled(unit) for unit in shapes.target_units) else {}),
-        "inner_steps": learner.inner_steps if own.inner_steps is None else own.inner_steps,
-        **({} if "inner_steps" in learner.refused else {"inner_lr": rate}),
-        "transductive": own.transductive,
-        "seed": config.seed,
-    }
-
-
-def _scaled(unit: Mapping[str, Any]) -> bool:
-    return bool(np.any(np.not_equal(unit["scale"], 1)) or np.any(unit["offset"]))
-
-
-def divergence(told: Mapping[str, Any], learner: Learner, num_tasks: int) -> str:
-    """What to say where tasks diverged, or nothing; `told` is the summary."""
-    counts = {"": (told["diverged_tasks"], num_tasks)}
+def divergence(figures: Mapping[str, Any], learner: Learner, num_tasks: int) -> str:
+    """A sentence on the tasks that diverged, empty where none did; `figures` is the summary."""
+    counts = {"": (figures["diverged_tasks"], num_tasks)}
     counts |= {
-        f" of the baseline {name}": (own["diverged_tasks"], own["tasks"]) for name, own in told["baselines"].items()
+        f" of the baseline {name}": (measured["diverged_tasks"], measured["tasks"])
+        for name, measured in figures["baselines"].items()
     }
     parts = [f"{bad} of {tasks} tasks{whose} diverged" for whose, (bad, tasks) in counts.items() if bad]
     if not parts:
@@ -160,20 +121,20 @@ def divergence(told: Mapping[str, Any], learner: Learner, num_tasks: int) -> str
     remedy = "lower evaluation.inner_lr or evaluation.inner_steps"
     if "inner_lr" in learner.refused or learner.learned_rates:
         remedy = "lower meta_lr or set optimizer.clip_norm, and train again"
-    if not told["diverged_tasks"]:
+    if not figures["diverged_tasks"]:
         remedy = "the learner's own tasks did not"
     return f"{', '.join(parts)} (an output or loss is not finite), so these figures have no mean: {remedy}"
 
 
 def summary(results: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Per metric: before the first inner step, after each, after the last; per baseline: its metrics.
+    """Means and intervals per metric (before the first inner step, after each, after the last) and per baseline.
 
     `diverged_tasks` is how many tasks have a value that is not finite: of a figure, or of any metric after the last
     step.
     """
     after = {name: values.reshape(len(values), -1)[:, -1] for name, values in results.items()}
     own = [values for name, values in after.items() if "/" not in name]
-    told: dict[str, Any] = {"diverged_tasks": count_diverged(*own), "baselines": {}}
+    figures: dict[str, Any] = {"diverged_tasks": count_diverged(*own), "baselines": {}}
     for name, values in results.items():
         baseline, slash, metric = name.rpartition("/")
         columns = values.reshape(len(values), -1).T
@@ -181,11 +142,11 @@ def summary(results: Mapping[str, np.ndarray]) -> dict[str, Any]:
         if slash:
             all_of_it = [values for name, values in after.items() if name.rpartition("/")[0] == baseline]
             fresh = {"tasks": len(values), "diverged_tasks": count_diverged(*all_of_it)}
-            measured = told["baselines"].setdefault(baseline, fresh)
+            measured = figures["baselines"].setdefault(baseline, fresh)
             measured[metric] = curve[0] if values.ndim == 1 else curve
         else:
-            told[metric] = {"before": curve[0], "after": curve[-1], "by_inner_step": curve}
-    return told
+            figures[metric] = {"before": curve[0], "after": curve[-1], "by_inner_step": curve}
+    return figures
 
 
 def write_results(results: Mapping[str, np.ndarray], path: Path) -> None:
@@ -202,14 +163,29 @@ def write_results(results: Mapping[str, np.ndarray], path: Path) -> None:
         writer.write_table(table)
 
 
-def draw_curve(told: Mapping[str, Any], title: str, path: Path) -> None:
+def draw_curve(figures: Mapping[str, Any], title: str, path: Path) -> None:
     """The adaptation curve with its baselines, as a PNG."""
-    metric = "accuracy" if "accuracy" in told else "loss"
-    curves = {"meta-learned": told[metric]["by_inner_step"]}
-    curves |= {name.replace("_", " "): measured[metric] for name, measured in told["baselines"].items()}
+    metric = "accuracy" if "accuracy" in figures else "loss"
+    curves = {"meta-learned": figures[metric]["by_inner_step"]}
+    curves |= {name.replace("_", " "): measured[metric] for name, measured in figures["baselines"].items()}
     points = []
     for name, curve in curves.items():
         steps = list(enumerate(curve)) if isinstance(curve, list) else [(None, curve)]
         label = f"{name} (diverged)" if any(point.get("diverged_tasks") for _, point in steps) else name
         points += [CurvePoint(label, k, point["mean"], point["ci95"]) for k, point in steps]
     adaptation_curve(points, title, path, metric)
+
+
+def round_loss(fleet: Evaluates, weights: Any, number: int, tasks: int, size: int) -> float:
+    """The loss after adaptation on the task that arrives in round `number` (online), a mean over `tasks` ways to divide
+    it into support and query set. Called before theta has been trained on it, it is that round's performance."""
+    return float(measure(fleet, weights, "validation", tasks, size, step=number + 1)["loss"][:, -1].mean())
+
+
+def regret(fleet: Evaluates, weights: Any, losses: Mapping[int, float], tasks: int, size: int) -> dict[str, Any]:
+    """The regret of follow the meta-leader (Finn et al. 2019, equation 3): the summed differences between the losses of
+    the rounds (all, unless the run began from another's checkpoint) and those of the last theta, which stands for the
+    best in hindsight."""
+    hindsight = [round_loss(fleet, weights, number, tasks, size) for number in losses]
+    lost = sum(losses.values()) - sum(hindsight)
+    return {"rounds": list(losses), "losses": list(losses.values()), "in_hindsight": hindsight, "regret": lost}

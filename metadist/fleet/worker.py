@@ -9,24 +9,20 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
 
 from metadist.core.errors import InputError
 from metadist.core.messages import PHASES, Chunk, ChunkReport, Weights, fold
-from metadist.core.random import Draws
+from metadist.core.random import LEARNER_STREAM, Draws
 from metadist.core.task import Task, TaskId
 from metadist.data.sources import Source, sample
 from metadist.engine import Engine
 from metadist.engine.graph_cache import AFTER
-from metadist.evaluation.baselines import CLOSED_FORM, from_scratch
-from metadist.models.losses import Loss
 
-LEARNER_STREAM = 1
 TWO_RESULTS = (
     "computing the same tasks twice gave two results: the model, loss or source draws random numbers of its own "
     "(F.dropout, torch.randn, numpy.random) or keeps state between calls; use nn.Dropout, which draws from the task's "
@@ -52,16 +48,18 @@ def set_up_process(threads: int) -> None:
             libc.mallopt(parameter, value)
 
 
-@dataclass(frozen=True)
-class Protocol:
-    """How tasks are evaluated: with which engine (its learner's inner steps), tasks and metrics."""
+class Evaluator(Protocol):
+    """What a worker evaluates with: see `metadist.evaluation.evaluator`."""
 
-    engine: Engine
-    source: Source
-    metrics: dict[str, Loss]
-    transductive: bool
-    scratch_steps: int
-    scratch_lr: float = 0.01
+    @property
+    def source(self) -> Source: ...
+
+    def evaluate(
+        self, theta: torch.Tensor, tasks: Sequence[Task], draws: Sequence[Draws], step: int, meta_steps: int,
+        baselines: Sequence[str] = (),
+    ) -> dict[str, np.ndarray]: ...  # fmt: skip
+
+    def evaluate_baselines(self, baselines: Sequence[str], tasks: Sequence[Task]) -> dict[str, np.ndarray]: ...
 
 
 class Worker:
@@ -74,7 +72,7 @@ class Worker:
         self,
         engine: Engine,
         source: Source,
-        protocol: Protocol,
+        evaluator: Evaluator,
         seed: int,
         meta_steps: int,
         aggregate: Literal["task", "chunk"] = "task",
@@ -82,7 +80,7 @@ class Worker:
     ):
         self.engine = engine
         self.source = source
-        self.protocol = protocol
+        self.evaluator = evaluator
         self.seed = seed
         self.meta_steps = meta_steps
         self.chunk_size = chunk_size
@@ -121,19 +119,9 @@ class Worker:
     def evaluate(self, weights: Weights, chunk: Chunk, baselines: tuple[str, ...] = ()) -> dict[str, np.ndarray]:
         """{metric: [n, inner_steps + 1]} of the chunk's tasks, before adaptation and after every inner step, and
         {"baseline/metric": [n]} for each baseline named."""
-        protocol, step = self.protocol, weights.version
-        tasks, draws = self._sample(protocol.source, chunk)
+        tasks, draws = self._sample(self.evaluator.source, chunk)
         with self._computing:  # baselines too: two threads in one module would see each other's weights
-            measured = protocol.engine.evaluate(
-                _tensor(weights), tasks, protocol.metrics, protocol.transductive, draws, step, self.meta_steps
-            )
-            results = {name: values.cpu().numpy().astype(np.float64) for name, values in measured.items()}
-            return results | self._baselines(baselines, tasks)
-
-    def evaluate_baselines(self, baselines: tuple[str, ...], chunk: Chunk) -> dict[str, np.ndarray]:
-        """What `evaluate` says of the baselines."""
-        tasks, _ = self._sample(self.protocol.source, chunk)
-        return self._baselines(baselines, tasks)
+            return self.evaluator.evaluate(_tensor(weights), tasks, draws, weights.version, self.meta_steps, baselines)
 
     def proof(self) -> str:
         """The device, and a hash of the meta-gradients of the run's first chunk at its initial theta: workers with the
@@ -152,26 +140,6 @@ class Worker:
         """Support loss and norm of the fast weights of one training task, before and after every inner step."""
         task, draws = self.source(task_id), Draws(self.seed, task_id, LEARNER_STREAM)
         return self.engine.trace(_tensor(weights), task, draws, task_id.step, self.meta_steps)
-
-    def _baselines(self, baselines: tuple[str, ...], tasks: Sequence[Task]) -> dict[str, np.ndarray]:
-        results = {}
-        for baseline in baselines:
-            rows = [self._baseline(baseline, task) for task in tasks]
-            for name in self.protocol.metrics:
-                results[f"{baseline}/{name}"] = np.array([row[name] for row in rows])
-        return results
-
-    def _baseline(self, name: str, task: Task) -> dict[str, float]:
-        tensors = self.protocol.engine.tensors(task)
-        if name == "from_scratch":
-            learner, steps = self.protocol.engine.learner, self.protocol.scratch_steps
-            weights = from_scratch(learner, tensors, steps, self.protocol.scratch_lr)
-            with torch.no_grad():
-                outputs = self.protocol.engine.outputs(weights, tensors, self.protocol.transductive)
-        else:
-            outputs = torch.from_numpy(CLOSED_FORM[name](task)).to(tensors.query.inputs[0].device)
-        targets = tensors.query.targets
-        return {metric: float(measure(outputs, *targets)) for metric, measure in self.protocol.metrics.items()}
 
     def _sample(self, source: Source, chunk: Chunk) -> tuple[Sequence[Task], list[Draws]]:
         names = chunk.tasks

@@ -35,17 +35,18 @@ def worker_device(config: Config) -> str:
     return "cuda" if config.fleet.gpus_per_worker else "cpu"
 
 
-def make_method(config: Config, learner: Learner, inputs: Sequence[Sequence[int]]) -> Method:
-    """The table's rows for an engine; `inputs` are the shapes of an example's input fields."""
-    own = config.engine
+def make_method(config: Config, learner: Learner, inputs: Sequence[Sequence[int]], device: str | None = None) -> Method:
+    """The table's rows for an engine; `inputs` are the shapes of an example's input fields. On another `device` than
+    the workers' an engine only has to compute, not fast."""
+    own, elsewhere = config.engine, device not in (None, worker_device(config))
     long = learner.inner_steps > LONG_LOOP and not learner.first_order
     return Method(
         kind=own.kind if own.kind != "auto" else _kind(config, learner, inputs),
         differentiation=own.differentiation if own.differentiation != "auto" else "remat" if long else "unroll",
         spacing=max(1, math.isqrt(learner.inner_steps)) if own.keep == "sqrt" else 1,
-        compiled=own.compile,
-        captured=own.cuda_graphs,
-        autocast=own.autocast,
+        compiled=own.compile and not elsewhere,
+        captured=own.cuda_graphs and not elsewhere,
+        autocast=own.autocast and not elsewhere,
     )
 
 

@@ -15,7 +15,7 @@ from metadist.engine.graph_cache import AFTER
 from metadist.fleet.server import Server
 from metadist.fleet.worker import Worker, set_up_process
 from metadist.run.auto import aggregation, chunk_size, worker_device
-from metadist.run.build import make_optimization, make_worker
+from metadist.run.build import Job
 
 MIB = 1 << 20
 
@@ -48,7 +48,7 @@ def measure(config: Config, seconds: float, compiled: bool, say: Callable[[str],
     tasks per second are the median of the three.
     """
     set_up_process(config.fleet.threads_per_worker)
-    worker = make_worker(config)
+    worker = Job(config).worker()
     contenders: dict[Method, tuple[Worker, list[float], float]] = {}
     for method in methods(worker.engine, compiled):
         say(f"preparing {overrides(method)}")
@@ -82,7 +82,7 @@ def _with_method(config: Config, worker: Worker, method: Method) -> Worker:
     engine = Engine(worker.engine.learner, method, worker_device(config))
     size = chunk_size(config, engine)
     whole = aggregation(config, engine)
-    return Worker(engine, worker.source, worker.protocol, worker.seed, worker.meta_steps, whole, size)
+    return Worker(engine, worker.source, worker.evaluator, worker.seed, worker.meta_steps, whole, size)
 
 
 def _chunks(worker: Worker) -> Iterator[Any]:
@@ -131,7 +131,7 @@ def _row(method: Method, worker: Worker, rates: Sequence[float], prepared: float
 def _step(config: Config, worker: Worker) -> dict[str, Any]:
     """The parts of a meta-step in this process, medians of five: a worker's phases per task, the server's work."""
     batch = config.batch_size(config.num_workers)
-    server, phases, updates = Server(_weights(worker).theta, make_optimization(config, worker.engine)), [], []
+    server, phases, updates = Server(_weights(worker).theta, Job(config).optimization(worker.engine)), [], []
     weights = server.weights()
     for step in range(5):
         results = [worker.meta_gradients(weights, chunk) for chunk in plan("train", step, batch, worker.chunk_size)]

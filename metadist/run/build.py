@@ -1,292 +1,273 @@
-"""From a `Config` to the objects of a run. Nothing below this floor knows `Config`."""
+"""The objects of a run, from its `Config`. Nothing below this room but `evaluation` knows `Config`."""
 
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
-from torch.nn.parameter import is_lazy
 
-from metadist.config.schema import Config
+from metadist.config import Config
 from metadist.core.errors import InputError
 from metadist.core.task import TaskId
-from metadist.data import Dataset, cached, open_dataset
-from metadist.data.online import Stream
-from metadist.data.sources import ClassSource, LabelledSource, Source, ValueSource
+from metadist.data import (
+    ClassSource,
+    Dataset,
+    LabelledSource,
+    Shapes,
+    Source,
+    Stream,
+    ValueSource,
+    cached,
+    open_dataset,
+    task_shapes,
+)
 from metadist.engine import Engine
-from metadist.evaluation.baselines import is_text
+from metadist.evaluation import Evaluation, Evaluator, Joint, choose_baselines, fine_tuning
 from metadist.fleet.server import Optimization
-from metadist.fleet.worker import Protocol, Worker
-from metadist.learners import INNER_OPTIMIZERS, LEARNERS, InnerOptimizer, Learner
-from metadist.models import MODELS, Model
-from metadist.models.losses import LOSSES, Loss, accuracy, confidence
+from metadist.fleet.worker import Worker
+from metadist.learners import MAML
+from metadist.models import LOSSES, MODELS, Loss, Model, accuracy, confidence
 from metadist.run.auto import aggregation, chunk_size, make_method, worker_device
-from metadist.run.plugins import call, resolve
+from metadist.run.plugins import call, make_learner, make_loss, make_model, resolve
 
 
-def open_data(config: Config) -> Dataset | None:
-    """The dataset a job names (a built-in family is built first), or None where it brings its own source."""
-    data = config.data
-    if data.source:
-        return None
-    if data.family:
-        return open_dataset(cached(data.family, data.options))
-    assert data.path
-    if not Path(data.path).is_dir():
-        raise InputError(
-            f"there is no data in {data.path}: make it with `metadist data ... --out {shlex.quote(data.path)}` "
-            "(see `metadist data --help`), or set data.path to where it is"
+class Job:
+    """The parts of one job, each made when it is first asked for and then shared: data, tasks, model, engines.
+
+    `shapes`: those of a checkpoint, where there is no data to read them from.
+    """
+
+    def __init__(self, config: Config, shapes: Shapes | None = None):
+        self.config = config
+        self._shapes = shapes
+        self._models: dict[tuple[int, str], Model] = {}
+        self._engines: dict[tuple[bool, str], Engine] = {}
+
+    @cached_property
+    def dataset(self) -> Dataset | None:
+        """The dataset (a built-in family is built first), or None where the job brings its own source."""
+        data = self.config.data
+        if data.source:
+            return None
+        if data.family:
+            return open_dataset(cached(data.family, data.options))
+        assert data.path
+        if not Path(data.path).is_dir():
+            raise InputError(
+                f"there is no data in {data.path}: make it with `metadist data ... --out {shlex.quote(data.path)}` "
+                "(see `metadist data --help`), or set data.path to where it is"
+            )
+        return open_dataset(data.path)
+
+    @cached_property
+    def source(self) -> Source:
+        """The tasks of training."""
+        return self._online(self._source(evaluation=False))
+
+    @cached_property
+    def evaluation_source(self) -> Source:
+        """The tasks of evaluation, with its own ways, shots and queries."""
+        return self._online(self._source(evaluation=True))
+
+    def _online(self, source: Source) -> Source:
+        rounds = self.config.task.steps_per_round
+        return Stream(self._source(evaluation=False), source, rounds, self.config.seed) if rounds else source
+
+    def _source(self, evaluation: bool) -> Source:
+        data, task, own, seed = self.config.data, self.config.task, self.config.evaluation, self.config.seed
+        if self.dataset is None:
+            assert data.source
+            return call(data.source, resolve(data.source), {"seed": seed, **data.options})
+        ways = own.ways if evaluation and own.ways else task.ways
+        shots = own.shots if evaluation and own.shots else task.shots
+        queries = own.queries if evaluation and own.queries else task.queries
+        splits, scheme = self.dataset.splits, self.dataset.kind if task.scheme == "auto" else task.scheme
+        if scheme == "classes":
+            return ClassSource(splits, shots, queries, seed, ways=ways, within_parent=task.within_parent)
+        if scheme == "labelled":
+            return LabelledSource(splits, shots, queries, seed, ways=ways, permute_labels=task.permute_labels)
+        return ValueSource(splits, shots, queries, seed)
+
+    @cached_property
+    def shapes(self) -> Shapes:
+        """Shapes and kinds of a training task's arrays."""
+        return self._shapes or task_shapes(self.source, self.dataset)
+
+    @cached_property
+    def loss(self) -> Loss:
+        return make_loss(self.config.loss, self.shapes.classification)
+
+    def fresh_model(self, outputs: int | None = None) -> Model:
+        """A model of its own, with initial weights and so many outputs (default: as many as a training task needs)."""
+        shapes = self.shapes if outputs is None else self.shapes._replace(outputs=outputs)
+        return make_model(self.config.model, self.config.seed, shapes)
+
+    def model(self, outputs: int | None = None, device: str = "cpu") -> Model:
+        """The model of that many outputs, one for all engines of a device."""
+        key = outputs or self.shapes.outputs, device
+        if key not in self._models:
+            self._models[key] = self.fresh_model(key[0])
+        return self._models[key]
+
+    def engine(self, device: str | None = None) -> Engine:
+        """The engine of training on a device (default: the workers'; elsewhere it need not be fast)."""
+        return self._engine(False, device or worker_device(self.config), self.shapes.outputs, {})
+
+    def evaluation_engine(self, device: str | None = None, outputs: int | None = None) -> Engine:
+        """The engine with the inner steps and rate of evaluation."""
+        settings = self.config.evaluation
+        changes = {"inner_steps": settings.inner_steps, "inner_lr": settings.inner_lr}
+        changes = {name: value for name, value in changes.items() if value is not None}
+        engine = self._engine(True, device or worker_device(self.config), outputs or self.shapes.outputs, changes)
+        if settings.inner_lr is not None and engine.learner.learned_rates:
+            raise InputError(f"evaluation.inner_lr: learner {self.config.learner.name} learns its rates: leave it out")
+        return engine
+
+    def _engine(self, evaluation: bool, device: str, outputs: int, changes: Mapping[str, Any]) -> Engine:
+        key = evaluation, f"{device} {outputs}"
+        if key not in self._engines:
+            learner = make_learner(self.config.learner, self.model(outputs, device), self.loss, changes)
+            method = make_method(self.config, learner, self.shapes.inputs, device)
+            self._engines[key] = Engine(learner, method, device)
+        return self._engines[key]
+
+    def evaluation_outputs(self, engine: Engine) -> int:
+        """How many outputs the model of evaluation has: those of its classes, to train from scratch, where the learner
+        does without the model's."""
+        free = engine.learner.any_ways and not self.config.model.weights
+        return self.evaluation_source.outputs if free else self.shapes.outputs
+
+    def evaluator(self, engine: Engine) -> Evaluator:
+        """Measures tasks of evaluation; `engine` is of evaluation."""
+        own = self.config.evaluation
+        return Evaluator(
+            engine, self.evaluation_source, self.metrics(self.evaluation_source.outputs), own.transductive,
+            own.scratch_steps, own.scratch_lr,
+        )  # fmt: skip
+
+    def metrics(self, ways: int | None = None) -> dict[str, Loss]:
+        """What evaluation measures, the measure of success first: accuracy where there are classes, then how sure the
+        learner was, and the loss. Of more outputs than `ways` the first count: the others are no class of the task."""
+        if not self.shapes.classification:
+            return {"loss": self.loss}
+
+        def among_ways(outputs: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+            return accuracy(outputs[:, :ways], target)
+
+        def sure(outputs: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+            return confidence(outputs[:, :ways], target)
+
+        return {"accuracy": among_ways, "confidence": sure, "loss": self.loss}
+
+    def worker(self, constants: Mapping[str, np.ndarray] | None = None) -> Worker:
+        """A worker on the workers' device. `constants`: frozen weights and buffers to take from the driver."""
+        engine = self.engine()
+        later = self.evaluation_engine(outputs=self.evaluation_outputs(engine))
+        example = self.source(TaskId("train", 0, 0))
+        for each in (engine, later):
+            each.settle(example)
+            if constants is not None:
+                each.learner.model.load_constants(constants)
+        config, size = self.config, chunk_size(self.config, engine)
+        return Worker(
+            engine,
+            self.source,
+            self.evaluator(later),
+            config.seed,
+            config.meta_steps,
+            aggregation(config, engine),
+            size,
         )
-    return open_dataset(data.path)
+
+    def worker_factory(self, constants: Mapping[str, np.ndarray]) -> Callable[[], Worker]:
+        """A function that builds a worker in any process, with modules found where this process finds them."""
+        return partial(_worker_elsewhere, self.config, constants, str(Path.cwd()))
+
+    def optimization(self, engine: Engine) -> Optimization:
+        """The server's side of the configuration."""
+        settings = self.config.optimizer.model_dump(exclude={"delay", "max_staleness"})  # which are the trainer's
+        return Optimization(
+            settings.pop("name"), meta_lr=self.config.meta_lr, meta_steps=self.config.meta_steps,
+            reference_batch=self.config.batch_size(1), statistics=engine.num_statistics, **settings,
+        )  # fmt: skip
+
+    def baselines(self) -> list[str]:
+        """The baselines of evaluation that suit the job. Raises InputError where one asked for does not."""
+        asked, known_loss = self.config.evaluation.baselines, self.config.loss in ("auto", *LOSSES)
+        chosen = choose_baselines(asked, self.shapes.classification, known_loss)
+        if "joint" in chosen:
+            self.check_joint()
+        return chosen
+
+    def check_joint(self) -> None:
+        """Raise InputError where classes, or the model, do not allow the joint baseline."""
+        if not self.shapes.classification:
+            return
+        if not isinstance(self.source, ClassSource):
+            raise InputError(
+                "evaluation.baselines: joint needs classes that are the same in every task (scheme classes)"
+            )
+        if self.config.model.name not in (*MODELS, "auto"):
+            raise InputError("evaluation.baselines: joint, for classes, needs a built-in model, to choose its outputs")
+        if self.config.model.weights:
+            raise InputError(
+                "evaluation.baselines: joint, for classes, trains its own weights: leave model.weights out"
+            )
+
+    def joint(self, engine: Engine) -> Joint:
+        """The joint baseline; `engine` is the run's."""
+        config, classification = self.config, self.shapes.classification
+        self.check_joint()
+
+        def plain_maml(outputs: int, **options: Any) -> Engine:
+            learner = MAML(model=self.fresh_model(outputs), loss=self.loss, **options)
+            return Engine(learner, make_method(config, learner, self.shapes.inputs).kind)
+
+        rate, steps = fine_tuning(config.evaluation, classification, engine.learner)
+        return Joint(
+            config.evaluation, config.seed, self.source, self.evaluator(engine), classification,
+            outputs=self.evaluation_source.outputs if classification else self.shapes.outputs,
+            make_model=self.fresh_model, make_engine=plain_maml, inner_lr=rate, inner_steps=steps,
+            chunk_size=partial(chunk_size, config),
+            last_step=config.meta_steps - 1 if config.task.steps_per_round else None,
+        )  # fmt: skip
+
+    def evaluation(self, engine: Engine, baselines: Sequence[str]) -> Evaluation:
+        """The full evaluation; `engine` is the run's."""
+        joint = self.joint(engine) if "joint" in baselines else None
+        size = chunk_size(self.config, engine)
+        return Evaluation(self.config.evaluation, self._caption(engine), engine.learner, size, baselines, joint)
+
+    def _caption(self, engine: Engine) -> dict[str, Any]:
+        """How the figures come about, in the words of a paper's table."""
+        config, own, task, learner = self.config, self.config.evaluation, self.config.task, engine.learner
+        sizes: dict[str, Any] = {"source": config.data.source}
+        if not config.data.source:
+            sizes = {"ways": own.ways or task.ways} if self.shapes.classification else {}
+            sizes |= {"shots": own.shots or task.shots, "queries": own.queries or task.queries}
+        options = {k: value for k, value in config.learner.options.items() if k not in ("inner_steps", "inner_lr")}
+        units = self.shapes.target_units
+        scaled = any(np.any(np.not_equal(unit["scale"], 1)) or np.any(unit["offset"]) for unit in units)
+        rate = "learned" if learner.learned_rates else own.inner_lr or learner.inner_lr
+        return {
+            "learner": config.learner.name,
+            **options,
+            "split": own.split,
+            "tasks": own.test_tasks,
+            **sizes,
+            **({"target_unit": "as standardized"} if scaled else {}),
+            "inner_steps": learner.inner_steps if own.inner_steps is None else own.inner_steps,
+            **({} if "inner_steps" in learner.refused else {"inner_lr": rate}),
+            "transductive": own.transductive,
+            "seed": config.seed,
+        }
 
 
-def make_source(config: Config, evaluation: bool = False) -> Source:
-    """Where the tasks of training, or of evaluation with its own ways, shots and queries, come from."""
-    source, rounds = _make_source(config, evaluation), config.task.steps_per_round
-    return Stream(_make_source(config, False), source, rounds, config.seed) if rounds else source
-
-
-def _make_source(config: Config, evaluation: bool) -> Source:
-    dataset = open_data(config)
-    if dataset is None:
-        assert config.data.source
-        return call(config.data.source, resolve(config.data.source), {"seed": config.seed, **config.data.options})
-    task, own = config.task, config.evaluation
-    ways = own.ways if evaluation and own.ways else task.ways
-    shots = own.shots if evaluation and own.shots else task.shots
-    queries = own.queries if evaluation and own.queries else task.queries
-    scheme = dataset.kind if task.scheme == "auto" else task.scheme
-    if scheme == "classes":
-        return ClassSource(dataset.splits, shots, queries, config.seed, ways=ways, within_parent=task.within_parent)
-    if scheme == "labelled":
-        return LabelledSource(
-            dataset.splits, shots, queries, config.seed, ways=ways, permute_labels=task.permute_labels
-        )
-    return ValueSource(dataset.splits, shots, queries, config.seed)
-
-
-class Shapes(NamedTuple):
-    """What a model and a loss need to know of the tasks; it travels in the checkpoint, so a model needs no data."""
-
-    inputs: list[list[int]]  # shape of each input of one example
-    tokens: bool  # the inputs are token numbers and their mask
-    vocabulary_size: int | None
-    outputs: int
-    classification: bool
-    input_units: Sequence[dict[str, Any]] = ()  # of each input: the "dtype" it is stored in, "offset" and "scale"
-    target_units: Sequence[
-        dict[str, Any]
-    ] = ()  # of each target likewise: what a task holds is (stored - offset) * scale
-    dtypes: Sequence[str] = ()  # of each input as a task holds it, floating point ones as float32
-
-
-def task_shapes(config: Config, source: Source) -> Shapes:
-    """Read off the first training task, which also shows that there is one. Raises InputError where there is not."""
-    support, query = source(TaskId("train", 0, 0))
-    if len(support.inputs) != len(query.inputs) or len(support.targets) != len(query.targets):
-        raise InputError("the source gives support and query sets with different fields")
-    dataset = open_data(config)
-    return Shapes(
-        inputs=[list(array.shape[1:]) for array in support.inputs],
-        tokens=is_text(support.inputs),
-        vocabulary_size=dataset.metadata["extra"].get("vocabulary_size") if dataset else None,
-        outputs=source.outputs,
-        classification=len(support.targets) == 1 and np.issubdtype(support.targets[0].dtype, np.integer),
-        input_units=_units(dataset, "input"),
-        target_units=_units(dataset, "target"),
-        dtypes=[np.dtype("float32").name if x.dtype.kind == "f" else x.dtype.name for x in map(_numpy, support.inputs)],
-    )
-
-
-def _numpy(array: Any) -> np.ndarray:
-    return np.asarray(array.cpu() if isinstance(array, torch.Tensor) else array)
-
-
-def _units(dataset: Dataset | None, role: str) -> list[dict[str, Any]]:
-    fields = [field for field in dataset.fields if field.role == role] if dataset else []
-    columns = dataset.metadata["extra"].get("standardized", {}) if dataset else {}
-    return [{"dtype": f.dtype, "offset": f.offset, "scale": f.scale, **columns.get(f.name, {})} for f in fields]
-
-
-def make_model(config: Config, shapes: Shapes) -> Model:
-    """The model with initial weights drawn from the run's seed (or read from `model.weights`)."""
-    name, options = config.model.name, config.model.options
-    if name == "auto":
-        image = len(shapes.inputs[0]) == 3 and min(shapes.inputs[0][1:]) >= 8
-        name = "bag" if shapes.tokens else "conv4" if image else "mlp"
-    torch.manual_seed(config.seed)
-    if name in MODELS:
-        known = {"input_shapes": shapes.inputs, "outputs": shapes.outputs}
-        if name == "bag" and shapes.vocabulary_size:
-            known["vocabulary_size"] = shapes.vocabulary_size
-        module = call(f"model {name}", MODELS[name], {**known, **options}, hidden=tuple(known))
-    else:
-        found = resolve(name, MODELS)
-        if isinstance(found, type) and not issubclass(found, torch.nn.Module):
-            raise InputError(f"model.name={name} is no torch.nn.Module class, nor a function that returns one")
-        module = call(name, found, options)
-    if not isinstance(module, torch.nn.Module):
-        raise InputError(f"model.name={name} gave a {type(module).__name__}; it must give a torch.nn.Module")
-    _materialise(module, shapes)
-    if config.model.weights:
-        _load_weights(module, config.model.weights)
-    return Model(module)
-
-
-def _materialise(module: torch.nn.Module, shapes: Shapes) -> None:
-    """Give lazy layers their weights, drawn from the run's seed, by one call on examples of zeros."""
-    if any(map(is_lazy, [*module.parameters(), *module.buffers()])):
-        dtypes = shapes.dtypes or ["float32"] * len(shapes.inputs)
-        examples = [torch.from_numpy(np.zeros((2, *s), d)) for s, d in zip(shapes.inputs, dtypes, strict=True)]
-        with torch.no_grad():
-            module(*examples)
-
-
-def make_loss(config: Config, shapes: Shapes) -> Loss:
-    """The loss of the job; `auto` is cross-entropy for whole-number targets, else the mean squared error."""
-    suited = "cross_entropy" if shapes.classification else "mse"
-    if config.loss not in ("auto", *LOSSES):
-        return cast(Loss, resolve(config.loss, LOSSES))
-    if config.loss not in ("auto", suited):
-        kind = "classes" if shapes.classification else "values"
-        raise InputError(f"loss={config.loss} does not suit tasks whose targets are {kind}: take {suited}, or auto")
-    return LOSSES[suited]
-
-
-def make_engine(config: Config, shapes: Shapes, device: str | None = None, **changes: Any) -> Engine:
-    """The engine of a run, on the workers' kind of device or another; `changes` replace learner options."""
-    model, name = make_model(config, shapes), config.learner.name
-    kind, preset, _ = LEARNERS[name] if name in LEARNERS else (resolve(name, LEARNERS), {}, "")
-    for option, value in config.learner.options.items():
-        if isinstance(preset.get(option), bool) and value != preset[option]:
-            raise InputError(f"learner {name} is the one with {option}={preset[option]}: leave it out, or name another")
-    if not (isinstance(kind, type) and issubclass(kind, Learner)):
-        raise InputError(f"learner.name={name} is not a metadist.Learner class")
-    given = [f"learner.{option}" for option in kind.refused if option in config.learner.options]
-    given += [f"evaluation.{option}" for option in kind.refused if option in changes]
-    if given:
-        reason = kind.refused[given[0].partition(".")[2]]
-        remedy = " ".join(f"{key}=null" for key in given)
-        raise InputError(
-            f"learner {name} takes no {', '.join(given)}, {reason}: leave out, or, where a job has it, {remedy}"
-        )
-    options = {"model": model, "loss": make_loss(config, shapes), **preset, **config.learner.options}
-    if "inner_optimizer" in options:
-        options["inner_optimizer"] = make_inner_optimizer(options["inner_optimizer"])
-    learner = cast(
-        Learner, call(f"learner {name}", kind, options, hidden=("model", "loss", "inner_optimizer", *kind.refused))
-    )
-    try:
-        learner, planned = replace(learner, **changes), worker_device(config)
-    except ValueError as error:
-        raise InputError(f"evaluation: learner {name}: {error}") from None
-    method = make_method(config, learner, shapes.inputs)
-    if device not in (None, planned):  # elsewhere than on the workers it only has to compute, not fast
-        method = replace(method, compiled=False, captured=False, autocast=False)
-    return Engine(learner, method, device or planned)
-
-
-def make_inner_optimizer(given: Any) -> InnerOptimizer:
-    """What `learner.inner_optimizer` says: a name, or a mapping of `name` and its options. Raises InputError."""
-    options = {"name": given} if isinstance(given, str) else dict(given) if isinstance(given, Mapping) else {}
-    name = options.pop("name", None)
-    if not isinstance(name, str):
-        raise InputError(f"learner.inner_optimizer={given!r} must be a name, or a mapping with one")
-    if name in INNER_OPTIMIZERS:
-        return call(f"inner optimizer {name}", INNER_OPTIMIZERS[name], options)
-    rule = "it must be a class with methods begin(weight) and step(weight, gradient, slots, rate, k), see the README"
-    try:
-        made = call(f"inner optimizer {name}", resolve(name, INNER_OPTIMIZERS), options)
-    except InputError as error:
-        raise InputError(f"{error}; {rule}" if ":" in name else str(error)) from None
-    if not (callable(getattr(made, "begin", None)) and callable(getattr(made, "step", None))):
-        raise InputError(f"inner optimizer {name} gave a {type(made).__name__}: {rule}")
-    return cast(InnerOptimizer, made)
-
-
-def make_worker(
-    config: Config, constants: Mapping[str, np.ndarray] | None = None, search_path: str | None = None
-) -> Worker:
-    """A worker for a run. `constants` are frozen weights and buffers to take from the driver; `search_path` is where
-    the driver finds the user's modules."""
-    if search_path and search_path not in sys.path:
+def _worker_elsewhere(config: Config, constants: Mapping[str, np.ndarray], search_path: str) -> Worker:
+    if search_path not in sys.path:
         sys.path.insert(0, search_path)
-    source, own = make_source(config), make_source(config, evaluation=True)
-    shapes = task_shapes(config, source)
-    engine = make_engine(config, shapes)
-    later = make_evaluation_engine(config, judged_shapes(config, shapes, engine.learner, own))
-    example = source(TaskId("train", 0, 0))
-    for each in (engine, later):
-        each.settle(example)
-        if constants is not None:
-            each.learner.model.load_constants(constants)
-    measures, judged = metrics(config, shapes, own.outputs), config.evaluation
-    protocol = Protocol(later, own, measures, judged.transductive, judged.scratch_steps, judged.scratch_lr)
-    size = chunk_size(config, engine)
-    return Worker(engine, source, protocol, config.seed, config.meta_steps, aggregation(config, engine), size)
-
-
-def judged_shapes(config: Config, shapes: Shapes, learner: Learner, source: Source) -> Shapes:
-    """With outputs for the classes of evaluation, to train from scratch, where the learner does without the model's."""
-    free = learner.any_ways and not config.model.weights
-    return shapes._replace(outputs=source.outputs) if free else shapes
-
-
-def make_evaluation_engine(config: Config, shapes: Shapes, device: str | None = None) -> Engine:
-    """The engine with the inner steps and rate of evaluation."""
-    changes = {"inner_steps": config.evaluation.inner_steps, "inner_lr": config.evaluation.inner_lr}
-    engine = make_engine(
-        config, shapes, device, **{name: value for name, value in changes.items() if value is not None}
-    )
-    if config.evaluation.inner_lr is not None and engine.learner.learned_rates:
-        raise InputError(f"evaluation.inner_lr: learner {config.learner.name} learns its rates: leave it out")
-    return engine
-
-
-def worker_factory(config: Config, constants: Mapping[str, np.ndarray]) -> Callable[[], Worker]:
-    """What a fleet calls, in whatever process, to build its workers."""
-    return partial(make_worker, config, constants, str(Path.cwd()))
-
-
-def metrics(config: Config, shapes: Shapes, ways: int | None = None) -> dict[str, Loss]:
-    """What evaluation measures, the measure of success first: accuracy where there are classes, then how sure the
-    learner was, and the loss. Of more outputs than `ways` the first count: the others are no class of the task."""
-    loss = make_loss(config, shapes)
-
-    def among_ways(outputs: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        return accuracy(outputs[:, :ways], target)
-
-    def sure(outputs: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        return confidence(outputs[:, :ways], target)
-
-    return {"accuracy": among_ways, "confidence": sure, "loss": loss} if shapes.classification else {"loss": loss}
-
-
-def make_optimization(config: Config, engine: Engine) -> Optimization:
-    """The server's side of the configuration."""
-    own = config.optimizer.model_dump()
-    optimizer, given = own.pop("name"), {"meta_lr": config.meta_lr, "meta_steps": config.meta_steps}
-    del own["delay"], own["max_staleness"]  # are the trainer's
-    return Optimization(
-        optimizer, **given, reference_batch=config.batch_size(1), statistics=engine.num_statistics, **own
-    )
-
-
-def _load_weights(module: torch.nn.Module, path: str) -> None:
-    if not Path(path).is_file():
-        raise InputError(f"model.weights={path} is not a safetensors file that can be read (no regular file)")
-    try:
-        arrays = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"model.weights={path} is not a safetensors file that can be read ({error})") from None
-    try:
-        module.load_state_dict({name: torch.from_numpy(array) for name, array in arrays.items()})
-    except RuntimeError as error:
-        raise InputError(f"model.weights={path} does not fit the model: {' '.join(str(error).split())}") from None
+    return Job(config).worker(constants)

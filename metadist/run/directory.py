@@ -1,26 +1,144 @@
-"""What a run directory holds, and whether a run may begin or go on in it."""
+"""A run directory: its paths, what is read from it, and the run that writes it."""
 
 import json
 import math
 import os
-import shlex
-from dataclasses import replace
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
-from metadist.checkpoint.format import Checkpoint, local_folder
+from metadist.checkpoint.format import Checkpoint, load_checkpoint, local_folder
+from metadist.checkpoint.journal import Journal, planned_batches, read_journal
+from metadist.checkpoint.saver import Saver
 from metadist.checkpoint.store import CheckpointStore
-from metadist.config import Config, dump_config
+from metadist.config import Config, dump_config, load_config
 from metadist.config.load import parse_config
 from metadist.core.errors import InputError
-from metadist.core.files import read_file, reason, replace_text
+from metadist.core.files import private_files, read_file, reason, replace_text
+from metadist.core.lock import DriverLock, here
 from metadist.core.redaction import redacted
 from metadist.run.identity import bound_settings
-from metadist.run.predictor import config_file, read_checkpoint, saved_place
+from metadist.run.tracker import RunTracker
+from metadist.run.trust import check_trusted, check_usable, outside_place
 
 _PACKAGES = "working_dir_files"
 TARGET_FILE = "target_workers"
 MOST_WORKERS = 100_000
+
+
+class RunLock:
+    """The right to write to a run's folders, its directory and a local `checkpoint.location`, as a context.
+
+    A directory that is there is locked at entry, one that is not at `take`, once nothing can be wrong with the job.
+    Files written meanwhile are for this user alone.
+    """
+
+    def __init__(self, config: Config):
+        assert config.run_dir
+        self._folder = Path(config.run_dir)
+        self._elsewhere = local_folder(config.checkpoint.location) if config.checkpoint.location else None
+        self._locks: list[DriverLock] = []
+        self._stack = ExitStack()
+
+    def __enter__(self) -> "RunLock":
+        self._stack.enter_context(private_files())
+        self._lock(self._folder)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def _lock(self, folder: Path) -> None:
+        self._locks.append(self._stack.enter_context(DriverLock(folder)))
+
+    def take(self) -> None:
+        """Lock all of them. Raises InputError where another driver has one."""
+        self._locks[0].take()
+        if self._elsewhere not in (None, self._folder):
+            self._lock(self._elsewhere)
+            self._locks[1].take()
+
+    def check(self) -> None:
+        """Raises PlaceLost where a folder is no longer the one that was locked."""
+        for lock in self._locks:
+            lock.check()
+
+
+class Run:
+    """A run while it is trained: the one writer of its directory, journal, checkpoints and trackers.
+
+    config, path: the job and the directory. checkpoint: where it goes on from, None at its start. identity: what its
+    bits depend on; drifted: whether they may differ from those of an uninterrupted run of that identity. A context:
+    entering writes config.yaml and opens the trackers, leaving closes them with a truthful status.
+    """
+
+    def __init__(
+        self, config: Config, checkpoint: Checkpoint | None, identity: dict[str, Any], drifted: bool, lock: RunLock,
+        quiet: bool = False,
+    ):  # fmt: skip
+        assert config.run_dir
+        self.config = config
+        self.path = Path(config.run_dir)
+        self.checkpoint = checkpoint
+        self.identity = identity
+        self.drifted = drifted
+        self.check = lock.check
+        self._quiet = quiet
+
+    def __enter__(self) -> "Run":
+        begin_directory(self.config, self.path, self.checkpoint)
+        self._tracker = RunTracker(self.config, self.path, self.checkpoint, self._quiet)
+        self.tracker, self.say = self._tracker.tracker, self._tracker.say
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._tracker.finish(kind)
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Journal, checkpoint store and saver, open meanwhile; `planned` has the meta-batches journalled before."""
+        with Journal(self.path / "journal.jsonl") as self.journal:
+            keep, place = self.config.checkpoint.keep_last, location(self.config, self.path)
+            self.store = CheckpointStore(place, keep, self.say, self.check)
+            if "://" in self.store.location:
+                self.store.claim(f"{self.path}, {here()},")
+            self.planned = planned_batches(read_journal(self.path / "journal.jsonl"))
+            if self.planned and not self.checkpoint:
+                self.say(
+                    f"{self.path} has no checkpoint: its {len(self.planned)} meta-steps are computed again, each with "
+                    "the tasks that journal.jsonl has for it"
+                )
+            if self.checkpoint and self.goes_on and self.checkpoint.run.get("best"):
+                self.store.point_best_to(self.checkpoint.step)  # its process may have died before it could
+            self.saver = Saver(self.store, self.journal, self.say)
+            try:
+                yield
+            finally:
+                self.saver.close()
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether the checkpoint is this directory's own, rather than that of a run that this one branches from."""
+        return is_own(self.checkpoint, self.path)
+
+    def describe(self, dataset: Any) -> None:
+        """Send parameters, tags, the data (a Dataset, or None) and the configuration to the trackers."""
+        data = (dataset.path.name, dataset.digest, str(dataset.path)) if dataset else None
+        self._tracker.describe(self.identity, data)
+
+    def mlflow_run_id(self) -> str | None:
+        """The MLflow run to continue after a restart, once there is one."""
+        return self._tracker.mlflow_run_id()
+
+    def write_results(self, results: dict[str, Any]) -> None:
+        """results.json, also as an artifact."""
+        self.check()
+        write_json(results, self.path / "results.json")
+        self.tracker.artifact(self.path / "results.json")
 
 
 def located(config: Config) -> Config:
@@ -65,57 +183,9 @@ def check_lasting(config: Config) -> None:
         )
 
 
-def find_checkpoint(config: Config, run_dir: Path, resume: str | Path | None) -> Checkpoint | None:
-    """Where a run goes on from, or None at its start. Raises InputError when the directory is in use unasked."""
-    if resume is not None and resume != "auto":
-        checkpoint = read_checkpoint(resume, "latest", saved_place(resume, trust_code=True))
-        if (run_dir / "config.yaml").exists() and not is_own(checkpoint, run_dir):
-            raise InputError(
-                f"{run_dir} already holds another run: --resume auto continues that one; set run_dir=... to go on "
-                f"from {resume} in a place of its own"
-            )
-        store = CheckpointStore(location(config, run_dir))
-        if config.checkpoint.location and store.steps():
-            _check_owner(store.location, run_dir, store.load("latest"))
-        return checkpoint
-    if run_dir.exists() and not run_dir.is_dir():
-        raise InputError(f"run_dir={run_dir} is a file: choose another")
-    if (run_dir / "config.yaml").exists() and resume is None:
-        raise InputError(
-            f"{run_dir} already holds a run: add --resume auto to continue it, or run_dir=... to start another"
-        )
-    try:
-        store = CheckpointStore(location(config, run_dir))
-        found = store.steps()
-    except OSError as error:
-        raise InputError(f"checkpoints cannot be kept in {location(config, run_dir)}: {error}") from error
-    if not found:
-        lost = store.tell_passed_over()
-        if lost and local_folder(store.location):  # where a checkpoint appears whole or not at all
-            raise InputError(
-                f"no checkpoint in {store.location} is complete: restore the meta.json of {lost[-1]}, or remove these "
-                "directories, then --resume auto computes the run again from its start"
-            )
-        return None
-    if resume is None:
-        raise InputError(f"{location(config, run_dir)} holds another run's checkpoints: set checkpoint.location anew")
-    checkpoint = store.load("latest")
-    if config.checkpoint.location:
-        _check_owner(store.location, run_dir, checkpoint)
-        return checkpoint
-    return replace(checkpoint, run={**checkpoint.run, "run_dir": str(run_dir)})  # even if it was moved
-
-
-def _check_owner(place: str, run_dir: Path, latest: Checkpoint) -> None:
-    """Raises InputError where the place that a job gives for its checkpoints holds those of a run in another directory,
-    which this one neither is nor was before it was moved."""
-    owner = latest.run.get("run_dir")
-    before = _job_there(run_dir / "config.yaml")
-    if owner != str(run_dir) and (before is None or before.run_dir != owner):
-        raise InputError(
-            f"{place} holds the checkpoints of the run in {owner}: set checkpoint.location to a place of this "
-            f"run's own, or run_dir={shlex.quote(str(owner))} to go on with that one"
-        )
+def is_own(checkpoint: Checkpoint | None, run_dir: Path) -> bool:
+    """Whether a checkpoint was written by the run of this directory, rather than by one that it goes on from."""
+    return checkpoint is not None and checkpoint.run.get("run_dir") == str(run_dir)
 
 
 def begin_directory(config: Config, run_dir: Path, checkpoint: Checkpoint | None) -> None:
@@ -125,7 +195,7 @@ def begin_directory(config: Config, run_dir: Path, checkpoint: Checkpoint | None
         run_dir.mkdir(parents=True, exist_ok=True)
         text, path = dump_config(config), run_dir / "config.yaml"
         forgotten = ["results.json"] if checkpoint else ["results.json", "metrics.jsonl"]
-        before = None if checkpoint else _job_there(path)
+        before = None if checkpoint else config_before(run_dir)
         if not checkpoint and (before is None or bound_settings(before) != bound_settings(config)):
             forgotten += ["journal.jsonl", TARGET_FILE]
         if before and before.num_workers != config.num_workers:
@@ -139,27 +209,13 @@ def begin_directory(config: Config, run_dir: Path, checkpoint: Checkpoint | None
         ) from None
 
 
-def _job_there(path: Path) -> Config | None:
-    """The configuration in config.yaml, where that is one."""
+def config_before(run_dir: Path) -> Config | None:
+    """The configuration of the run that the directory already has, if any."""
+    path = run_dir / "config.yaml"
     try:
         return parse_config(read_file(path).decode(), str(path))
     except (FileNotFoundError, UnicodeDecodeError, InputError):
         return None
-
-
-def first_target(config: Config, run_dir: Path, checkpoint: Checkpoint | None) -> int:
-    """How many workers to begin with: what the job says; if it says what it said before, as many as there were."""
-    if checkpoint:
-        before = parse_config(checkpoint.config, "the checkpoint's configuration")
-        if before.num_workers == config.num_workers:
-            return checkpoint.trainer["target"]
-        (run_dir / TARGET_FILE).unlink(missing_ok=True)
-    return config.num_workers
-
-
-def is_own(checkpoint: Checkpoint | None, run_dir: Path) -> bool:
-    """Whether a checkpoint was written by the run of this directory, rather than by one that it goes on from."""
-    return checkpoint is not None and checkpoint.run.get("run_dir") == str(run_dir)
 
 
 def location(config: Config, run_dir: Path) -> str:
@@ -196,3 +252,32 @@ def finite(value: Any) -> Any:
     if isinstance(value, list):
         return [finite(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def config_file(run: str | Path) -> Path:
+    """The config.yaml of a run directory. Raises InputError where that is none."""
+    path = Path(run) / "config.yaml"
+    if not path.exists():
+        raise InputError(f"{run} is not a run directory: it has no config.yaml")
+    return path
+
+
+def saved_place(run: str | Path, known: str | None = None, trust_code: bool = False) -> str | None:
+    """Where the configuration of a run says that its checkpoints are. Raises InputError where that is neither in its
+    directory, nor `known` to the user, nor trusted."""
+    if (Path(run) / "meta.json").exists():
+        return None
+    saved = load_config([config_file(run)])
+    if saved.checkpoint.location != known:
+        check_trusted(run, outside_place(saved, Path(run)), trust_code)
+    check_usable(saved.checkpoint.location)
+    return saved.checkpoint.location
+
+
+def read_checkpoint(run: str | Path, checkpoint: str = "best", place: str | None = None) -> Checkpoint:
+    """The checkpoint that `load` takes, from `place` or else from the run's own directory."""
+    path = Path(run)
+    if (path / "meta.json").exists():
+        return load_checkpoint(path)
+    store = CheckpointStore(place or config_file(path).parent / "checkpoints")
+    return store.load("latest" if checkpoint == "best" and not store.has_best() else checkpoint)

@@ -10,7 +10,6 @@ from metadist.core.lock import here
 from metadist.fleet.events import Kind
 from metadist.fleet.limits import Patience
 from metadist.fleet.local import LocalFleet
-from metadist.run.build import worker_factory
 from metadist.run.directory import asked_target
 from metadist.run.prepare import Prepared
 from metadist.run.signals import Signals
@@ -20,7 +19,7 @@ Say = Callable[[str], None]
 
 @contextmanager
 def open_fleet(
-    config: Config, prepared: Prepared, target: int, say: Say, signals: Signals, proof: str | None = None,
+    prepared: Prepared, target: int, say: Say, signals: Signals, proof: str | None = None,
     server_proof: str | None = None, writes: bool = False,
 ) -> Iterator[Any]:  # fmt: skip
     """The fleet a job asks for, closed at the end (with Ray, if it was started here). The proofs: see
@@ -29,11 +28,10 @@ def open_fleet(
     `writes`: it trains, so that `scale` is followed, and checkpoints are written, which one driver of a cluster may do
     in one place.
     """
-    own = config.fleet
-    constants = {name: value.cpu().numpy() for name, value in prepared.engine.learner.model.constants.items()}
-    make_worker = worker_factory(config, constants)
+    config, own = prepared.job.config, prepared.job.config.fleet
+    make_worker = prepared.job.worker_factory(prepared.constants)
     if own.backend == "local":
-        yield LocalFleet(make_worker, target, own.min_workers, say=say)
+        yield LocalFleet(lambda: prepared.job.worker(prepared.constants), target, own.min_workers, say=say)
         return
     from metadist.fleet.ray.cluster import check_gpus, claim, connect, disconnect, joins
     from metadist.fleet.ray.fleet import RayFleet, Resources

@@ -15,7 +15,7 @@ from metadist.core.errors import InputError
 from metadist.core.redaction import redacted_settings
 from metadist.engine import Engine
 from metadist.run.auto import aggregation, chunk_size, worker_device
-from metadist.run.build import open_data
+from metadist.run.build import Job
 
 FREE = {"run_dir", "num_workers", "max_time_s", "fleet", "evaluation", "checkpoint", "tracking", "meta_steps"}
 """Settings that may change when a run is continued; under a schedule, meta_steps then counts as drift."""
@@ -23,9 +23,9 @@ JUDGED = {*FREE, "seed", "data", "engine"}
 """Settings that may be others when a finished run is evaluated again."""
 
 
-def run_identity(config: Config, engine: Engine) -> dict[str, Any]:
-    """Within one identity theta is the same to the bit, whatever the number of workers. Plain JSON values."""
-    dataset = open_data(config)
+def run_identity(job: Job, engine: Engine) -> dict[str, Any]:
+    """The identity of a run, within which theta is the same to the bit whatever the number of workers. Plain values."""
+    config, dataset = job.config, job.dataset
     return {
         "settings": bound_settings(config),
         "scheduled_steps": None if config.optimizer.schedule == "constant" else config.meta_steps,

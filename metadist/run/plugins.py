@@ -1,19 +1,30 @@
-"""Calling what a job names with what a job says, each checked before."""
+"""The model, loss and learner that a job names, built-in or the user's own `module:attribute`, with options checked."""
 
 import importlib
 import inspect
 import math
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, cast, get_type_hints
 
+import numpy as np
+import torch
 from pydantic import ConfigDict, TypeAdapter, ValidationError
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+from torch.nn.parameter import is_lazy
 
 from metadist.config.load import did_you_mean
+from metadist.config.schema import LearnerConfig, ModelConfig
 from metadist.core.errors import InputError
 from metadist.core.files import reason
 from metadist.core.redaction import is_redacted
+from metadist.data.shapes import Shapes
+from metadist.learners import INNER_OPTIMIZERS, LEARNERS, InnerOptimizer, Learner
+from metadist.models import MODELS, Model
+from metadist.models.losses import LOSSES, Loss
 
 
 def resolve(name: str, known: Iterable[str] = ()) -> Any:
@@ -87,3 +98,110 @@ def _finite(value: Any) -> bool:
     if isinstance(value, list):
         return all(map(_finite, value))
     return not isinstance(value, float) or math.isfinite(value)
+
+
+def make_model(settings: ModelConfig, seed: int, shapes: Shapes) -> Model:
+    """The model with initial weights drawn from the run's seed (or read from `model.weights`)."""
+    name, options = settings.name, settings.options
+    if name == "auto":
+        image = len(shapes.inputs[0]) == 3 and min(shapes.inputs[0][1:]) >= 8
+        name = "bag" if shapes.tokens else "conv4" if image else "mlp"
+    torch.manual_seed(seed)
+    if name in MODELS:
+        known = {"input_shapes": shapes.inputs, "outputs": shapes.outputs}
+        if name == "bag" and shapes.vocabulary_size:
+            known["vocabulary_size"] = shapes.vocabulary_size
+        module = call(f"model {name}", MODELS[name], {**known, **options}, hidden=tuple(known))
+    else:
+        found = resolve(name, MODELS)
+        if isinstance(found, type) and not issubclass(found, torch.nn.Module):
+            raise InputError(f"model.name={name} is no torch.nn.Module class, nor a function that returns one")
+        module = call(name, found, options)
+    if not isinstance(module, torch.nn.Module):
+        raise InputError(f"model.name={name} gave a {type(module).__name__}; it must give a torch.nn.Module")
+    _materialise(module, shapes)
+    if settings.weights:
+        _load_weights(module, settings.weights)
+    return Model(module)
+
+
+def _materialise(module: torch.nn.Module, shapes: Shapes) -> None:
+    """Give lazy layers their weights, drawn from the run's seed, by one call on examples of zeros."""
+    if any(map(is_lazy, [*module.parameters(), *module.buffers()])):
+        dtypes = shapes.dtypes or ["float32"] * len(shapes.inputs)
+        examples = [torch.from_numpy(np.zeros((2, *s), d)) for s, d in zip(shapes.inputs, dtypes, strict=True)]
+        with torch.no_grad():
+            module(*examples)
+
+
+def _load_weights(module: torch.nn.Module, path: str) -> None:
+    if not Path(path).is_file():
+        raise InputError(f"model.weights={path} is not a safetensors file that can be read (no regular file)")
+    try:
+        arrays = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"model.weights={path} is not a safetensors file that can be read ({error})") from None
+    try:
+        module.load_state_dict({name: torch.from_numpy(array) for name, array in arrays.items()})
+    except RuntimeError as error:
+        raise InputError(f"model.weights={path} does not fit the model: {' '.join(str(error).split())}") from None
+
+
+def make_loss(name: str, classification: bool) -> Loss:
+    """The loss of that name; `auto` is cross-entropy for whole-number targets, else the mean squared error."""
+    suited = "cross_entropy" if classification else "mse"
+    if name not in ("auto", *LOSSES):
+        return cast(Loss, resolve(name, LOSSES))
+    if name not in ("auto", suited):
+        kind = "classes" if classification else "values"
+        raise InputError(f"loss={name} does not suit tasks whose targets are {kind}: take {suited}, or auto")
+    return LOSSES[suited]
+
+
+def make_learner(settings: LearnerConfig, model: Model, loss: Loss, changes: Mapping[str, Any]) -> Learner:
+    """The learner with its options; `changes` are options that evaluation replaces. Raises InputError."""
+    name = settings.name
+    kind, preset, _ = LEARNERS[name] if name in LEARNERS else (resolve(name, LEARNERS), {}, "")
+    for option, value in settings.options.items():
+        if isinstance(preset.get(option), bool) and value != preset[option]:
+            raise InputError(f"learner {name} is the one with {option}={preset[option]}: leave it out, or name another")
+    if not (isinstance(kind, type) and issubclass(kind, Learner)):
+        raise InputError(f"learner.name={name} is not a metadist.Learner class")
+    refused = [f"learner.{option}" for option in kind.refused if option in settings.options]
+    refused += [f"evaluation.{option}" for option in kind.refused if option in changes]
+    if refused:
+        why = kind.refused[refused[0].partition(".")[2]]
+        remedy = " ".join(f"{key}=null" for key in refused)
+        raise InputError(
+            f"learner {name} takes no {', '.join(refused)}, {why}: leave out, or, where a job has it, {remedy}"
+        )
+    options = {"model": model, "loss": loss, **preset, **settings.options}
+    if "inner_optimizer" in options:
+        options["inner_optimizer"] = make_inner_optimizer(options["inner_optimizer"])
+    hidden = ("model", "loss", "inner_optimizer", *kind.refused)
+    learner = cast(Learner, call(f"learner {name}", kind, options, hidden))
+    try:
+        return replace(learner, **changes)
+    except ValueError as error:
+        raise InputError(f"evaluation: learner {name}: {error}") from None
+
+
+def make_inner_optimizer(setting: Any) -> InnerOptimizer:
+    """The inner optimizer of the setting `learner.inner_optimizer`, a name or a mapping of `name` and options.
+
+    Raises InputError.
+    """
+    options = {"name": setting} if isinstance(setting, str) else dict(setting) if isinstance(setting, Mapping) else {}
+    name = options.pop("name", None)
+    if not isinstance(name, str):
+        raise InputError(f"learner.inner_optimizer={setting!r} must be a name, or a mapping with one")
+    if name in INNER_OPTIMIZERS:
+        return call(f"inner optimizer {name}", INNER_OPTIMIZERS[name], options)
+    rule = "it must be a class with methods begin(weight) and step(weight, gradient, slots, rate, k), see the README"
+    try:
+        made = call(f"inner optimizer {name}", resolve(name, INNER_OPTIMIZERS), options)
+    except InputError as error:
+        raise InputError(f"{error}; {rule}" if ":" in name else str(error)) from None
+    if not (callable(getattr(made, "begin", None)) and callable(getattr(made, "step", None))):
+        raise InputError(f"inner optimizer {name} gave a {type(made).__name__}: {rule}")
+    return cast(InnerOptimizer, made)

@@ -8,15 +8,15 @@ import numpy as np
 import torch
 from pydantic import TypeAdapter, ValidationError
 
-from metadist.checkpoint.format import Checkpoint, load_checkpoint
-from metadist.checkpoint.store import CheckpointStore
-from metadist.config import load_config
+from metadist.checkpoint.format import Checkpoint
 from metadist.config.load import parse_config
 from metadist.core.errors import Diverged, InputError
 from metadist.core.task import Examples
+from metadist.data import Shapes
 from metadist.engine import Engine
-from metadist.run.build import Shapes, make_evaluation_engine
-from metadist.run.trust import check_trusted, check_usable, outside_code, outside_place
+from metadist.run.build import Job
+from metadist.run.directory import read_checkpoint, saved_place
+from metadist.run.trust import check_trusted, outside_code
 
 Arrays = np.ndarray | torch.Tensor | Sequence[float] | tuple[np.ndarray, ...]
 
@@ -119,35 +119,6 @@ def load(run: str | Path, checkpoint: str = "best", *, trust_code: bool = False)
     return learner_of(saved, run, trust_code)
 
 
-def config_file(run: str | Path) -> Path:
-    """The config.yaml of a run directory. Raises InputError where that is none."""
-    path = Path(run) / "config.yaml"
-    if not path.exists():
-        raise InputError(f"{run} is not a run directory: it has no config.yaml")
-    return path
-
-
-def saved_place(run: str | Path, known: str | None = None, trust_code: bool = False) -> str | None:
-    """Where the configuration of a run says that its checkpoints are. Raises InputError where that is neither in its
-    directory, nor `known` to the user, nor trusted."""
-    if (Path(run) / "meta.json").exists():
-        return None
-    saved = load_config([config_file(run)])
-    if saved.checkpoint.location != known:
-        check_trusted(run, outside_place(saved, Path(run)), trust_code)
-    check_usable(saved.checkpoint.location)
-    return saved.checkpoint.location
-
-
-def read_checkpoint(run: str | Path, checkpoint: str = "best", place: str | None = None) -> Checkpoint:
-    """The checkpoint that `load` takes, from `place` or else from the run's own directory."""
-    path = Path(run)
-    if (path / "meta.json").exists():
-        return load_checkpoint(path)
-    store = CheckpointStore(place or config_file(path).parent / "checkpoints")
-    return store.load("latest" if checkpoint == "best" and not store.has_best() else checkpoint)
-
-
 def learner_of(checkpoint: Checkpoint, run: str | Path, trust_code: bool = False) -> FewShotLearner:
     """The learner that a checkpoint of `run` holds, adapted as its configuration says."""
     config = parse_config(checkpoint.config, "the checkpoint's configuration")
@@ -161,7 +132,7 @@ def learner_of(checkpoint: Checkpoint, run: str | Path, trust_code: bool = False
         first = error.errors()[0]
         entry = ".".join(map(str, ("shapes", *first["loc"])))
         raise InputError(f"the checkpoint does not say what its model takes: {entry}: {first['msg']}") from None
-    engine = make_evaluation_engine(config, shapes, device="cpu")
+    engine = Job(config, shapes).evaluation_engine("cpu")
     engine.learner.model.load_constants(checkpoint.weights)
     theta = engine.layout.vector(checkpoint.weights)
     return FewShotLearner(engine, torch.from_numpy(theta), shapes, config.evaluation.transductive)

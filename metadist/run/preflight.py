@@ -1,37 +1,46 @@
-"""What is tried before the first step because it could only fail, or be wrong, after hours: derivatives, evaluation."""
+"""Checks before the first step of whatever could only fail, or be wrong, after hours: derivatives, evaluation."""
 
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from metadist.config import Config
+from metadist.checkpoint.format import Checkpoint
 from metadist.core.errors import InputError
 from metadist.core.files import reason
 from metadist.core.messages import Chunk, Weights
-from metadist.core.task import Task
-from metadist.engine import Engine
+from metadist.core.task import Split, Task, TaskId
+from metadist.engine import Engine, Method
 from metadist.engine.gradient_check import Found, check_gradient, claims_derivative, plain
-from metadist.engine.method import Method
-from metadist.evaluation.joint import joint_results
-from metadist.evaluation.protocol import draw_curve, evaluate_run, write_results
-from metadist.fleet.worker import Worker
+from metadist.evaluation.protocol import draw_curve, write_results
 from metadist.learners import Learner
 from metadist.models.model import layer_of
-from metadist.run.build import make_engine, make_worker
-from metadist.run.prepare import Prepared
+from metadist.run.build import Job
+from metadist.run.prepare import Prepared, prepare
 
 PLAIN = {"compile": False, "cuda_graphs": False, "autocast": False, "device": "cpu"}
 
 
-def with_gradient_checked(config: Config, prepared: Prepared) -> Prepared:
+def preflight(
+    job: Job, splits: Sequence[Split], checkpoint: Checkpoint | None = None, gradient: bool = False
+) -> Prepared:
+    """Prepare the job and try its evaluation; with `gradient` check the meta-gradient too.
+
+    Raises InputError for whatever would go wrong later.
+    """
+    prepared = prepare(job, splits, checkpoint)
+    return with_evaluation_tried(with_gradient_checked(prepared) if gradient else prepared)
+
+
+def with_gradient_checked(prepared: Prepared) -> Prepared:
     """Compare the meta-gradient of a training task with finite differences. Raises InputError, which names the tensor,
     where torch differentiates the model or the loss wrongly."""
+    config, shapes = prepared.job.config, prepared.job.shapes
     if not config.engine.gradient_check:
         return replace(prepared, gradient="not checked (engine.gradient_check=false)")
-    learner = make_engine(config, prepared.shapes, device="cpu").learner
+    learner = Job(config, shapes).engine("cpu").learner  # with a model of its own, computed in float64
     method, task, exact = prepared.engine.method, prepared.chunk[0], claims_derivative(learner, config.meta_steps)
     theta = prepared.theta
     if not exact:
@@ -39,7 +48,7 @@ def with_gradient_checked(config: Config, prepared: Prepared) -> Prepared:
     try:
         found = check_gradient(learner, method, theta, task, config.meta_steps)
         if found.tensor and exact and _has_own_loss(learner):
-            other = plain(make_engine(config, prepared.shapes, device="cpu").learner)
+            other = plain(Job(config, shapes).engine("cpu").learner)
             found = _surrogate(found, other, method, Engine(other).initial_theta().numpy(), task)
     except Exception as error:  # noqa: BLE001 - whatever a user's model does in float64; in float32 it has just computed
         where = layer_of(error, learner.model.module)
@@ -64,8 +73,8 @@ def with_gradient_checked(config: Config, prepared: Prepared) -> Prepared:
 
 
 def _surrogate(found: Found, other: Learner, method: Method, theta: np.ndarray, task: Task) -> Found | str:
-    """What a difference means of a learner with losses of its own: `Found` where plain MAML of its model and loss has
-    one too; else, in words, that its losses are surrogates or wrong."""
+    """The verdict on a learner with losses of its own: `Found` where plain MAML of its model and loss differs too; else
+    a sentence, that its losses are surrogates or wrong."""
     try:
         judged = check_gradient(other, method, theta, task)
         if judged.tensor:
@@ -85,30 +94,28 @@ def _has_own_loss(learner: Learner) -> bool:
     return any(not getattr(type(learner), name).__module__.startswith("metadist.") for name in methods)
 
 
-def with_evaluation_tried(config: Config, prepared: Prepared) -> Prepared:
+def with_evaluation_tried(prepared: Prepared) -> Prepared:
     """Evaluate two tasks as the run will be in the end, with every metric, baseline and figure, so that nothing of it
     fails after hours. Raises InputError; baselines that nobody asked for and that cannot be computed are left out."""
+    config = prepared.job.config
     few = {"test_tasks": 2, "baseline_tasks": 1, "scratch_steps": 1, "joint_steps": 1, "joint_inner_steps": 1}
-    small = config.model_copy(update={"evaluation": config.evaluation.model_copy(update=few)})
-    constants = {name: value.cpu().numpy() for name, value in prepared.engine.learner.model.constants.items()}
-    on_cpu = small.model_copy(
-        update={"engine": small.engine.model_copy(update={**PLAIN, "kind": prepared.engine.kind})}
-    )
-    here, weights = _Here(make_worker(on_cpu, constants)), Weights(0, prepared.theta)
+    evaluation = config.evaluation.model_copy(update=few)
+    engine = config.engine.model_copy(update={**PLAIN, "kind": prepared.engine.kind})
+    small = Job(config.model_copy(update={"evaluation": evaluation, "engine": engine}), prepared.job.shapes)
+    here, weights = _Here(small, prepared.constants), Weights(0, prepared.theta)
 
     def rehearse(baselines: Sequence[str]) -> None:
-        own = prepared.shapes, prepared.engine, here, weights, baselines
         with tempfile.TemporaryDirectory() as folder:
-            told, results = evaluate_run(on_cpu, *own, _say_nothing)
+            summary, results = small.evaluation(prepared.engine, baselines).run(here, weights, _say_nothing)
             write_results(results, Path(folder, "tasks.arrow"))
-            draw_curve(told, "", Path(folder, "curve.png"))
+            draw_curve(summary, "", Path(folder, "curve.png"))
 
     usable, notes = list(prepared.baselines), list(prepared.notes)
     try:
         try:
             rehearse(usable)
         except Exception:  # noqa: BLE001 - if it is no baseline's, it comes again
-            usable, more = _usable_baselines(on_cpu, prepared, here.worker)
+            usable, more = _usable_baselines(small, prepared, here)
             rehearse(usable)
             notes += more
     except InputError:
@@ -122,29 +129,30 @@ def with_evaluation_tried(config: Config, prepared: Prepared) -> Prepared:
     return replace(prepared, baselines=usable, notes=notes)
 
 
-def _usable_baselines(config: Config, prepared: Prepared, worker: Worker) -> tuple[list[str], list[str]]:
-    """The baselines that can be computed, and in words those that are left out. Raises InputError where the job asks
+def _usable_baselines(job: Job, prepared: Prepared, here: "_Here") -> tuple[list[str], list[str]]:
+    """The baselines that can be computed, and a sentence on each that is left out. Raises InputError where the job asks
     for one of these."""
-    usable, left_out = [], []
+    evaluation, usable, left_out = job.config.evaluation, [], []
+    task = job.evaluation_source(TaskId(evaluation.split, 0, 0))
     for name in prepared.baselines:
         try:
             if name == "joint":
-                joint_results(config, prepared.shapes, prepared.engine.learner)
+                job.joint(prepared.engine).results()
             else:
-                worker.evaluate_baselines((name,), Chunk(config.evaluation.split, 0, 0, 1))
+                here.worker.evaluator.evaluate_baselines((name,), [task])
             usable.append(name)
         except Exception as error:  # noqa: BLE001 - whatever a user's model and loss do when they are called otherwise
-            if config.evaluation.baselines is not None:
+            if evaluation.baselines is not None:
                 raise InputError(f"evaluation.baselines: {name} cannot be computed here: {reason(error)}") from error
             left_out.append(f"baseline {name} is left out, it cannot be computed here ({reason(error)})")
     return usable, left_out
 
 
-@dataclass(frozen=True)
 class _Here:
-    """Evaluates in this process."""
+    """Evaluates in this process, as a fleet does elsewhere."""
 
-    worker: Worker
+    def __init__(self, job: Job, constants: Mapping[str, np.ndarray]):
+        self.worker = job.worker(constants)
 
     def evaluate(
         self, weights: Weights, chunks: Sequence[Chunk], baselines: tuple[str, ...] = ()

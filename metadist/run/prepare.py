@@ -1,4 +1,4 @@
-"""What the driver does before any worker is started: find out whatever would go wrong later."""
+"""What the driver computes itself before any worker is started: one task, so that what does not fit is found out."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,43 +7,44 @@ import numpy as np
 import torch
 
 from metadist.checkpoint.format import Checkpoint
-from metadist.config import Config
 from metadist.core.errors import InputError
 from metadist.core.task import Split, Task, TaskId
 from metadist.engine import Engine, estimate
-from metadist.evaluation.protocol import default_baselines
-from metadist.fleet.worker import TWO_RESULTS
+from metadist.fleet.worker import TWO_RESULTS, set_up_process
 from metadist.learners.query import not_a_tensor
-from metadist.models import Model
-from metadist.models.losses import LOSSES
+from metadist.models import LOSSES, Model
 from metadist.run.auto import chunk_size
-from metadist.run.build import (
-    Shapes,
-    judged_shapes,
-    make_engine,
-    make_evaluation_engine,
-    make_model,
-    make_source,
-    task_shapes,
-)
+from metadist.run.build import Job
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """What the driver knows of a run before any worker exists: shapes, its own engine (for the layout), theta, a chunk
-    of tasks, the baselines of its evaluation, and how its meta-gradient compares with finite differences."""
+    """A job that has been tried before any worker exists.
 
-    shapes: Shapes
+    engine: on the driver's CPU. theta [P]: initial, or the checkpoint's. chunk: the first tasks. baselines: of its
+    evaluation. gradient: how the meta-gradient compares with finite differences. notes: for the user, before the run.
+    """
+
+    job: Job
     engine: Engine
     theta: np.ndarray
     chunk: Sequence[Task]
     baselines: Sequence[str] = ()
     gradient: str = "not checked"
     notes: Sequence[str] = ()
-    """What the user should hear before the run."""
+
+    @property
+    def chunk_size(self) -> int:
+        """Tasks per unit of work."""
+        return chunk_size(self.job.config, self.engine)
+
+    @property
+    def constants(self) -> dict[str, np.ndarray]:
+        """Frozen weights and buffers, which workers take from the driver."""
+        return {name: value.cpu().numpy() for name, value in self.engine.learner.model.constants.items()}
 
     def memory(self) -> str:
-        """What a worker takes beside the program, or that it cannot be told beforehand."""
+        """An estimate of what a worker takes beside the program, in words."""
         try:
             need = estimate(self.engine, self.chunk)
         except Exception as error:  # whatever a user's model does that tensors without memory cannot
@@ -51,42 +52,42 @@ class Prepared:
         return f"about {(need.activations + need.gradients) / 2**20:.0f} MiB"
 
 
-def prepare(config: Config, splits: Sequence[Split], checkpoint: Checkpoint | None = None) -> Prepared:
-    """Open the data, draw a task of each split needed, build the model and compute one task; theta is initial, or the
-    checkpoint's.
+def prepare(job: Job, splits: Sequence[Split], checkpoint: Checkpoint | None = None) -> Prepared:
+    """Set up this process, open the data, draw a task of each split needed, build the model and compute one task; theta
+    is initial, or the checkpoint's.
 
     Raises InputError for whatever would go wrong later.
     """
-    source, own = make_source(config), make_source(config, evaluation=True)
-    shapes = task_shapes(config, source)
+    set_up_process(job.config.fleet.threads_per_worker)
+    config, source, own = job.config, job.source, job.evaluation_source
+    shapes = job.shapes
     for split in splits:
         own(TaskId(split, 0, 0))
-    engine = make_evaluation_engine(config, shapes, device="cpu")
-    if shapes.classification and own.outputs > shapes.outputs and not engine.learner.any_ways:
+    any_ways = job.evaluation_engine("cpu").learner.any_ways
+    if shapes.classification and own.outputs > shapes.outputs and not any_ways:
         raise InputError(
             f"evaluation.ways={own.outputs} is more than the {shapes.outputs} outputs of the model: train with that "
             "task.ways, or with a learner that makes its head from the support set (protonet, r2d2, protomaml)"
         )
-    engine = make_engine(config, shapes, device="cpu")
+    engine = job.engine("cpu")
     engine.settle(source(TaskId("train", 0, 0)))
-    baselines = default_baselines(config, shapes)
+    baselines = job.baselines()
     theta = engine.initial_theta().numpy()
     _check_finite(engine, theta)
     if checkpoint is not None:
         engine.learner.model.load_constants(checkpoint.weights)
-        begun, theta = theta, engine.layout.vector(checkpoint.weights)
-        if theta.dtype != begun.dtype:
+        initial, theta = theta, engine.layout.vector(checkpoint.weights)
+        if theta.dtype != initial.dtype:
             raise InputError(
-                f"the checkpoint's weights are {theta.dtype} and the run's {begun.dtype}: take another one"
+                f"the checkpoint's weights are {theta.dtype} and the run's {initial.dtype}: take another one"
             )
-    chunk = [
-        source(TaskId("train", 0, index)) for index in range(min(chunk_size(config, engine), config.batch_size(1)))
-    ]
+    tasks = min(chunk_size(config, engine), config.batch_size(1))
+    chunk = [source(TaskId("train", 0, index)) for index in range(tasks)]
     ways = 0
-    if shapes.classification and ("from_scratch" in baselines or not engine.learner.any_ways):
-        ways = own.outputs if engine.learner.any_ways else shapes.outputs
-    _try_one_task(engine, theta, chunk[0], make_model(config, judged_shapes(config, shapes, engine.learner, own)), ways)
-    return Prepared(shapes, engine, theta, chunk, baselines)
+    if shapes.classification and ("from_scratch" in baselines or not any_ways):
+        ways = own.outputs if any_ways else shapes.outputs
+    _try_one_task(engine, theta, chunk[0], job.model(job.evaluation_outputs(engine)), ways)
+    return Prepared(job, engine, theta, chunk, baselines)
 
 
 def _check_finite(engine: Engine, theta: np.ndarray) -> None:
@@ -96,7 +97,7 @@ def _check_finite(engine: Engine, theta: np.ndarray) -> None:
 
 
 def _outputs(model: Model, task: Task, ways: int) -> object:
-    """What the bare model gives. Raises InputError where there are fewer than `ways`, or where forward changes large
+    """Outputs of the bare model. Raises InputError where there are fewer than `ways`, or where forward changes large
     weights behind autograd's back (clipping, a maximal norm)."""
     large = {name: 10 * value for name, value in model.parameters.items()}
     with torch.no_grad():

@@ -12,13 +12,10 @@ from metadist.config import Config, load_config
 from metadist.core.errors import InputError
 from metadist.core.messages import Chunk, Weights, plan
 from metadist.core.task import TaskId
-from metadist.engine import Engine
 from metadist.fleet.local import LocalFleet
-from metadist.fleet.worker import set_up_process
-from metadist.run.api import prepare
-from metadist.run.auto import chunk_size
-from metadist.run.build import make_optimization, make_worker
-from metadist.run.predictor import config_file, read_checkpoint, saved_place
+from metadist.run.build import Job
+from metadist.run.directory import config_file, read_checkpoint, saved_place
+from metadist.run.prepare import prepare
 from metadist.run.trust import check_trusted, outside_code
 
 
@@ -46,14 +43,13 @@ def replay(run_dir: str | Path, say: Callable[[str], None], *, trust_code: bool 
         raise InputError(
             "an asynchronous run (optimizer.max_staleness above 0) cannot be replayed: its bits are chance"
         )
-    set_up_process(config.fleet.threads_per_worker)
-    prepared = prepare(config, [])
-    fleet = LocalFleet(lambda: make_worker(config, _constants(prepared.engine)))
-    optimization, lag = make_optimization(config, prepared.engine), config.optimizer.delay
-    server = fleet.start_server(prepared.theta, optimization, None, lag=lag)
+    prepared = prepare(job := Job(config), [])
+    fleet = LocalFleet(lambda: job.worker(prepared.constants))
+    optimization = job.optimization(prepared.engine)
+    server = fleet.start_server(prepared.theta, optimization, None, lag=config.optimizer.delay)
     weights, last = server.weights(), max(hashes)
     for step in range(last):
-        chunks = plan("train", step, batches[step], chunk_size(config, prepared.engine))
+        chunks = plan("train", step, batches[step], prepared.chunk_size)
         weights, _ = server.apply(step, *fleet.meta_gradients(server.used(), chunks))
         expected = hashes.get(step + 1)
         if expected is None:
@@ -71,10 +67,9 @@ def replay_task(run_dir: str | Path, task_id: TaskId, *, trust_code: bool = Fals
     """One training task at the theta of the checkpoint of its meta-step: per inner step the support loss and the size
     of the fast weights, then the outer loss and the meta-gradient. The first that is not finite is the culprit."""
     config = _trusted(run_dir, trust_code)
-    set_up_process(config.fleet.threads_per_worker)
     saved = read_checkpoint(run_dir, f"step_{task_id.step:08d}", saved_place(run_dir, trust_code=trust_code))
-    prepared = prepare(config, [], saved)
-    worker = make_worker(config, _constants(prepared.engine))
+    prepared = prepare(job := Job(config), [], saved)
+    worker = job.worker(prepared.constants)
     behind = saved.trainer.get("behind")  # in a delayed run gradients are of the weights one step before
     weights = Weights(saved.step, prepared.theta if behind is None else behind.numpy())
     rows = [
@@ -91,7 +86,3 @@ def _trusted(run_dir: str | Path, trust_code: bool) -> Config:
     config = load_config([config_file(run_dir)])
     check_trusted(run_dir, outside_code(config), trust_code)
     return config
-
-
-def _constants(engine: Engine) -> dict[str, np.ndarray]:
-    return {name: value.cpu().numpy() for name, value in engine.learner.model.constants.items()}

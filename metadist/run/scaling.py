@@ -14,10 +14,9 @@ from metadist.engine.graph_cache import AFTER
 from metadist.fleet.ray.fleet import RayFleet, Resources
 from metadist.fleet.server import Optimization, slices
 from metadist.fleet.simulated import SimulatedWorker, instructions
-from metadist.run.api import prepare
-from metadist.run.auto import chunk_size
-from metadist.run.build import make_optimization, worker_factory
+from metadist.run.build import Job
 from metadist.run.cost_model import CostModel, Load, fit
+from metadist.run.prepare import prepare
 
 Say = Callable[[str], None]
 TASKS_PER_CHUNK = 4
@@ -147,17 +146,16 @@ def predictions(
 def real_scaling(counts: Sequence[int], steps: int, say: Say) -> dict[str, list[Point]]:
     """A small job on real workers. strong: the same 32 tasks a step; weak: 16 tasks a step for each worker."""
     config = load_config([], [*JOB, "num_workers=1"])
-    prepared = prepare(config, [])
-    constants = {name: value.cpu().numpy() for name, value in prepared.engine.learner.model.constants.items()}
+    prepared = prepare(job := Job(config), [])
     points: dict[str, list[Point]] = {"strong": [], "weak": []}
     for count in counts:
         own = config.fleet
         resources = Resources(own.cpus_per_worker, threads=own.threads_per_worker)
-        fleet = RayFleet(worker_factory(config, constants), count, count, resources, say=say)
+        fleet = RayFleet(job.worker_factory(prepared.constants), count, count, resources, say=say)
         try:
             for name, tasks in (("strong", 32), ("weak", 16 * count)):
-                server = fleet.start_server(prepared.theta, make_optimization(config, prepared.engine), None)
-                size = chunk_size(config, prepared.engine)
+                server = fleet.start_server(prepared.theta, job.optimization(prepared.engine), None)
+                size = prepared.chunk_size
                 warm_up = math.ceil(2 * AFTER * count * size / tasks)  # until every worker plays its recording back
                 whole, _ = time_steps(fleet, server, tasks, size, steps, warm_up)
                 rate = tasks / median(whole)

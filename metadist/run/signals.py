@@ -1,9 +1,11 @@
-"""When a run ends before its last meta-step: signals, a time limit, no more improvement."""
+"""Why a run ends before its last meta-step: signals, a time limit, no more improvement."""
 
 import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -16,7 +18,7 @@ class Signals:
 
     def __init__(self) -> None:
         self.received: int | None = None
-        self.deferred = False
+        self._deferred = False
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "Signals":
@@ -29,12 +31,19 @@ class Signals:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Meanwhile a signal is only noted in `received`."""
+        self._deferred = True
+        yield
+        self._deferred = False
+
     def _handle(self, number: int, frame: FrameType | None) -> None:
         del frame
         if self.received is not None:
             os._exit(128 + number)
         self.received = number
-        if not self.deferred:
+        if not self._deferred:
             raise Interrupted(number)
         os.write(2, b"stopping after this meta-step, then saving; a second signal exits at once\n")  # no lock is taken
 

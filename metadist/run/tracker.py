@@ -1,4 +1,4 @@
-"""What a run tells the world: its trackers, opened at the start and closed with a truthful status."""
+"""The trackers of a run: metrics.jsonl, the terminal and MLflow, opened at the start, closed with a truthful status."""
 
 import json
 import math
@@ -6,7 +6,6 @@ import os
 import sys
 from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from metadist.checkpoint.format import Checkpoint
@@ -15,7 +14,6 @@ from metadist.config.load import shown
 from metadist.core.errors import Interrupted
 from metadist.core.files import read_file, replace_text
 from metadist.core.redaction import command_line
-from metadist.data import Dataset
 from metadist.run.identity import digest
 from metadist.tracking import Status, Tracker, Trackers
 from metadist.tracking.console import ConsoleTracker
@@ -27,7 +25,7 @@ SIGNAL_GRACE_S = 2.0
 RUN_ID_FILE = "mlflow_run_id"
 
 
-class Recording:
+class RunTracker:
     """The trackers of one run: metrics.jsonl, the terminal and, unless switched off, MLflow."""
 
     def __init__(self, config: Config, run_dir: Path, checkpoint: Checkpoint | None, quiet: bool):
@@ -54,8 +52,8 @@ class Recording:
         """The MLflow run to continue after a restart, once there is one."""
         return self._mlflow.wait_run_id(0) if self._mlflow else None
 
-    def describe(self, identity: dict[str, Any], dataset: Dataset | None) -> None:
-        """Parameters, tags, data and configuration."""
+    def describe(self, identity: dict[str, Any], data: tuple[str, str, str] | None) -> None:
+        """Send parameters, tags, the data (name, digest, path) and the configuration."""
         self.tracker.params(flat(shown(self.config)))
         self.tracker.tags(
             git_tags(Path.cwd())
@@ -67,18 +65,14 @@ class Recording:
                 "metadist.run_dir": str(self.run_dir),
             }
         )
-        if dataset is not None:
-            self.tracker.dataset(dataset.path.name, dataset.digest, str(dataset.path), "train")
+        if data is not None:
+            self.tracker.dataset(*data, "train")
         self.tracker.artifact(self.run_dir / "config.yaml")
 
-    def __enter__(self) -> "Recording":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        status: Status = "FINISHED" if kind is None else "FAILED"
-        if kind is not None and issubclass(kind, Interrupted | KeyboardInterrupt):
+    def finish(self, error: type[BaseException] | None) -> None:
+        """Close with the status that the end of the run has: `error` is what ended it, if anything."""
+        status: Status = "FINISHED" if error is None else "FAILED"
+        if error is not None and issubclass(error, Interrupted | KeyboardInterrupt):
             status = "KILLED"
             if self._mlflow:
                 self._mlflow.finish(status, SIGNAL_GRACE_S)
@@ -96,10 +90,10 @@ def known_run_id(run_dir: Path, checkpoint: Checkpoint | None) -> str | None:
 
 def flat(tree: dict[str, Any], path: str = "") -> dict[str, str]:
     """Nested settings as {"dotted.key": text}; lists as JSON, absent values as "null"."""
-    told: dict[str, str] = {}
+    settings: dict[str, str] = {}
     for key, value in tree.items():
         if isinstance(value, dict) and value:
-            told |= flat(value, f"{path}{key}.")
+            settings |= flat(value, f"{path}{key}.")
         else:
-            told[path + key] = value if isinstance(value, str) else json.dumps(value)
-    return told
+            settings[path + key] = value if isinstance(value, str) else json.dumps(value)
+    return settings

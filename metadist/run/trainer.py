@@ -4,11 +4,9 @@ import math
 import shlex
 import time
 from collections import deque
-from collections.abc import Callable
 from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -16,22 +14,16 @@ import numpy as np
 import torch
 
 from metadist.checkpoint.format import Checkpoint
-from metadist.checkpoint.journal import Journal
-from metadist.checkpoint.saver import Saver
-from metadist.config import Config, dump_config
+from metadist.config import dump_config
 from metadist.core.errors import Diverged, HeadLost, Interrupted, StorageFailed
 from metadist.core.messages import PHASES, Weights, plan
-from metadist.engine import Engine
-from metadist.evaluation.online import round_loss
-from metadist.evaluation.protocol import count_diverged, interval, measure
+from metadist.evaluation.protocol import count_diverged, interval, measure, round_loss
 from metadist.fleet.dispatch import Ahead
 from metadist.fleet.server import Stats
-from metadist.run.auto import chunk_size
-from metadist.run.build import Shapes, metrics
-from metadist.run.directory import TARGET_FILE, asked_target
+from metadist.run.directory import TARGET_FILE, Run, asked_target
+from metadist.run.prepare import Prepared
 from metadist.run.signals import Stop
 from metadist.run.trust import trust_flag
-from metadist.tracking import Tracker
 
 LOG_EVERY_S = 5.0
 NORMS, SPIKE = 100, 1000
@@ -61,50 +53,40 @@ class Window:
 
 
 class Trainer:
-    """One run's driver: tells the fleet which tasks to compute, the server to apply them, and others what came of it.
+    """The training loop: has the fleet compute a step's tasks and the server apply them; logs, validates and saves.
 
     `weights` and gradients are whatever fleet and server hand around (references, where there are actors); the
-    trainer does not look inside. `planned` holds the meta-batch of steps that an earlier try has journalled.
+    trainer does not look inside.
     """
 
-    def __init__(
-        self,
-        config: Config,
-        *,
-        run_dir: Path,
-        engine: Engine,
-        shapes: Shapes,
-        fleet: Any,
-        server: Any,
-        saver: Saver,
-        journal: Journal,
-        tracker: Tracker,
-        say: Callable[[str], None],
-        facts: Callable[[], dict[str, Any]],
-        planned: dict[int, int],
-        progress: Progress,
-    ):
-        self.config = config
-        self.run_dir = run_dir
-        self.engine = engine
+    def __init__(self, run: Run, prepared: Prepared, fleet: Any):
+        self.config = run.config
+        self._run = run
+        self.engine = prepared.engine
         self.fleet = fleet
-        self.server = server
-        self.saver = saver
-        self.journal = journal
-        self.tracker = tracker
-        self._say, self._said = say, set[str]()
-        self.facts = facts
-        self.planned = planned
-        self.progress = progress
-        self.chunk_size = chunk_size(config, engine)
-        self.metric = next(iter(metrics(config, shapes)))
+        self.chunk_size = prepared.chunk_size
+        self.metric = next(iter(prepared.job.metrics()))
+        self.tracker, self.saver = run.tracker, run.saver
+        self.planned = run.planned
+        state = run.checkpoint.trainer if run.checkpoint else {}
+        behind = state.get("behind")
+        self.server = fleet.start_server(
+            prepared.theta,
+            prepared.job.optimization(prepared.engine),
+            state.get("server"),
+            None if behind is None else behind.numpy(),
+            self.config.optimizer.delay,
+        )
+        progress = state["progress"] if state and run.goes_on else {}
+        self.progress = Progress(**{"validated": run.checkpoint.step if run.checkpoint else 0, **progress})
+        self._facts = {"identity": run.identity, "shapes": prepared.job.shapes._asdict(), "run_dir": str(run.path)}
+        self._config_text = dump_config(self.config)
+        self._said = set[str]()
         self._window = Window()
         self._norms: deque[float] = deque(maxlen=NORMS)
         self._logged = False
         self._validated: dict[str, float] = {}
-        self._config_text = dump_config(config)
-        self._saved_at = time.monotonic()
-        self._saved_step = -1
+        self._saved_at, self._saved_step = time.monotonic(), -1
         self._target_changed_ns = 0
 
     def run(self, start: int, stop: Stop) -> tuple[Weights, str]:
@@ -143,7 +125,7 @@ class Trainer:
                 _, stats = self.server.apply(step, *gradients, num_tasks=batch)
             except Diverged as error:
                 raise self._explain(error, step) from None
-            self.journal.append({"applied": step, "deals": self.fleet.account()})
+            self._run.journal.append({"applied": step, "deals": self.fleet.account()})
             self._watch_norm(step, stats.gradient_norm)
             self._count(stats, computed - began, time.perf_counter() - computed)
             self._log(step + 1, stats)
@@ -176,7 +158,7 @@ class Trainer:
         self._follow_target()
         if step not in self.planned:
             self.planned[step] = self.config.batch_size(self.fleet.target)
-            self.journal.append({"step": step, "target": self.fleet.target, "tasks": self.planned[step]})
+            self._run.journal.append({"step": step, "target": self.fleet.target, "tasks": self.planned[step]})
         return self.planned[step]
 
     def _plan_ahead(self, step: int) -> Ahead | None:
@@ -189,12 +171,12 @@ class Trainer:
     def _follow_target(self) -> None:
         """Take up a new number of workers that `metadist scale` has asked for."""
         try:
-            changed_ns = (self.run_dir / TARGET_FILE).stat().st_mtime_ns
+            changed_ns = (self._run.path / TARGET_FILE).stat().st_mtime_ns
         except FileNotFoundError:
             return
         if changed_ns != self._target_changed_ns:
             self._target_changed_ns = changed_ns
-            self.fleet.resize(asked_target(self.run_dir) or self.fleet.target)
+            self.fleet.resize(asked_target(self._run.path) or self.fleet.target)
 
     def _watch_norm(self, step: int, norm: float) -> None:
         """Say it once where one meta-gradient is so much longer than the others that Adam's second moment remembers it:
@@ -298,7 +280,7 @@ class Trainer:
         kind = text.split()[0]
         if kind not in self._said:
             self._said.add(kind)
-            self._say(text)
+            self._run.say(text)
 
     def _save(self, done: int, *, best: bool, now: bool) -> None:
         """Checkpoint when it is time, when it is the best, or when it must be now: then all is written at return."""
@@ -320,7 +302,14 @@ class Trainer:
         trainer = {"server": self.server.snapshot(), "progress": progress, "target": self.fleet.target}
         if self.config.optimizer.delay:
             trainer["behind"] = torch.from_numpy(self.fleet.fetch(self.server.used()).theta.copy())
-        return Checkpoint(done, named, trainer, self._config_text, dict(self._validated), self.facts()), theta
+        facts = {
+            **self._facts,
+            "mlflow_run_id": self._run.mlflow_run_id(),
+            "proof": self.fleet.proof,
+            "server_proof": self.fleet.server_proof,
+            "drifted": self._run.drifted,
+        }
+        return Checkpoint(done, named, trainer, self._config_text, dict(self._validated), facts), theta
 
     def _explain(self, error: Diverged, step: int) -> Diverged:
         with suppress(StorageFailed):  # which was said
@@ -329,7 +318,7 @@ class Trainer:
             name = self.engine.layout.name_at(error.element)
             usual = f"; the usual norm is {median(self._norms):.3g}" if self._norms else ""
             return Diverged(f"meta-step {step}: {error} (it begins in {name}{usual}); what was before it is saved")
-        again = f"metadist replay {shlex.quote(str(self.run_dir))} --task {error.task}{trust_flag(self.config)}"
+        again = f"metadist replay {shlex.quote(str(self._run.path))} --task {error.task}{trust_flag(self.config)}"
         return Diverged(
             f"{error} at meta-step {step}: lower learner.inner_lr or meta_lr, or set optimizer.clip_norm; `{again}` "
             "computes it again, step by step"

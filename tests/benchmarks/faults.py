@@ -161,11 +161,12 @@ def stage_of(workers: int) -> Iterator[Stage]:
 def prepared_job() -> tuple[Any, Any]:
     from metadist.config import load_config
     from metadist.fleet.worker import set_up_process
+    from metadist.run.build import Job
     from metadist.run.prepare import prepare
 
     config = load_config([], JOB)
     set_up_process(config.fleet.threads_per_worker)
-    return config, prepare(config, [])
+    return config, prepare(Job(config), [])
 
 
 def train(
@@ -176,9 +177,9 @@ def train(
     from metadist.checkpoint.format import theta_sha256
     from metadist.core.messages import plan
     from metadist.fleet.dispatch import Ahead
-    from metadist.run.build import make_optimization
+    from metadist.run.build import Job
 
-    server = fleet.start_server(prepared.theta, make_optimization(config, prepared.engine), None, lag=lag)
+    server = fleet.start_server(prepared.theta, Job(config).optimization(prepared.engine), None, lag=lag)
     began, ended = [], []
     tasks = [plan("train", step, 24, 2) for step in range(config.meta_steps)]
     for step in range(config.meta_steps):
@@ -195,22 +196,22 @@ def train(
 def undisturbed(lag: int) -> str:
     """By one worker in this process."""
     from metadist.fleet.local import LocalFleet
-    from metadist.run.build import worker_factory
+    from metadist.run.build import Job
 
     config, prepared = prepared_job()
-    return train(LocalFleet(worker_factory(config, {})), config, prepared, lag, lambda step, late: None)[0]
+    return train(LocalFleet(Job(config).worker_factory({})), config, prepared, lag, lambda step, late: None)[0]
 
 
 def disturbed(name: str) -> dict[str, Any]:
     """A run through Ray with one fault in the middle of step HIT, or at its end."""
     from metadist.fleet.ray.fleet import RayFleet
     from metadist.fleet.ray.workers import Resources
-    from metadist.run.build import worker_factory
+    from metadist.run.build import Job
 
     (config, prepared), fault, said = prepared_job(), FAULTS[name], list[str]()
     with stage_of(2) as stage, ThreadPoolExecutor(1) as thread:
         stage.fleet = RayFleet(
-            worker_factory(config, {}), 2, resources=Resources(1, 1, 1), say=said.append, servers=fault.servers
+            Job(config).worker_factory({}), 2, resources=Resources(1, 1, 1), say=said.append, servers=fault.servers
         )
         full: list[float] = []
         struck: list[Future[float]] = []

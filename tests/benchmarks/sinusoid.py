@@ -21,9 +21,9 @@ from metadist.fleet.local import LocalFleet
 from metadist.fleet.ray.cluster import connect, disconnect
 from metadist.fleet.ray.fleet import RayFleet
 from metadist.fleet.worker import set_up_process
-from metadist.run.api import prepare
 from metadist.run.auto import chunk_size
-from metadist.run.build import make_optimization, worker_factory
+from metadist.run.build import Job
+from metadist.run.prepare import prepare
 
 TASKS, K, RATE = 25, 10, 0.01
 JOB = ["data.family=sinusoid", "model.name=mlp", "model.hidden=[40,40]", f"task.shots={K}", f"task.queries={K}",
@@ -66,9 +66,9 @@ def predict(weights: list[Tensor], x: Tensor) -> Tensor:
 def through(make_fleet: Callable[..., LocalFleet | RayFleet]) -> Callable[[], None]:
     """A meta-step as the training loop does it."""
     config = load_config([], JOB)
-    prepared = prepare(config, ["train"])
-    fleet = make_fleet(worker_factory(config, {}), 1)
-    server = fleet.start_server(prepared.theta, make_optimization(config, prepared.engine), None)
+    prepared = prepare(Job(config), ["train"])
+    fleet = make_fleet(Job(config).worker_factory({}), 1)
+    server = fleet.start_server(prepared.theta, Job(config).optimization(prepared.engine), None)
     size, state = chunk_size(config, prepared.engine), [server.weights(), 0]
 
     def step() -> None:

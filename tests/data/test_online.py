@@ -5,7 +5,7 @@ from metadist.config import load_config
 from metadist.core.task import Task, TaskId
 from metadist.data.online import Stream
 from metadist.run.api import train
-from metadist.run.build import make_source
+from metadist.run.build import Job
 
 
 class Numbered:
@@ -77,12 +77,12 @@ def test_a_run_reports_each_round_and_its_regret_and_resumes_to_the_same(tmp_pat
 
 
 def test_a_job_makes_a_stream_of_any_source():
-    assert isinstance(make_source(load_config([], JOB)), Stream)
+    assert isinstance(Job(load_config([], JOB)).source, Stream)
 
 
 def test_a_round_is_judged_on_the_task_it_trains_on_whatever_evaluation_asks_for():
-    train_source = make_source(load_config([], JOB))
-    later = make_source(load_config([], [*JOB, "evaluation.shots=2", "evaluation.queries=3"]), evaluation=True)
+    train_source = Job(load_config([], JOB)).source
+    later = Job(load_config([], [*JOB, "evaluation.shots=2", "evaluation.queries=3"])).evaluation_source
     judged, trained = later(TaskId("validation", 1, 0)), train_source(TaskId("train", 0, 0))
     rows = [np.sort(np.concatenate([part.inputs[0] for part in task]).ravel()) for task in (judged, trained)]
     assert np.array_equal(*rows)

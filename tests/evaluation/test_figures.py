@@ -44,7 +44,7 @@ def test_nothing_to_draw_is_an_input_error(tmp_path):
 
 def test_drawing_leaves_the_global_state_of_matplotlib_alone(tmp_path):
     code = (
-        "import sys; from metadist import figures; assert 'matplotlib' not in sys.modules\n"
+        "import sys; from metadist.evaluation import figures; assert 'matplotlib' not in sys.modules\n"
         "from pathlib import Path\n"
         "figures.training_curve([{'step': 1, 'train/loss': 1.0}], Path(sys.argv[1]))\n"
         "assert 'matplotlib.pyplot' not in sys.modules"

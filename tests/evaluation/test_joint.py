@@ -5,10 +5,10 @@ from metadist.config import load_config
 from metadist.core.errors import InputError
 from metadist.core.task import TaskId
 from metadist.engine import Engine
-from metadist.evaluation.joint import check_joint, fine_tuning, joint_results, joint_weights
+from metadist.evaluation.joint import fine_tuning
 from metadist.learners import MAML
 from metadist.models.losses import mean_squared_error
-from metadist.run.build import make_engine, make_source, task_shapes
+from metadist.run.build import Job
 
 FEW = ["model.name=mlp", "fleet.backend=local", "evaluation.test_tasks=10"]
 
@@ -21,27 +21,35 @@ def own_cache(tmp_path, monkeypatch):
 def sinusoid(*overrides: str):
     job = ["data.family=sinusoid", "data.options={groups: [50, 5, 5], points: 30}", "task.shots=10", "task.queries=10"]
     config = load_config([], [*job, *FEW, "evaluation.joint_steps=30", *overrides])
-    return config, task_shapes(config, make_source(config))
+    return config, Job(config).shapes
 
 
 def digits(*overrides: str):
     job = ["data.family=digits", "task.ways=3", "task.shots=5", "task.queries=5", "evaluation.joint_steps=60",
            "evaluation.joint_lr=0.01"]  # fmt: skip
     config = load_config([], [*job, *FEW, *overrides])
-    return config, task_shapes(config, make_source(config))
+    return config, Job(config).shapes
+
+
+def joint(config, shapes):
+    job = Job(config, shapes)
+    return job.joint(job.engine())
 
 
 def results(config, shapes):
-    return joint_results(config, shapes, make_engine(config, shapes).learner)
+    return joint(config, shapes).results()
 
 
 def test_joint_training_lowers_the_loss_of_all_curves_together():
     config, shapes = sinusoid("evaluation.joint_steps=300")
-    engine = Engine(MAML(model=make_engine(config, shapes).learner.model, loss=mean_squared_error, inner_steps=0))
-    tasks = [make_source(config)(TaskId("train", 0, index)) for index in range(100)]
+    engine = Engine(MAML(model=Job(config, shapes).engine().learner.model, loss=mean_squared_error, inner_steps=0))
+    tasks = [Job(config).source(TaskId("train", 0, index)) for index in range(100)]
     before, after = (
         engine.evaluate(theta, tasks, {"loss": mean_squared_error})["loss"].mean()
-        for theta in (engine.initial_theta(), engine.layout.flatten(joint_weights(config, shapes)))
+        for theta in (
+            engine.initial_theta(),
+            engine.layout.flatten(joint(config, shapes).weights()),
+        )
     )
     assert after < 0.85 * before
 
@@ -86,11 +94,11 @@ def test_the_head_of_the_joint_baseline_has_the_classes_of_evaluation():
 ])  # fmt: skip
 def test_fine_tuning_takes_the_learners_rate_where_that_is_one_for_all_weights(own, expected):
     config, shapes = digits(*own)
-    assert fine_tuning(config, shapes, make_engine(config, shapes).learner) == expected
+    assert fine_tuning(config.evaluation, shapes.classification, Job(config, shapes).engine().learner) == expected
 
 
 def test_what_the_joint_baseline_cannot_take_is_refused():
     with pytest.raises(InputError, match="joint, for classes, needs a built-in model"):
-        check_joint(*digits("model.name=my_model:Net"))
+        Job(*digits("model.name=my_model:Net")).check_joint()
     with pytest.raises(InputError, match="joint, for classes, trains its own weights"):
-        check_joint(*digits("model.weights=w.safetensors"))
+        Job(*digits("model.weights=w.safetensors")).check_joint()

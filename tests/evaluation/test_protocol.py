@@ -5,9 +5,9 @@ import pytest
 from metadist.config import load_config
 from metadist.core.errors import InputError
 from metadist.core.messages import Weights
-from metadist.evaluation.protocol import default_baselines, evaluate_run, interval, protocol, summary, write_results
+from metadist.evaluation.protocol import interval, summary, write_results
 from metadist.fleet.local import LocalFleet
-from metadist.run.build import make_engine, make_source, make_worker, task_shapes
+from metadist.run.build import Job
 
 
 def test_interval_of_a_known_sample():
@@ -46,7 +46,7 @@ def test_results_file_has_a_row_per_task_and_nulls_where_a_baseline_was_not_run(
 def sinusoid(*overrides: str):
     job = ["data.family=sinusoid", "data.options={groups: [50, 5, 5], points: 30}", "task.shots=10", "task.queries=10"]
     config = load_config([], [*job, "model.name=mlp", "meta_batch_size=5", "fleet.backend=local", *overrides])
-    return config, task_shapes(config, make_source(config))
+    return config, Job(config).shapes
 
 
 @pytest.fixture(autouse=True)
@@ -56,24 +56,24 @@ def own_cache(tmp_path, monkeypatch):
 
 def test_the_protocol_tells_the_learner_and_its_options_and_no_rate_that_is_not_used():
     config, shapes = sinusoid("learner.name=platipus", "learner.predicts=values", "learner.samples=3")
-    told = protocol(config, shapes, make_engine(config, shapes))
+    told = Job(config, shapes).evaluation(Job(config, shapes).engine(), []).caption
     assert (told["learner"], told["samples"], told["predicts"], told["inner_lr"]) == ("platipus", 3, "values", 0.1)
     config, shapes = sinusoid("learner.name=r2d2")
-    assert "inner_lr" not in protocol(config, shapes, make_engine(config, shapes))
+    assert "inner_lr" not in Job(config, shapes).evaluation(Job(config, shapes).engine(), []).caption
 
 
 def test_the_joint_baseline_is_measured_by_the_protocol_and_its_rate_told():
     few = ["evaluation.baselines=[joint]", "evaluation.joint_steps=5", "evaluation.test_tasks=4"]
     config, shapes = sinusoid("learner.name=anil", "evaluation.inner_steps=2", *few)
-    engine, fleet = make_engine(config, shapes), LocalFleet(lambda: make_worker(config))
+    engine, fleet = Job(config, shapes).engine(), LocalFleet(lambda: Job(config).worker())
     weights = Weights(0, engine.initial_theta().numpy())
-    told, results = evaluate_run(config, shapes, engine, fleet, weights, ["joint"], lambda text: None)
+    told, results = Job(config, shapes).evaluation(engine, ["joint"]).run(fleet, weights, lambda text: None)
     assert told["protocol"]["joint_inner_lr"] == 0.01
     assert results["joint/loss"].shape == results["loss"].shape == (4, 3)
 
 
 def test_default_baselines_suit_the_task():
-    assert default_baselines(*sinusoid()) == ["support_mean", "ridge", "joint", "from_scratch"]
-    assert default_baselines(*sinusoid("evaluation.baselines=[ridge]")) == ["ridge"]
+    assert Job(*sinusoid()).baselines() == ["support_mean", "ridge", "joint", "from_scratch"]
+    assert Job(*sinusoid("evaluation.baselines=[ridge]")).baselines() == ["ridge"]
     with pytest.raises(InputError, match="nearest_class_mean does not suit regression"):
-        default_baselines(*sinusoid("evaluation.baselines=[nearest_class_mean]"))
+        Job(*sinusoid("evaluation.baselines=[nearest_class_mean]")).baselines()

@@ -9,8 +9,9 @@ from metadist.core.messages import PHASES, Chunk, Weights, fold
 from metadist.core.random import Draws
 from metadist.core.task import Task, TaskId
 from metadist.engine import Engine
+from metadist.evaluation import Evaluator
 from metadist.evaluation.baselines import nearest_class_mean, ridge, support_mean
-from metadist.fleet.worker import Protocol, Worker
+from metadist.fleet.worker import Worker
 from metadist.learners import MAML, Reptile
 from metadist.models import MLP, Model
 from metadist.models.losses import accuracy, cross_entropy, mean_squared_error
@@ -32,7 +33,7 @@ def make_worker(
     model = Model(MLP([[4]], 3, hidden=(5,)))
     engine = Engine(learner_class(model=model, loss=loss, **options), kind)
     later = Engine(learner_class(model=model, loss=cross_entropy, **(options | {"inner_steps": 4})), kind)
-    protocol = Protocol(later, named_task, {"accuracy": accuracy, "loss": cross_entropy}, True, scratch_steps=30)
+    protocol = Evaluator(later, named_task, {"accuracy": accuracy, "loss": cross_entropy}, True, scratch_steps=30)
     return Worker(engine, named_task, protocol, seed, meta_steps=10, aggregate=aggregate, chunk_size=chunk)
 
 
@@ -174,7 +175,7 @@ def test_evaluation_computes_the_baselines_asked_for():
 
 def test_baselines_of_a_regression_are_measured_too():
     engine = Engine(MAML(model=smooth_model(), loss=mean_squared_error), "loop")
-    protocol = Protocol(engine, lambda task_id: regression_task(task_id.index), {"loss": mean_squared_error}, True, 10)
+    protocol = Evaluator(engine, lambda task_id: regression_task(task_id.index), {"loss": mean_squared_error}, True, 10)
     worker = Worker(engine, protocol.source, protocol, 0, 1)
     results = worker.evaluate(weights_of(worker), Chunk("test", 0, 0, 3), ("support_mean", "ridge"))
     for place in range(3):

@@ -6,7 +6,7 @@ from metadist.config import load_config
 from metadist.core.errors import InputError
 from metadist.learners import MAML
 from metadist.learners.inner_optimizers import SGD, Adam
-from metadist.run.build import make_inner_optimizer
+from metadist.run.plugins import make_inner_optimizer
 
 from .small import REGRESSION, Smooth, engine_of, meta_gradient, regression_task, smooth_model
 
@@ -97,10 +97,10 @@ def test_what_is_none_is_refused(given, message):
 
 
 def test_it_reaches_the_learner_of_a_job():
-    from metadist.run.build import make_engine, make_source, task_shapes
+    from metadist.run.build import Job
 
     config = load_config(
         [], ["data.family=sinusoid", "task.queries=5", "learner.inner_optimizer={name: adam, beta1: 0.5}"]
     )
-    learner = make_engine(config, task_shapes(config, make_source(config))).learner
+    learner = Job(config, Job(config).shapes).engine().learner
     assert isinstance(learner, MAML) and learner.inner_optimizer == Adam(beta1=0.5)

@@ -7,7 +7,8 @@ import yaml
 
 from metadist.config import load_config
 from metadist.learners import LEARNERS
-from metadist.run.api import evaluate, train
+from metadist.run.api import train
+from metadist.run.evaluate import evaluate
 
 JOB = [
     "data.family=digits", "task.ways=3", "task.shots=2", "task.queries=3", "model.name=mlp", "model.hidden=[8]",

@@ -14,8 +14,10 @@ from metadist.checkpoint.store import CheckpointStore
 from metadist.config import Config, load_config
 from metadist.core.errors import Diverged, InputError, Interrupted
 from metadist.evaluation.protocol import measure
-from metadist.run.api import prepare, train
+from metadist.run.api import train
+from metadist.run.build import Job
 from metadist.run.identity import bound_settings, check_settings
+from metadist.run.prepare import prepare
 from metadist.tracking.jsonl import read_metrics
 
 JOB = [
@@ -140,13 +142,13 @@ def test_divergence_is_a_failed_run_with_its_weights_saved(tmp_path):
 
 def test_given_weights_are_where_training_starts(tmp_path):
     config = job(tmp_path / "run")
-    layout = prepare(config, []).engine.layout
+    layout = prepare(Job(config), []).engine.layout
     named = {name: np.full(shape, 0.5, np.float32) for name, shape in zip(layout.names, layout.shapes, strict=True)}
     save_file(named, tmp_path / "start.safetensors")
-    prepared = prepare(job(tmp_path / "run", f"model.weights={tmp_path / 'start.safetensors'}"), [])
+    prepared = prepare(Job(job(tmp_path / "run", f"model.weights={tmp_path / 'start.safetensors'}")), [])
     assert np.all(prepared.theta == 0.5)
     with pytest.raises(InputError, match="does not fit the model"):
-        prepare(job(tmp_path / "run", f"model.weights={tmp_path / 'start.safetensors'}", "model.hidden=[17]"), [])
+        prepare(Job(job(tmp_path / "run", f"model.weights={tmp_path / 'start.safetensors'}", "model.hidden=[17]")), [])
 
 
 def test_a_run_from_before_a_setting_existed_goes_on_while_that_is_at_its_default(tmp_path):

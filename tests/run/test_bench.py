@@ -7,7 +7,7 @@ from metadist.learners import MAML, Reptile
 from metadist.models import MLP, Model
 from metadist.models.losses import cross_entropy
 from metadist.run.bench import measure, methods, overrides
-from metadist.run.build import make_worker
+from metadist.run.build import Job
 
 
 def engine(learner=MAML, method="vmap", **options) -> Engine:
@@ -31,7 +31,7 @@ def test_without_second_derivatives_or_gpu_there_is_less_to_try():
 @pytest.mark.parametrize("method", [Method("loop"), Method("vmap", "adjoint"), Method("loop", compiled=True)])
 def test_what_it_prints_put_into_a_job_gives_that_method(method):
     job = ["data.family=digits", "model.name=mlp", "learner.inner_steps=3", *overrides(method).split()]
-    assert make_worker(load_config([], job)).engine.method == method
+    assert Job(load_config([], job)).worker().engine.method == method
 
 
 def test_a_small_job_is_measured():

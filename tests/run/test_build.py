@@ -10,23 +10,13 @@ from metadist.config import load_config
 from metadist.core.errors import InputError
 from metadist.core.messages import Chunk, Weights
 from metadist.core.task import TaskId
+from metadist.data import Shapes
 from metadist.data.sources import ClassSource, ValueSource
 from metadist.learners import LEARNERS, MAML
 from metadist.models import MLP, Bag, Conv4
 from metadist.models.losses import cross_entropy, mean_squared_error
 from metadist.run.auto import aggregation, chunk_size
-from metadist.run.build import (
-    Shapes,
-    make_engine,
-    make_evaluation_engine,
-    make_loss,
-    make_model,
-    make_optimization,
-    make_source,
-    make_worker,
-    metrics,
-    task_shapes,
-)
+from metadist.run.build import Job
 
 JOBS = sorted((Path(__file__).resolve().parents[2] / "jobs").glob("*.yaml"))
 IMAGES = Shapes([[1, 28, 28]], False, None, 5, True)
@@ -44,28 +34,28 @@ def test_every_job_file_builds_its_engine_without_its_data(job):
     config = load_config([job])
     name = job.stem.partition("_")[0]
     shapes = {"omniglot": IMAGES, "digits": IMAGES, "clinc150": TEXT, "sinusoid": CURVES}[name]
-    engine, later = make_engine(config, shapes), make_evaluation_engine(config, shapes)
+    engine, later = Job(config, shapes).engine(), Job(config, shapes).evaluation_engine()
     assert later.learner.inner_steps == (config.evaluation.inner_steps or engine.learner.inner_steps)
     assert torch.equal(engine.initial_theta(), later.initial_theta())
-    make_optimization(config, engine)
+    Job(config).optimization(engine)
 
 
 @pytest.mark.parametrize(("shapes", "kind"), [
     (IMAGES, Conv4), (VECTORS, MLP), (TEXT, Bag), (CURVES, MLP), (Shapes([[3, 4, 4]], False, None, 2, True), MLP),
 ])  # fmt: skip
 def test_the_model_follows_the_inputs(shapes, kind):
-    assert isinstance(make_model(config_of(), shapes).module, kind)
+    assert isinstance(Job(config_of(), shapes).fresh_model().module, kind)
 
 
 def test_the_models_weights_are_a_function_of_the_seed():
-    first, again, other = (make_engine(config_of(f"seed={seed}"), VECTORS).initial_theta() for seed in (1, 1, 2))
+    first, again, other = (Job(config_of(f"seed={seed}"), VECTORS).engine().initial_theta() for seed in (1, 1, 2))
     assert torch.equal(first, again) and not torch.equal(first, other)
 
 
 def test_a_text_model_has_the_datas_vocabulary_unless_the_job_says_otherwise():
-    assert make_model(config_of(), TEXT).parameters["embedding.weight"].shape[0] == 50
+    assert Job(config_of(), TEXT).fresh_model().parameters["embedding.weight"].shape[0] == 50
     config = config_of("model.name=bag", "model.vocabulary_size=70")
-    assert make_model(config, TEXT).parameters["embedding.weight"].shape[0] == 70
+    assert Job(config, TEXT).fresh_model().parameters["embedding.weight"].shape[0] == 70
 
 
 @pytest.mark.parametrize(("override", "sentence"), [
@@ -87,7 +77,7 @@ def test_a_text_model_has_the_datas_vocabulary_unless_the_job_says_otherwise():
 ])  # fmt: skip
 def test_options_are_checked_against_what_they_are_options_of(override, sentence):
     with pytest.raises(InputError) as raised:
-        make_engine(config_of("model.name=mlp", override), VECTORS)
+        Job(config_of("model.name=mlp", override), VECTORS).engine()
     assert sentence in str(raised.value)
 
 
@@ -99,26 +89,26 @@ def test_options_are_checked_against_what_they_are_options_of(override, sentence
 def test_an_option_that_would_say_nothing_is_refused(learner, option, reason):
     key, _, value = option.partition("=")
     with pytest.raises(InputError, match=rf"learner {learner} takes no learner\.{key}, .*{reason}.*{key}=null"):
-        make_engine(config_of(f"learner.name={learner}", f"learner.{option}"), VECTORS)
+        Job(config_of(f"learner.name={learner}", f"learner.{option}"), VECTORS).engine()
     if key in ("inner_lr", "inner_steps"):
         config = config_of(f"learner.name={learner}", f"evaluation.{option}", f"learner.{key}=null")
         with pytest.raises(InputError, match=f"learner {learner} takes no evaluation.{key}, .*{reason}"):
-            make_evaluation_engine(config, VECTORS)
+            Job(config, VECTORS).evaluation_engine()
 
 
 def test_a_learner_without_options_suggests_none():
     with pytest.raises(InputError, match="learner protonet has no option 'inner_optimizer'; it has none"):
-        make_engine(config_of("learner.name=protonet", "learner.inner_optimizer=adam"), VECTORS)
+        Job(config_of("learner.name=protonet", "learner.inner_optimizer=adam"), VECTORS).engine()
 
 
 def test_cross_entropy_is_not_for_values():
     with pytest.raises(InputError, match="loss=cross_entropy does not suit tasks whose targets are values: take mse"):
-        make_loss(config_of("loss=cross_entropy"), CURVES)
+        _ = Job(config_of("loss=cross_entropy"), CURVES).loss
 
 
 def test_a_second_order_reptile_is_an_input_error():
     with pytest.raises(InputError, match="learner reptile takes no learner.first_order, it has no second-order form"):
-        make_engine(config_of("learner.name=reptile", "learner.first_order=false"), VECTORS)
+        Job(config_of("learner.name=reptile", "learner.first_order=false"), VECTORS).engine()
 
 
 def test_modules_of_the_current_directory_are_found(tmp_path, monkeypatch):
@@ -127,7 +117,7 @@ def test_modules_of_the_current_directory_are_found(tmp_path, monkeypatch):
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.path", ["/nowhere", *__import__("sys").path])
-    model = make_model(config_of("model.name=tests_own_model:network", "model.width=3"), VECTORS)
+    model = Job(config_of("model.name=tests_own_model:network", "model.width=3"), VECTORS).fresh_model()
     assert model.parameters["weight"].shape == (3, 4)
 
 
@@ -135,35 +125,35 @@ def test_modules_of_the_current_directory_are_found(tmp_path, monkeypatch):
 def test_every_learner_can_be_named(name):
     steps = [] if name in ("r2d2", "protonet") else ["learner.inner_steps=3"]
     context = ["model.name=mlp", "model.context=2"] if name == "cavia" else []
-    learner = make_engine(config_of(f"learner.name={name}", *steps, *context), VECTORS).learner
+    learner = Job(config_of(f"learner.name={name}", *steps, *context), VECTORS).engine().learner
     assert learner.inner_steps == (3 if steps else 0)
     assert type(learner) is LEARNERS[name][0]
     assert learner.first_order == (name in ("fomaml", "reptile"))
 
 
 def test_a_name_sets_options_that_a_job_may_override():
-    learner = make_engine(config_of("learner.name=anil", "learner.adapted=head.weight"), VECTORS).learner
+    learner = Job(config_of("learner.name=anil", "learner.adapted=head.weight"), VECTORS).engine().learner
     assert isinstance(learner, MAML) and learner.adapted_names() == ["head.weight"]
 
 
 def test_numbers_in_learner_options_may_be_written_with_an_exponent():
-    assert make_engine(config_of("learner.inner_lr=1e-3"), VECTORS).learner.inner_lr == 1e-3
+    assert Job(config_of("learner.inner_lr=1e-3"), VECTORS).engine().learner.inner_lr == 1e-3
 
 
 def test_losses_and_metrics_follow_the_kind_of_task():
     config = config_of()
-    assert make_loss(config, VECTORS) is cross_entropy and make_loss(config, CURVES) is mean_squared_error
-    assert list(metrics(config, VECTORS)) == ["accuracy", "confidence", "loss"]
-    assert list(metrics(config, CURVES)) == ["loss"]
-    assert make_loss(config_of("loss=torch.nn.functional:l1_loss"), CURVES) is torch.nn.functional.l1_loss
+    assert Job(config, VECTORS).loss is cross_entropy and Job(config, CURVES).loss is mean_squared_error
+    assert list(Job(config, VECTORS).metrics()) == ["accuracy", "confidence", "loss"]
+    assert list(Job(config, CURVES).metrics()) == ["loss"]
+    assert Job(config_of("loss=torch.nn.functional:l1_loss"), CURVES).loss is torch.nn.functional.l1_loss
 
 
 def test_convolutions_of_large_images_run_task_by_task_on_a_cpu_and_the_rest_batched():
     small, on_gpu = IMAGES._replace(inputs=[[1, 16, 16]]), ["fleet.gpus_per_worker=1"]
-    assert [make_engine(config_of(*job), shapes, device="cpu").kind for shapes in (IMAGES, small, VECTORS)
+    assert [Job(config_of(*job), shapes).engine("cpu").kind for shapes in (IMAGES, small, VECTORS)
             for job in ([], on_gpu)] == ["loop", "vmap", "vmap", "vmap", "vmap", "vmap"]  # fmt: skip
-    assert make_engine(config_of("engine.kind=vmap"), IMAGES).kind == "vmap"
-    assert [chunk_size(config_of(), make_engine(config_of(), shapes)) for shapes in (IMAGES, small, VECTORS)] == [
+    assert Job(config_of("engine.kind=vmap"), IMAGES).engine().kind == "vmap"
+    assert [chunk_size(config_of(), Job(config_of(), shapes).engine()) for shapes in (IMAGES, small, VECTORS)] == [
         4,
         8,
         32,
@@ -174,23 +164,23 @@ def test_long_second_order_inner_loops_are_computed_again_and_short_ones_kept():
     long = "learner.inner_steps=50"
     jobs = ["learner.inner_steps=10"], ["learner.inner_steps=11"], ["learner.name=fomaml", long], [
         "engine.differentiation=unroll", long]  # fmt: skip
-    modes = [make_engine(config_of(*job), VECTORS).method.differentiation for job in jobs]
+    modes = [Job(config_of(*job), VECTORS).engine().method.differentiation for job in jobs]
     assert modes == ["unroll", "remat", "unroll", "unroll"]
-    spacings = [make_engine(config_of("learner.inner_steps=50", *job), VECTORS).method.spacing
+    spacings = [Job(config_of("learner.inner_steps=50", *job), VECTORS).engine().method.spacing
                 for job in ([], ["engine.keep=sqrt"])]  # fmt: skip
     assert spacings == [1, 7]
 
 
 def test_the_driver_itself_compiles_nothing():
     config = config_of("engine.compile=true")
-    assert make_engine(config, VECTORS).method.compiled
+    assert Job(config, VECTORS).engine().method.compiled
     config = config_of("engine.cuda_graphs=true", "engine.autocast=true", "fleet.gpus_per_worker=1")
-    method = make_engine(config, VECTORS, device="cpu").method
+    method = Job(config, VECTORS).engine("cpu").method
     assert not method.captured and not method.autocast
 
 
 def test_chunks_and_aggregation_follow_the_engine_alone():
-    engines = [make_engine(config_of(), shapes) for shapes in (IMAGES, VECTORS)]
+    engines = [Job(config_of(), shapes).engine() for shapes in (IMAGES, VECTORS)]
     assert [chunk_size(config_of("num_workers=9"), engine) for engine in engines] == [4, 32]
     assert chunk_size(config_of("engine.chunk_size=7"), engines[0]) == 7
     assert [aggregation(config_of(), engine) for engine in engines] == ["task", "task"]
@@ -202,7 +192,7 @@ def test_chunks_and_aggregation_follow_the_engine_alone():
 def test_the_server_gets_its_settings():
     config = config_of("meta_lr=0.5", "meta_steps=9", "optimizer.name=adamw", "optimizer.clip_norm=3",
                        "tasks_per_worker=4", "num_workers=3", "optimizer.batch_rule=linear")  # fmt: skip
-    optimization = make_optimization(config, make_engine(config, VECTORS))
+    optimization = Job(config).optimization(Job(config, VECTORS).engine())
     assert (optimization.optimizer, optimization.meta_lr, optimization.meta_steps) == ("adamw", 0.5, 9)
     assert (optimization.clip_norm, optimization.reference_batch) == (3, 4)
     assert optimization.rate(0, 24) == 3.0
@@ -211,13 +201,13 @@ def test_the_server_gets_its_settings():
 def test_initial_weights_are_read_from_a_file(tmp_path):
     config = config_of("model.name=mlp", "model.hidden=[]", f"model.weights={tmp_path / 'w.safetensors'}")
     with pytest.raises(InputError, match="is not a safetensors file that can be read"):
-        make_model(config, VECTORS)
+        Job(config, VECTORS).fresh_model()
     save_file({"head.weight": np.ones((3, 4), np.float32), "head.bias": np.full(3, 2, np.float32)},
               tmp_path / "w.safetensors")  # fmt: skip
-    assert make_engine(config, VECTORS).initial_theta().tolist() == [1] * 12 + [2] * 3
+    assert Job(config, VECTORS).engine().initial_theta().tolist() == [1] * 12 + [2] * 3
     save_file({"head.weight": np.ones((2, 4), np.float32)}, tmp_path / "w.safetensors")
     with pytest.raises(InputError, match="does not fit the model"):
-        make_model(config, VECTORS)
+        Job(config, VECTORS).fresh_model()
 
 
 @pytest.fixture
@@ -228,7 +218,7 @@ def cache(tmp_path_factory, monkeypatch):
 def test_training_from_scratch_is_for_the_classes_of_evaluation(cache):
     """A learner that takes any number of ways may be judged on more than its model has outputs."""
     own = ["task.ways=2", "task.queries=3", "evaluation.ways=3", "learner.name=protonet", "model.name=mlp"]
-    worker = make_worker(config_of(*own, "evaluation.scratch_steps=2"))
+    worker = Job(config_of(*own, "evaluation.scratch_steps=2")).worker()
     weights = Weights(0, worker.engine.initial_theta().numpy())
     found = worker.evaluate(weights, Chunk("test", 0, 0, 2), ("from_scratch",))
     assert found["from_scratch/accuracy"].shape == (2,)
@@ -236,7 +226,7 @@ def test_training_from_scratch_is_for_the_classes_of_evaluation(cache):
 
 def test_sources_of_training_and_evaluation_differ_as_the_job_says(cache):
     config = config_of("task.ways=3", "task.shots=2", "evaluation.ways=2", "evaluation.queries=4", "evaluation.shots=3")
-    training, evaluation = make_source(config), make_source(config, evaluation=True)
+    training, evaluation = Job(config).source, Job(config).evaluation_source
     assert isinstance(training, ClassSource) and isinstance(evaluation, ClassSource)
     assert (training.ways, training.shots, training.queries) == (3, 2, 15)
     assert (evaluation.ways, evaluation.shots, evaluation.queries) == (2, 3, 4)
@@ -245,18 +235,16 @@ def test_sources_of_training_and_evaluation_differ_as_the_job_says(cache):
 def test_shapes_are_read_off_a_task(cache):
     config = config_of("task.ways=3")
     image = {"dtype": "uint8", "offset": 0.0, "scale": 1 / 16}
-    assert task_shapes(config, make_source(config)) == Shapes(
-        [[1, 8, 8]], False, None, 3, True, [image], [], ["float32"]
-    )
+    assert Job(config).shapes == Shapes([[1, 8, 8]], False, None, 3, True, [image], [], ["float32"])
     curves = load_config([], ["data.family=sinusoid", "data.options={groups: [5, 2, 2]}"])
-    assert isinstance(make_source(curves), ValueSource)
-    assert task_shapes(curves, make_source(curves))[:5] == CURVES[:5]
+    assert isinstance(Job(curves).source, ValueSource)
+    assert Job(curves).shapes[:5] == CURVES[:5]
 
 
 def test_missing_data_names_the_command_that_makes_it(tmp_path):
     config = load_config([], [f"data.path={tmp_path / 'none'}"])
     with pytest.raises(InputError, match=r"there is no data in .*none: make it with `metadist data \.\.\. --out"):
-        make_source(config)
+        _ = Job(config).source
 
 
 def test_a_users_own_source_gets_the_seed_and_its_options(tmp_path, monkeypatch):
@@ -271,21 +259,21 @@ def test_a_users_own_source_gets_the_seed_and_its_options(tmp_path, monkeypatch)
     monkeypatch.setattr("sys.path", ["/nowhere", *__import__("sys").path])
     own = ["data.source=tests_own_source:Lines", "seed=5"]
     config = load_config([], [*own, "data.options={slope: 2e0}", "fleet.backend=local"])
-    task = make_source(config)(TaskId("train", 0, 0))
+    task = Job(config).source(TaskId("train", 0, 0))
     assert np.array_equal(task.query.targets[0], 2 * task.query.inputs[0])
-    worker = make_worker(config)
+    worker = Job(config).worker()
     report, rows = worker.meta_gradients(Weights(0, worker.engine.initial_theta().numpy()), Chunk("train", 0, 0, 2))
     assert np.isfinite(report.losses).all() and rows.shape == (2, worker.engine.layout.size)
     with pytest.raises(InputError, match="tests_own_source:Lines needs the option 'slope'"):
-        make_source(load_config([], own))
+        _ = Job(load_config([], own)).source
     with pytest.raises(InputError, match="has no option 'slop'; did you mean slope?"):
-        make_source(load_config([], [*own, "data.options={slop: 2}"]))
+        _ = Job(load_config([], [*own, "data.options={slop: 2}"])).source
 
 
 def test_outputs_beyond_the_ways_of_evaluation_are_no_classes():
     """Of five outputs the first three count: the largest of those, and their share among themselves."""
     config = load_config([], ["data.family=digits", "task.ways=5", "evaluation.ways=3"])
-    found = metrics(config, VECTORS, 3)
+    found = Job(config, VECTORS).metrics(3)
     outputs = torch.tensor([[2.0, 0.0, 0.0, 9.0, 0.0], [0.0, 0.0, 1.0, 5.0, 7.0], [0.0, 1.0, 0.0, 0.0, math.nan]])
     assert float(found["accuracy"](outputs, torch.tensor([0, 2, 2]))) == pytest.approx(2 / 3)
     shares = [math.exp(2) / (math.exp(2) + 2), *[math.e / (math.e + 2)] * 2]

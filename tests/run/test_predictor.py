@@ -9,7 +9,7 @@ from metadist.config import load_config
 from metadist.core.task import Examples, TaskId
 from metadist.data import importers
 from metadist.run.api import train
-from metadist.run.build import make_source
+from metadist.run.build import Job
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def run(tmp_path_factory):
          f"run_dir={folder / 'run'}"],
     )  # fmt: skip
     train(config, quiet=True)
-    source = make_source(config)
+    source = Job(config).source
     return folder / "run", [source(TaskId("test", 0, index)) for index in range(20)]
 
 

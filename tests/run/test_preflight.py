@@ -9,6 +9,8 @@ from metadist.config import Config, load_config
 from metadist.core.errors import EvaluationFailed, InputError
 from metadist.run import api as run
 from metadist.run.api import dry_run, train
+from metadist.run.build import Job
+from metadist.run.evaluate import evaluate
 from metadist.run.preflight import with_evaluation_tried, with_gradient_checked
 from metadist.run.prepare import Prepared, prepare
 
@@ -121,7 +123,7 @@ def job(*overrides: str, model: str = "Net") -> Config:
 
 
 def tried(config: Config) -> Prepared:
-    return with_evaluation_tried(config, with_gradient_checked(config, prepare(config, ["test"])))
+    return with_evaluation_tried(with_gradient_checked(prepare(Job(config), ["test"])))
 
 
 def test_a_right_gradient_is_told_with_its_cost():
@@ -218,8 +220,8 @@ def test_a_loss_of_ones_own_for_values_gets_no_baselines_unless_they_are_asked_f
         "model.name=mlp",
         "loss=torch.nn.functional:l1_loss",
     ]
-    assert prepare(load_config([], [*JOB, *own]), ["test"]).baselines == []
-    some = prepare(load_config([], [*JOB, *own, "evaluation.baselines=[support_mean]"]), ["test"])
+    assert prepare(Job(load_config([], [*JOB, *own])), ["test"]).baselines == []
+    some = prepare(Job(load_config([], [*JOB, *own, "evaluation.baselines=[support_mean]"])), ["test"])
     assert some.baselines == ["support_mean"]
 
 
@@ -235,13 +237,13 @@ def test_a_run_whose_evaluation_fails_all_the_same_is_saved_and_says_how_to_go_o
     assert told["meta_steps"] == 2 and "the label server is gone" in told["evaluation_failed"]
     (tmp_path / "gone").unlink()
     saved = load_config([tmp_path / "run" / "config.yaml"])
-    finished = run.evaluate(saved, tmp_path / "run", say=lambda text: None, trust_code=True)
+    finished = evaluate(saved, tmp_path / "run", say=lambda text: None, trust_code=True)
     assert finished["evaluated_theta_sha256"] == told["theta_sha256"]
 
 
 def test_weights_that_forward_would_clip_later_are_refused_at_the_start():
     with pytest.raises(InputError, match="the model changed its weight 'head.weight' in forward"):
-        prepare(job(model="Clipped"), ["test"])
+        prepare(Job(job(model="Clipped")), ["test"])
 
 
 def test_lazy_layers_get_their_weights_from_the_data_at_hand(tmp_path):
@@ -257,5 +259,5 @@ def test_chance_of_the_models_own_is_found_before_any_worker_is_started(tmp_path
     sys.modules.pop("tests_tried", None)
     for kind in ("loop", "vmap"):
         with pytest.raises(InputError, match="use nn.Dropout, which draws from the task's own key"):
-            prepare(job(f"engine.kind={kind}"), ["test"])
+            prepare(Job(job(f"engine.kind={kind}")), ["test"])
     sys.modules.pop("tests_tried", None)

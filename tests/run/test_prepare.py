@@ -5,6 +5,7 @@ from safetensors.numpy import save_file
 from metadist.config import load_config
 from metadist.core.errors import InputError
 from metadist.core.task import Split
+from metadist.run.build import Job
 from metadist.run.prepare import prepare
 
 JOB = [
@@ -21,7 +22,7 @@ def own_cache(tmp_path_factory, monkeypatch):
 
 def refusal(*overrides: str) -> str:
     with pytest.raises(InputError) as raised:
-        prepare(load_config([], [*JOB, *overrides]), EVALUATED)
+        prepare(Job(load_config([], [*JOB, *overrides])), EVALUATED)
     return str(raised.value)
 
 
@@ -45,13 +46,13 @@ def test_a_model_with_too_few_outputs_is_told_in_numbers(own_model):
     assert refusal(*own_model, "model.outputs=2").startswith(sentence)
     proto = [*own_model, "model.outputs=2", "learner.name=protonet"]
     assert refusal(*proto).startswith(sentence)  # trained from scratch, it needs them
-    prepare(load_config([], [*JOB, *proto, "evaluation.baselines=[]"]), EVALUATED)
+    prepare(Job(load_config([], [*JOB, *proto, "evaluation.baselines=[]"])), EVALUATED)
 
 
 def test_more_ways_than_outputs_name_what_can_take_them():
     said = refusal("task.ways=2", "evaluation.ways=3")
     assert "evaluation.ways=3 is more than the 2 outputs" in said and "(protonet, r2d2, protomaml)" in said
-    prepare(load_config([], [*JOB, "task.ways=2", "evaluation.ways=3", "learner.name=protonet"]), EVALUATED)
+    prepare(Job(load_config([], [*JOB, "task.ways=2", "evaluation.ways=3", "learner.name=protonet"])), EVALUATED)
 
 
 def test_initial_weights_that_are_not_finite_are_named(tmp_path):

@@ -17,7 +17,8 @@ from metadist.config import dump_config, load_config
 from metadist.config.load import parse_config
 from metadist.core.errors import InputError
 from metadist.core.task import TaskId
-from metadist.run.api import evaluate, train
+from metadist.run.api import train
+from metadist.run.evaluate import evaluate
 from metadist.run.replay import replay, replay_task
 from metadist.run.trust import unloadable
 

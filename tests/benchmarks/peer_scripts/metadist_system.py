@@ -23,8 +23,9 @@ from metadist.fleet.local import LocalFleet
 from metadist.fleet.ray.cluster import connect, disconnect
 from metadist.fleet.ray.fleet import RayFleet, Resources
 from metadist.fleet.worker import Worker, set_up_process
-from metadist.run.api import prepare
-from metadist.run.build import chunk_size, make_engine, make_optimization, make_source, task_shapes, worker_factory
+from metadist.run.auto import chunk_size
+from metadist.run.build import Job
+from metadist.run.prepare import prepare
 
 BUILT_IN = {
     "conv4-64-strided": ("conv4", {"channels": 64, "pool": False}),
@@ -85,19 +86,19 @@ class WorkersMemory:
 
 def open_fleet(config: Config, folder: Path) -> tuple[Any, Any, int]:
     """The fleet, the server, and the chunk size; what `metadist train` builds, in the same order."""
-    make = partial(measured, worker_factory(config, {}), str(folder))
+    make = partial(measured, Job(config).worker_factory({}), str(folder))
     own = config.fleet
     if own.backend == "local":  # no task is tried beforehand: the memory it takes must not be in the baseline
         fleet: Any = LocalFleet(make, 1)
-        engine = make_engine(config, task_shapes(config, make_source(config)), device="cpu")
+        engine = Job(config, Job(config).shapes).engine("cpu")
         theta = engine.initial_theta().numpy()
     else:
-        prepared = prepare(config, [])
+        prepared = prepare(Job(config), [])
         engine, theta = prepared.engine, prepared.theta
         connect(own.address, config.num_workers * own.cpus_per_worker, print)
         resources = Resources(own.cpus_per_worker, own.gpus_per_worker, own.threads_per_worker, own.resources)
         fleet = RayFleet(make, config.num_workers, resources=resources)
-    return fleet, fleet.start_server(theta, make_optimization(config, engine), None), chunk_size(config, engine)
+    return fleet, fleet.start_server(theta, Job(config).optimization(engine), None), chunk_size(config, engine)
 
 
 def main() -> None:
@@ -107,7 +108,7 @@ def main() -> None:
         config = settings(args, folder)
         set_up_process(config.fleet.threads_per_worker)
         if args.sample_only:
-            source, numbers = make_source(config), iter(range(10**9))
+            source, numbers = Job(config).source, iter(range(10**9))
             figures = measure_sampling(args, lambda: source(TaskId("train", 0, next(numbers))))
         else:
             figures = compute(args, config, folder)

@@ -25,7 +25,7 @@ from metadist.fleet.ray.server import RayServer
 from metadist.fleet.server import BLOCK, Optimization, slices
 from metadist.fleet.server_proof import server_proof
 from metadist.run.api import train
-from metadist.run.build import make_optimization, make_worker
+from metadist.run.build import Job
 from metadist.run.prepare import prepare
 
 pytestmark = pytest.mark.ray
@@ -145,7 +145,7 @@ def test_a_run_that_waits_for_workers_follows_a_new_target(ray_cluster, tmp_path
     config = load_config([], [*SMALL, "data.family=digits", "task.ways=3", "model.name=mlp", f"run_dir={tmp_path}"])
     said: list[str] = []
     fleet = RayFleet(
-        lambda: make_worker(config),
+        lambda: Job(config).worker(),
         2,
         min_workers=2,
         resources=Resources(cpus=ray.cluster_resources()["CPU"] * 0.6),
@@ -153,7 +153,7 @@ def test_a_run_that_waits_for_workers_follows_a_new_target(ray_cluster, tmp_path
         say=said.append,
         patience=Patience(notice_s=1),
     )
-    theta = prepare(config, []).theta
+    theta = prepare(Job(config), []).theta
     fleet.meta_gradients([ray.put(Weights(0, theta))], [Chunk("train", 0, 0, 1)])
     fleet.close()
     assert "of 2 have joined; each asks for" in said[0]
@@ -267,8 +267,8 @@ def test_a_server_that_dies_between_two_steps_is_rebuilt(ray_cluster, tmp_path, 
 
     job = ["data.family=digits", "task.ways=3", "task.queries=3", "model.name=mlp", "model.hidden=[256,256]"]
     config = load_config([], [*SMALL, *job, "engine.chunk_size=2", f"run_dir={tmp_path}"])
-    prepared = prepare(config, [])
-    optimization = make_optimization(config, prepared.engine)
+    prepared = prepare(Job(config), [])
+    optimization = Job(config).optimization(prepared.engine)
     tasks = [plan("train", step, 12, 2) for step in range(6)]
 
     def theta(fleet, disturb: bool) -> str:
@@ -288,12 +288,12 @@ def test_a_server_that_dies_between_two_steps_is_rebuilt(ray_cluster, tmp_path, 
 
     said: list[str] = []
     held: list[int] = []  # references, after each step
-    fleet = RayFleet(lambda: make_worker(config), 2, servers=servers, say=said.append)
+    fleet = RayFleet(lambda: Job(config).worker(), 2, servers=servers, say=said.append)
     gc.disable()  # nothing of a disturbed step may wait for a collection, in the object store
     found = theta(fleet, disturb=True)
     gc.enable()
     fleet.close()
-    assert found == theta(LocalFleet(lambda: make_worker(config)), disturb=False)
+    assert found == theta(LocalFleet(lambda: Job(config).worker()), disturb=False)
     assert sum("server was lost" in text for text in said) == 3
     assert max(held) < 2.5 * held[0]
 
@@ -325,11 +325,11 @@ def test_a_server_on_a_machine_that_computes_other_bits_is_refused_as_a_worker_i
 
     job = ["data.family=digits", "task.ways=3", "model.name=mlp", "model.hidden=[4]", f"run_dir={tmp_path}"]
     config = load_config([], [*SMALL, *job])
-    prepared = prepare(config, [])
-    optimization = make_optimization(config, prepared.engine)
+    prepared = prepare(Job(config), [])
+    optimization = Job(config).optimization(prepared.engine)
 
     def step(before: str | None, mixed: bool = False) -> str | None:
-        fleet = RayFleet(lambda: make_worker(config), 1, mixed_devices=mixed, server_proof=before)
+        fleet = RayFleet(lambda: Job(config).worker(), 1, mixed_devices=mixed, server_proof=before)
         server = fleet.start_server(prepared.theta, optimization, None)
         try:
             server.apply(0, *fleet.meta_gradients(server.used(), plan("train", 0, 2, 2)), num_tasks=2)
@@ -338,7 +338,7 @@ def test_a_server_on_a_machine_that_computes_other_bits_is_refused_as_a_worker_i
             fleet.close()
 
     proof = step(None)
-    assert proof == server_proof() == LocalFleet(lambda: make_worker(config)).server_proof
+    assert proof == server_proof() == LocalFleet(lambda: Job(config).worker()).server_proof
     assert step(proof) == proof
     with pytest.raises(InputError, match=rf"parameter server \({proof}\) does not compute .* \(another\): use equal"):
         step("another")

@@ -1,0 +1,93 @@
+"""The evaluation of a run's weights, and the files and figures it leaves."""
+
+import shlex
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from metadist.checkpoint.format import theta_sha256
+from metadist.core.errors import EvaluationFailed, HeadLost, Interrupted, StorageFailed
+from metadist.core.files import reason, writing
+from metadist.core.messages import Weights
+from metadist.evaluation.figures import training_curve
+from metadist.evaluation.protocol import draw_curve, regret, write_results
+from metadist.run.directory import Run, write_json
+from metadist.run.identity import digest
+from metadist.run.prepare import Prepared
+from metadist.run.trust import trust_flag
+from metadist.tracking.jsonl import read_metrics
+
+
+def evaluate_weights(
+    prepared: Prepared, fleet: Any, weights: Weights, folder: Path, say: Callable[[str], None]
+) -> dict[str, Any]:
+    """The summary of the full evaluation; per-task results and the adaptation curve are written to `folder`."""
+    summary, results = prepared.job.evaluation(prepared.engine, prepared.baselines).run(fleet, weights, say)
+    caption = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in summary["protocol"].items())
+    with writing(folder):
+        write_results(results, folder / "tasks.arrow")
+        draw_curve(summary, caption, folder / "adaptation_curve.png")
+    step_and_hash = {"evaluated_step": weights.version, "evaluated_theta_sha256": theta_sha256(weights.theta)}
+    return {**step_and_hash, **summary}
+
+
+def conclude(
+    prepared: Prepared, fleet: Any, run: Run, weights: Weights, ended_by: str, round_losses: Mapping[int, float]
+) -> dict[str, Any]:
+    """The results of a trained run: what it is, and its evaluation; `round_losses` are those of online rounds.
+
+    Where evaluating fails, results.json says what was trained, and EvaluationFailed the command that makes up for it.
+    """
+    ending = {
+        "theta_sha256": theta_sha256(weights.theta),
+        "meta_steps": weights.version,
+        "bit_identical": not run.drifted,
+        "ended_by": ended_by,
+        "identity": digest(run.identity),
+        "data_digest": run.identity["data_digest"],
+    }
+    try:
+        summary = _evaluate_best(prepared, fleet, run, weights)
+        if run.config.task.steps_per_round:
+            tasks = run.config.evaluation.tasks
+            summary["online"] = regret(fleet, weights, round_losses, tasks, prepared.chunk_size)
+            run.tracker.metrics({"online/regret": summary["online"]["regret"]}, weights.version)
+        return ending | summary
+    except (Interrupted, KeyboardInterrupt, StorageFailed, HeadLost):
+        raise
+    except Exception as error:
+        failure = f"{type(error).__name__}: {reason(error)}"
+        write_json({**ending, "evaluation_failed": failure}, run.path / "results.json")
+        command = f"metadist evaluate {shlex.quote(str(run.path))}{trust_flag(run.config)}"
+        raise EvaluationFailed(
+            f"{run.path} is trained and saved, but evaluating it failed ({failure}): once that is mended, "
+            f"`{command}` does it"
+        ) from error
+
+
+def _evaluate_best(prepared: Prepared, fleet: Any, run: Run, weights: Weights) -> dict[str, Any]:
+    """Evaluate the best weights by validation (the last ones where there was none), and draw the training curve."""
+    split = run.config.evaluation.split
+    if run.store.has_best():
+        best = run.store.load("best")
+        weights = Weights(best.step, prepared.engine.layout.vector(best.weights))
+    summary = evaluate_weights(prepared, fleet, weights, run.path, run.say)
+    if run.config.optimizer.max_staleness:
+        summary["tasks_by_staleness"] = dict(sorted(fleet.staleness.items()))
+    rows, files = read_metrics(run.path / "metrics.jsonl"), ["tasks.arrow", "adaptation_curve.png"]
+    if any("train/loss" in row for row in rows):
+        with writing(run.path):
+            training_curve(rows, run.path / "training_curve.png")
+        files.append("training_curve.png")
+    for name in files:
+        run.tracker.artifact(run.path / name)
+    metric = "accuracy" if "accuracy" in summary else "loss"
+    final = {
+        f"{split}/{metric}": summary[metric]["after"]["mean"],
+        f"{split}/{metric}_ci95": summary[metric]["after"]["ci95"],
+        f"{split}/diverged_tasks": summary["diverged_tasks"],
+    }
+    if summary["begun"] == "before adaptation":
+        final[f"{split}/{metric}_before"] = summary[metric]["before"]["mean"]
+    run.tracker.metrics(final, weights.version)
+    return summary
