@@ -2,22 +2,19 @@
 
 import difflib
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any, Optional, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from metadist.config.schema import Config, Open, Place
+from metadist.config.schema import LEARNER_OPTIONS, Config, Open, Place
 from metadist.config.yaml import dump_yaml, parse_yaml
 from metadist.core.errors import InputError
 from metadist.core.files import read_file, reason
 from metadist.core.redaction import redacted_settings
-from metadist.learners import Learner
 
 _NO_PLAIN_TEXT = ("'", '"')
 _NULL = ("", "~", "null", "Null", "NULL")
-_LEARNER_KEYS = [f"learner.{field.name}" for field in fields(Learner) if field.name not in ("model", "loss")]
 
 
 def load_config(files: Sequence[str | Path] = (), overrides: Sequence[str] = ()) -> Config:
@@ -142,7 +139,7 @@ def _problem(details: Any, origin: dict[str, str]) -> str:
     source = origin.get(path) or next(within, None)
     where = f" (in {source})" if source else ""
     if details["type"] == "extra_forbidden":
-        return f"{path} is not a setting{where}{did_you_mean(path, [*_LEARNER_KEYS, *known_keys(Config)])}"
+        return f"{path} is not a setting{where}{did_you_mean(path, [*(f'learner.{name}' for name in LEARNER_OPTIONS), *known_keys(Config)])}"
     if details["type"] == "missing":
         return f"{path} is missing: `metadist config schema` says what it takes"
     message = details["msg"].removeprefix("Value error, ")

@@ -5,7 +5,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidatorFunctionWrapHandler, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from metadist.models import MODELS
+BUILT_IN_MODELS = ("mlp", "conv4", "resnet12", "bag")
+LEARNER_OPTIONS = ("inner_lr", "inner_steps", "first_order")
+"""What `metadist.models` and every `metadist.Learner` have, named here because settings stand below them."""
 
 Count = Annotated[int, Field(ge=1, le=10**12)]
 Tasks = Annotated[int, Field(ge=1, le=10**7)]
@@ -69,7 +71,9 @@ class TaskConfig(Section):
 
 
 class ModelConfig(Open):
-    name: str = Field("auto", description=f"{', '.join(MODELS)}, or `module:callable`; further keys are its arguments")
+    name: str = Field(
+        "auto", description=f"{', '.join(BUILT_IN_MODELS)}, or `module:callable`; further keys are its arguments"
+    )
     weights: Place | None = Field(None, description="safetensors file of initial weights, by parameter name")
 
 

@@ -1,10 +1,14 @@
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import yaml
 
 from metadist.config import Config, dump_config, load_config
+from metadist.config.schema import BUILT_IN_MODELS, LEARNER_OPTIONS
 from metadist.core.errors import InputError
+from metadist.learners import Learner
+from metadist.models import MODELS
 
 DATA = "data.family=digits"
 JOBS = sorted((Path(__file__).resolve().parents[2] / "jobs").glob("*.yaml"))
@@ -189,3 +193,8 @@ def test_numbers_of_base_sixty_and_dates_are_no_numbers(tmp_path, text):
     ):
         with pytest.raises(InputError, match=f"max_time_s='{text}' .*: input should be a valid number"):
             load_config(files, overrides)
+
+
+def test_the_names_that_settings_repeat_are_those_of_models_and_learners():
+    assert tuple(MODELS) == BUILT_IN_MODELS
+    assert {field.name for field in fields(Learner)} == {"model", "loss", *LEARNER_OPTIONS}
