@@ -139,7 +139,8 @@ def _problem(details: Any, origin: dict[str, str]) -> str:
     source = origin.get(path) or next(within, None)
     where = f" (in {source})" if source else ""
     if details["type"] == "extra_forbidden":
-        return f"{path} is not a setting{where}{did_you_mean(path, [*(f'learner.{name}' for name in LEARNER_OPTIONS), *known_keys(Config)])}"
+        known = [*(f"learner.{name}" for name in LEARNER_OPTIONS), *known_keys(Config)]
+        return f"{path} is not a setting{where}{did_you_mean(path, known)}"
     if details["type"] == "missing":
         return f"{path} is missing: `metadist config schema` says what it takes"
     message = details["msg"].removeprefix("Value error, ")
