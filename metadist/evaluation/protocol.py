@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
-from scipy import stats
+from scipy.special import stdtrit
 
 from metadist.config import Config
 from metadist.core.errors import InputError
@@ -44,7 +44,7 @@ def interval(values: np.ndarray) -> Interval:
         return Interval(float("nan"), float("nan"))
     if count < 2:
         return Interval(float(values.mean()), float("nan"))
-    quantile = float(stats.t.ppf(0.975, count - 1))
+    quantile = float(stdtrit(count - 1, 0.975))
     return Interval(float(values.mean()), quantile * float(values.std(ddof=1)) / count**0.5)
 
 
