@@ -7,15 +7,18 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # a test must not write a token into the user's home
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 torch.set_num_threads(1)
 
 FORWARD_MODE = "ignore:`torch.jit.script` is deprecated:DeprecationWarning"  # torch's own rules for it, at first use
 
+SAVEFIG = Figure.savefig
 REAL_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
@@ -28,6 +31,24 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: item.get_closest_marker("ray") is None)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def session(tmp_path_factory) -> Iterator[None]:
+    """Built-in data sets are built once, outside the home; figures are drawn but not written, which takes longer than a
+    small run (the fixture `figures` writes them)."""
+    folder = tmp_path_factory.getbasetemp()
+    folder = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("METADIST_CACHE", str(folder / "metadist_cache"))
+        patch.setattr(Figure, "savefig", lambda self, path, **_: Path(path).touch())
+        yield
+
+
+@pytest.fixture
+def figures(session, monkeypatch) -> None:
+    """Figures are written in this test."""
+    monkeypatch.setattr(Figure, "savefig", SAVEFIG)
+
+
 @pytest.fixture(scope="session")
 def omniglot_folder() -> Path:
     """The official zips, where this machine has them."""
@@ -38,7 +59,7 @@ def omniglot_folder() -> Path:
 
 
 @pytest.fixture(scope="session")
-def ray_cluster():
+def ray_cluster() -> Iterator[None]:
     """One local Ray for all tests that need actors; it claims more CPUs than there are, so that workers can join."""
     import ray
 

@@ -89,7 +89,7 @@ def test_each_aggregation_has_one_theta(tmp_path, aggregate):
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("workers", [1, 2, 3])
+@pytest.mark.parametrize("workers", [1, 3])
 def test_ray_workers_do_not_change_theta(ray_cluster, tmp_path, undisturbed, workers):
     assert train(job(tmp_path / "run", f"num_workers={workers}"))["theta_sha256"] == undisturbed
 
@@ -122,16 +122,14 @@ class Simulated(MAML):
 '''
 
 
-@pytest.mark.ray
-def test_a_simulator_outside_torch_gives_one_theta_on_any_number_of_workers(ray_cluster, tmp_path, monkeypatch):
+def test_a_simulator_outside_torch_gives_one_theta_on_any_number_of_workers(tmp_path, monkeypatch):
     """Each worker has more than enough calls for a recording to be made."""
     (tmp_path / "tests_simulated.py").write_text(SIMULATED)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    own = ["learner.name=tests_simulated:Simulated", "engine.chunk_size=1", "meta_steps=20", "evaluation.every=0"]
-    fleets = {"one": ["fleet.backend=local", "num_workers=1"], "two": ["num_workers=2"]}
-    thetas = {name: train(job(tmp_path / name, *own, *fleet))["theta_sha256"] for name, fleet in fleets.items()}
-    assert thetas["one"] == thetas["two"]
+    own = ["learner.name=tests_simulated:Simulated", "engine.chunk_size=1", "evaluation.every=0", "fleet.backend=local"]
+    one, two = (train(job(tmp_path / f"run{n}", *own, f"num_workers={n}"), quiet=True) for n in (1, 2))
+    assert one["theta_sha256"] == two["theta_sha256"]
 
 
 @pytest.mark.ray
@@ -164,27 +162,22 @@ def test_resume_does_not_change_theta(tmp_path, undisturbed, stop_at):
 
 
 @pytest.mark.ray
-def test_a_killed_driver_resumes_to_the_same_theta(tmp_path, undisturbed):
-    run_dir = tmp_path / "run"
-    (tmp_path / "job.yaml").write_text(dump_config(job(run_dir, "meta_steps=400")))
-    command = [
-        sys.executable,
-        "-m",
-        "metadist",
-        "train",
-        str(tmp_path / "job.yaml"),
-        "meta_steps=400",
-        "--resume",
-        "auto",
-    ]
-    driver = subprocess.Popen([*command, "-q"], start_new_session=True, stdout=subprocess.DEVNULL)
-    wait_for(lambda: any(entry.get("step", 0) >= 20 for entry in read_journal(run_dir / "journal.jsonl")), driver)
+def test_a_killed_driver_resumes_to_the_same_theta(ray_cluster, tmp_path):
+    import ray
+
+    run_dir, steps = tmp_path / "run", ["meta_steps=150", "evaluation.every=0"]
+    (tmp_path / "job.yaml").write_text(dump_config(job(run_dir, *steps)))
+    command = [sys.executable, "-m", "metadist", "train", "job.yaml", "-q", "--resume", "auto"]
+    command += ["--address", ray.get_runtime_context().gcs_address]
+    driver = subprocess.Popen(command, cwd=tmp_path, start_new_session=True, stdout=subprocess.DEVNULL)
+    wait_for(lambda: any(entry.get("done", 0) >= 10 for entry in read_journal(run_dir / "journal.jsonl")), driver)
     os.kill(driver.pid, signal.SIGKILL)
     driver.wait()
-    continued = train(job(run_dir, "meta_steps=400", "fleet.backend=local"), resume="auto")
-    whole = train(job(tmp_path / "whole", "meta_steps=400", "fleet.backend=local"))
+    assert max(entry.get("step", 0) for entry in read_journal(run_dir / "journal.jsonl")) < 149
+    continued = train(job(run_dir, *steps, "fleet.backend=local"), resume="auto", quiet=True)
+    whole = train(job(tmp_path / "whole", *steps, "fleet.backend=local"), quiet=True)
     assert continued["theta_sha256"] == whole["theta_sha256"]
-    assert continued["meta_steps"] == 400
+    assert continued["meta_steps"] == 150
 
 
 def test_tasks_per_worker_follows_the_target_and_replays_to_the_same_theta(tmp_path):
@@ -280,4 +273,4 @@ def wait_for(condition, process: subprocess.Popen, timeout_s: float = 90) -> Non
     while not condition():
         assert process.poll() is None, "the process ended early"
         assert time.monotonic() < deadline, "nothing happened in time"
-        time.sleep(0.05)
+        time.sleep(0.02)

@@ -1,33 +1,61 @@
-"""Every command and every piece of Python in the README runs, as it stands there but for shorter training."""
+"""Every command and every piece of Python in every README runs, as it stands there but for shorter training.
+
+A block fenced as ```bash no_run needs a download, another machine or much time: its commands are parsed, its settings
+checked, and nothing is run; Python so marked is compiled.
+"""
 
 import os
 import re
+import runpy
+import shlex
 import shutil
-import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import chdir
 from pathlib import Path
+from typing import NamedTuple
 
+import click
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from metadist.cli.main import commands
+from metadist.config.load import load_config, split_arguments
+from tests.cli.command import run
+
 ROOT = Path(__file__).resolve().parents[1]
-README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"```(bash|python)\n(.*?)```", README, re.DOTALL)
-COMMANDS = [line for language, block in BLOCKS if language == "bash" for line in block.splitlines() if line]
-FILES = [(block[2:].split("\n")[0], block) for language, block in BLOCKS if re.match(r"# \w+\.py\n", block)]
-SET_UP = re.compile(r"python3 -m venv .venv && .venv/bin/pip install -q -e \S+ && .venv/bin/")
+READMES = [path for folder in (".", "jobs", "cluster", "tests/benchmarks", "metadist")
+           if (path := ROOT / folder / "README.md").exists()]  # fmt: skip
+SET_UP = re.compile(r"python3 -m venv .venv && .venv/bin/pip install -q -e \S+ && ")
+TOOLS = ("pytest", "ruff", "pyright", "pip", "pre-commit", "mlflow")
 SHORTER = "meta_steps=2 evaluation.every=1 evaluation.tasks=4 evaluation.test_tasks=4 evaluation.baseline_tasks=2"
-IN_ONE_PROCESS = ("jobs/omniglot", "runs/omniglot", "my_job.yaml", "my_learner:")
-"""What is not about workers is computed without actors, whose start takes longer than all the rest."""
-NOT_HERE = {
-    "metadist bench scaling": "takes minutes; its --quick has a test of its own",
-    "mlflow ui --backend-store-uri sqlite:///runs/mlflow.db": "a server that does not end; the database is looked at",
-    "ray job submit --working-dir . -- python -m metadist train jobs/digits.yaml run_dir=/shared/runs/digits":
-        "has its own test, test_submit.py, with a cluster of its own",
-}  # fmt: skip
+SHORTER += " evaluation.joint_steps=2 evaluation.scratch_steps=2"
+SMALL = "model.name=mlp model.channels=null"
+
+
+class Block(NamedTuple):
+    readme: str
+    language: str
+    runs: bool
+    text: str
+
+    @property
+    def commands(self) -> Iterator[list[str]]:
+        for line in self.text.replace("\\\n", " ").splitlines() if self.language == "bash" else ():
+            for command in SET_UP.sub("", line.strip()).split(" && "):
+                if words := shlex.split(command, comments=True):
+                    yield [re.sub(r"^(\S*/)?\.venv/bin/", "", words[0]), *words[1:]]
+
+
+BLOCKS = [
+    Block(str(path.relative_to(ROOT)), language, "no_run" not in info, text)
+    for path in READMES
+    for language, info, text in re.findall(r"^```(bash|python)\b(.*)\n([\s\S]*?)^```", path.read_text(), re.MULTILINE)
+]
+FILES = [(match[1], block.text) for block in BLOCKS if (match := re.match(r"# (\w+\.py)\n", block.text))]
 
 
 @pytest.fixture(scope="module")
@@ -45,57 +73,121 @@ def clone(tmp_path_factory) -> Path:
     pq.write_table(pa.table(columns), folder / "my_table.parquet")
     lines = [f'{{"text": "please {word} number {i}", "intent": "{word}"}}' for word in "abcdefgh" for i in range(8)]
     (folder / "my_texts.jsonl").write_text("\n".join(lines))
+    for name, text in FILES:
+        (folder / name).write_text(text)
     return folder
 
 
-def runnable(command: str) -> str:
-    """The command without the set-up that this environment already has, and with short training."""
-    command = SET_UP.sub("", command)
-    if "train" in command.split():
-        command += f" {SHORTER}"
-    if any(name in command for name in IN_ONE_PROCESS):
-        command += " fleet.backend=local"
-    small = "--seconds 0.3 model.name=mlp model.channels=null"
-    return f"{command} {small}" if "bench" in command.split() else command
+def shortened(arguments: list[str], first: bool) -> list[str]:
+    """With short training; only the first run is on Ray's actors, with the job's own model, and shown in MLflow."""
+    if arguments[0] == "bench":
+        return [*arguments, "--seconds", "0.1", *SMALL.split(), "learner.first_order=true"]
+    if arguments[0] != "train" or "--dry-run" in arguments:
+        return arguments
+    if first:
+        return [*arguments, *SHORTER.split()]
+    quick = [*SHORTER.split(), "fleet.backend=local"]
+    if "--resume" not in arguments:
+        quick += ["tracking.mlflow=false"]
+    if "jobs/digits.yaml" in arguments and any(word.startswith("run_dir=") for word in arguments):
+        quick += SMALL.split()
+    return [*arguments, *quick]
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(900)
-def test_readme_commands_in_their_order(clone, omniglot_downloads):
+@pytest.mark.timeout(600)
+def test_commands_run_in_their_order(clone, ray_cluster):
     """One after another, as a reader would paste them: later ones use what earlier ones made."""
-    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    for name, text in FILES:
-        (clone / name).write_text(text)
-    for command in COMMANDS:
-        if command in NOT_HERE or command.endswith("/pytest -n 2"):
-            continue
-        if "omniglot" in command and not omniglot_downloads:
-            continue
-        shorter = runnable(command)
-        done = subprocess.run(
-            shorter, shell=True, cwd=clone, env=environment, capture_output=True, text=True, timeout=240
-        )
-        assert done.returncode == 0, f"{shorter}\n{done.stdout}\n{done.stderr}"
-    assert (clone / "runs" / "mlflow.db").exists()
-    for language, block in BLOCKS:
-        if language == "python":
-            done = subprocess.run([sys.executable, "-c", block], cwd=clone, capture_output=True, text=True, timeout=120)
-            assert done.returncode == 0, f"{block}\n{done.stderr}"
+    trained = 0
+    for block in BLOCKS:
+        for program, *arguments in block.commands if block.runs else ():
+            if program in TOOLS:
+                continue
+            assert program == "metadist", f"{block.readme}: {program} is not run here; fence its block as bash no_run"
+            done = run(*shortened(arguments, first=trained == 0), cwd=clone)
+            assert done.returncode == 0, f"{block.readme}: {arguments}\n{done.stdout}\n{done.stderr}"
+            trained += arguments[0] == "train"
+    assert trained > 3 and (clone / "runs" / "mlflow.db").exists()
+    with chdir(clone):
+        for block in BLOCKS:
+            if block.language == "python":
+                code = compile(block.text, block.readme, "exec")
+                if block.runs:
+                    exec(code, {"__name__": "__main__"})
 
 
-@pytest.fixture(scope="module")
-def omniglot_downloads(clone) -> bool:
-    """The Omniglot zips as `downloads`, where this machine has them."""
-    folder = ROOT.parent / "shared" / "data" / "omniglot"
-    if folder.is_dir():
-        (clone / "downloads").symlink_to(folder)
-    return folder.is_dir()
+NOT_RUN = [(block.readme, command) for block in BLOCKS if not block.runs for command in block.commands]
+
+
+@pytest.mark.filterwarnings("ignore")  # of MLflow's own, when its command is imported
+@pytest.mark.parametrize(("readme", "command"), NOT_RUN, ids=lambda part: part if isinstance(part, str) else part[0])
+def test_commands_that_are_not_run_can_be_parsed(readme, command, tmp_path, monkeypatch):
+    del readme
+    monkeypatch.chdir(ROOT)
+    program, *arguments = command
+    if program == "python" and arguments[:2] == ["-m", "metadist"]:
+        program, arguments = "metadist", arguments[2:]
+    if program == "metadist":
+        check_metadist(arguments)
+    elif program == "ray":
+        from ray.scripts.scripts import cli
+
+        parse(cli, arguments)
+        if "--" in arguments:
+            check_metadist(arguments[arguments.index("metadist") + 1 :])
+    elif program == "mlflow":
+        from mlflow.cli import cli
+
+        parse(cli, arguments)
+    elif program == "python":
+        check_script(arguments, monkeypatch)
+
+
+def check_metadist(arguments: list[str]) -> None:
+    parse(commands, arguments)
+    if arguments[0] in ("train", "bench", "submit"):
+        words = [word for word in arguments[1:] if "=" in word or word.endswith(".yaml")]
+        files, overrides = split_arguments([word for word in words if not word.startswith("--")])
+        if files and all(Path(file).exists() for file in files):
+            load_config(files, overrides)
+
+
+def parse(command: click.Command, arguments: list[str]) -> None:
+    """Raises click's error where an option or an argument is not one of the command's."""
+    context = click.Context(command)
+    while isinstance(command, click.Group):
+        name, *arguments = arguments
+        found = command.get_command(context, name)
+        assert found is not None, f"there is no command {name}"
+        command = found
+    command.make_context(command.name, arguments)
+
+
+def check_script(arguments: list[str], monkeypatch) -> None:
+    """A script has a --help, which names every option that is given."""
+    script, *given = arguments
+    monkeypatch.setattr(sys, "argv", [script, "--help"])
+    monkeypatch.setattr(sys, "path", [str(Path(script).parent.absolute()), *sys.path])
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(script, run_name="__main__")
+    assert not ended.value.code
+    text = Path(script).read_text()
+    assert all(f'"{option.partition("=")[0]}"' in text for option in given if option.startswith("--"))
+
+
+@pytest.mark.wide
+def test_the_commands_about_omniglot_run_where_its_files_are(omniglot_folder, clone):
+    (clone / "downloads").symlink_to(omniglot_folder)
+    for _, (program, *arguments) in NOT_RUN:
+        if program == "metadist" and any("omniglot" in word for word in arguments):
+            done = run(*shortened(arguments, first=False), cwd=clone)
+            assert done.returncode == 0, f"{arguments}\n{done.stdout}\n{done.stderr}"
 
 
 def test_the_two_set_up_commands_begin_from_nothing():
-    first, second = [command for command in COMMANDS if command.startswith("python3 -m venv")]
-    assert SET_UP.match(first)
-    assert SET_UP.match(second)
+    first, second = [line for line in (ROOT / "README.md").read_text().splitlines() if SET_UP.match(line)]
+    assert SET_UP.sub("", first).startswith(".venv/bin/metadist train")
     assert second.endswith("/pytest -n 2")
 
 
@@ -107,7 +199,7 @@ def test_the_learner_of_the_readme_is_short_and_its_gradient_exact(tmp_path, mon
     from metadist.models.losses import mean_squared_error
     from metadist.run.build import resolve
 
-    ((name, text),) = FILES
+    ((name, text),) = [(name, text) for name, text in FILES if "class HeldBack" in text]
     assert len(text.splitlines()) < 60
     (tmp_path / name).write_text(text)
     monkeypatch.chdir(tmp_path)

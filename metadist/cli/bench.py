@@ -8,8 +8,6 @@ from typing import Any
 
 import click
 
-from metadist.cli.arguments import split_arguments
-
 
 class _WithDefault(click.Group):
     """A group whose `engines` may be left out: `metadist bench JOB.yaml`."""
@@ -41,7 +39,7 @@ def engines(arguments: tuple[str, ...], seconds: float, compiled: bool, as_json:
     metadist bench jobs/omniglot_5way_1shot.yaml
     metadist bench jobs/digits.yaml learner.inner_steps=5 --compile
     """
-    from metadist.config import load_config
+    from metadist.config.load import load_config, split_arguments
     from metadist.run.bench import measure
 
     told = measure(load_config(*split_arguments(arguments)), seconds, compiled, _say)

@@ -185,7 +185,11 @@ def digits(**options: Any) -> None:
 @click.argument("directory", type=click.Path(path_type=Path))
 @click.option("--verify", is_flag=True, help="Read everything and recompute the digests.")
 def describe(directory: Path, verify: bool) -> None:
-    """What a dataset directory holds, as JSON."""
+    """What a dataset directory holds, as JSON.
+
+    \b
+    metadist data describe data/digits
+    """
     from metadist.data import describe as describe_data
     from metadist.data import open_dataset
 

@@ -31,6 +31,21 @@ def given_settings(files: Sequence[str | Path], overrides: Sequence[str]) -> set
     return set(_gathered(files, overrides)[1])
 
 
+def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Job files and overrides of a command line: `key=value`, `--key=value` and `--key value` are all overrides."""
+    files: list[str] = []
+    overrides: list[str] = []
+    rest = iter(arguments)
+    for argument in rest:
+        if argument.startswith("--") and "=" not in argument:
+            overrides.append(f"{argument}={next(rest, '')}")
+        elif "=" in argument:
+            overrides.append(argument)
+        else:
+            files.append(argument)
+    return files, overrides
+
+
 def _gathered(files: Sequence[str | Path], overrides: Sequence[str]) -> tuple[dict[str, Any], dict[str, str]]:
     """All settings as one tree, and where each came from."""
     tree: dict[str, Any] = {}

@@ -7,26 +7,25 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
 from PIL import Image
 
 from metadist.checkpoint.journal import read_journal
-from metadist.cli.arguments import quoted, split_arguments
-from metadist.cli.main import report
+from metadist.cli.main import commands, next_commands, quoted, report
+from metadist.config.load import load_config, split_arguments
 from metadist.learners import LEARNERS
+from tests.cli.command import run
 
 JOBS = Path(__file__).resolve().parents[2] / "jobs"
 SMALL = [
     "fleet.backend=local", "model.name=mlp", "model.hidden=[16]", "meta_steps=4", "meta_batch_size=4",
     "evaluation.every=2", "evaluation.tasks=4", "evaluation.test_tasks=4", "evaluation.baseline_tasks=2",
 ]  # fmt: skip
-
-
-def run(*arguments: str, cwd: Path, **extra) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "metadist", *arguments]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120, **extra)
 
 
 @pytest.fixture(scope="module")
@@ -178,7 +177,8 @@ def test_an_import_says_what_it_left_out_and_describe_keeps_it(tmp_path):
 
 
 def test_dry_run_prints_the_plan_and_leaves_nothing(tmp_path):
-    done = run("train", str(JOBS / "digits.yaml"), "--dry-run", cwd=tmp_path)
+    small = ["model.name=mlp", "model.channels=null"]
+    done = run("train", str(JOBS / "digits.yaml"), *small, "--dry-run", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["tasks_per_step"] == 16
     assert list(tmp_path.iterdir()) == []
@@ -233,11 +233,42 @@ def test_learners_are_listed_with_paper_engines_and_options(tmp_path):
 
 
 def test_help_needs_no_torch_and_no_ray():
-    code = (
-        "import sys; sys.argv=['metadist', '--help']\nfrom metadist.cli.main import main\n"
-        "try: main()\nexcept SystemExit: assert not {'torch', 'ray', 'mlflow'} & set(sys.modules)"
-    )
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60).returncode == 0
+    code = "import sys; from metadist.cli.main import main; main(['--help'])\n" \
+           "sys.exit(str({'torch', 'ray', 'mlflow'} & set(sys.modules)).replace('set()', '') or 0)"  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and "metadist train jobs/digits.yaml" in done.stdout, done.stderr
+
+
+def every_command(group: click.Group, name: str = "metadist") -> Iterator[tuple[str, click.Command]]:
+    for word, command in group.commands.items():
+        yield f"{name} {word}", command
+        if isinstance(command, click.Group):
+            yield from every_command(command, f"{name} {word}")
+
+
+def test_the_help_of_every_command_has_an_example(tmp_path):
+    found = dict(every_command(commands))
+    assert {"metadist train", "metadist config new", "metadist data table"} <= found.keys()
+    for name in found:
+        done = run(*name.split()[1:], "--help", cwd=tmp_path)
+        examples = [line for line in done.stdout.splitlines() if line.startswith("  metadist ")]
+        assert done.returncode == 0 and examples, name
+
+
+def test_the_installed_command_is_main_and_exits_with_its_code():
+    scripts = tomllib.loads((JOBS.parent / "pyproject.toml").read_text())["project"]["scripts"]
+    module, _, function = scripts["metadist"].partition(":")
+    code = f"import sys; sys.argv=['metadist', 'nonsense']; from {module} import {function}; {function}()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and "No such command" in done.stderr
+
+
+def test_signal_handlers_are_those_from_before_afterwards(tmp_path):
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.getsignal(number) for number in numbers]
+    for arguments in (["learners"], ["nonsense"], ["train", "data.family=digits", "task.ways=3", *SMALL, "--dry-run"]):
+        run(*arguments, cwd=tmp_path)
+        assert [signal.getsignal(number) for number in numbers] == before
 
 
 def test_every_way_of_writing_an_override():
@@ -255,17 +286,21 @@ def test_report_shows_a_regression_without_per_cents():
     assert "3 rounds, loss 2.0000 in the first, 1.0000 in the last, regret 0.2500" in report(told)
 
 
-def test_printed_commands_can_be_typed(tmp_path):
+def test_printed_commands_can_be_typed(tmp_path, monkeypatch):
     """A run directory with a space and a quote in its name: the command after "evaluate" does what it says."""
-    (tmp_path / "small.yaml").write_text("data: {family: digits}\ntask: {ways: 3, shots: 2, queries: 3}\n")
-    done = run("train", "small.yaml", *SMALL, "run_dir=it's my run", "-q", cwd=tmp_path)
+    job = ["data.family=digits", "task.ways=3", "task.queries=3", *SMALL, "run_dir=it's my run"]
+    done = run("train", *job, "tracking.mlflow=false", "-q", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    said = {line.split()[0]: line.partition(" ")[2].strip() for line in done.stdout.splitlines() if line}
-    assert said["watch"] == f"mlflow ui --backend-store-uri sqlite:///{tmp_path / 'mlflow.db'}"
-    assert shlex.split(said["results"]) == ["it's my run/results.json"]
-    assert shlex.split(said["evaluate"])[:3] == ["metadist", "evaluate", "it's my run"]
-    again = run(*shlex.split(said["evaluate"])[1:], cwd=tmp_path)
+    printed = {line.split()[0]: line.partition(" ")[2].strip() for line in done.stdout.splitlines() if line}
+    assert shlex.split(printed["results"]) == ["it's my run/results.json"]
+    assert shlex.split(printed["evaluate"])[:3] == ["metadist", "evaluate", "it's my run"]
+    again = run(*shlex.split(printed["evaluate"])[1:], cwd=tmp_path)
     assert again.returncode == 0, again.stderr
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    *_, watch = next_commands(load_config([], job), {"protocol": {"inner_steps": 1}}).splitlines()
+    assert "watch" not in printed and watch.split()[1:] == ["mlflow", "ui", "--backend-store-uri",
+                                                            f"sqlite:///{tmp_path / 'mlflow.db'}"]  # fmt: skip
     assert quoted("/a b") == "'/a b'"
 
 
@@ -278,10 +313,10 @@ def test_bench_takes_what_train_takes(tmp_path):
 
 def test_a_signal_while_the_process_ends_prints_no_traceback(tmp_path):
     """Sent from the last thing the interpreter runs before it is gone."""
-    code = "import atexit, os, signal, sys, threading\nfrom metadist.cli.main import main\n" \
+    code = "import atexit, os, sys\nfrom metadist.__main__ import run\n" \
            "atexit.register(lambda: [os.kill(os.getpid(), {0}), sum(range(10**6))])\n" \
-           "sys.argv = ['metadist', 'learners']\nmain()"  # fmt: skip
+           "sys.argv = ['metadist', '--help']\nrun()"  # fmt: skip
     for number in (signal.SIGTERM, signal.SIGINT):
         command = [sys.executable, "-c", code.format(int(number))]
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
-        assert done.returncode == -number and done.stderr == "" and "maml" in done.stdout
+        assert done.returncode == -number and done.stderr == "" and "Usage" in done.stdout

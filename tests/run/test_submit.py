@@ -35,6 +35,7 @@ def free_port() -> int:
 
 
 @pytest.mark.ray
+@pytest.mark.wide
 def test_a_job_submitted_to_a_cluster_trains_there(job_server, tmp_path):
     run_dir = tmp_path / "run"
     entry = f"python -m metadist train jobs/digits.yaml run_dir={run_dir} {SMALL}"

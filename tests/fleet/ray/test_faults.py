@@ -10,10 +10,10 @@ SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "faults.py"
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(400)
-@pytest.mark.parametrize("fault", ["node killed, with results of a step", "worker stopped for a while"])
-def test_a_run_ends_with_the_undisturbed_theta(fault):
-    """The others take as long each: `python tests/benchmarks/faults.py` runs them all."""
-    done = subprocess.run([sys.executable, str(SCRIPT), fault], capture_output=True, text=True)
+@pytest.mark.wide
+@pytest.mark.timeout(1800)
+def test_after_every_fault_a_run_ends_with_the_undisturbed_theta():
+    """A worker, a server and a driver that die on one node are in test_fleet.py and test_invariants.py."""
+    done = subprocess.run([sys.executable, str(SCRIPT)], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
-    assert f"| {fault} |" in done.stdout and "equal" in done.stdout
+    assert done.stdout.count("equal") >= 10

@@ -40,7 +40,7 @@ def go(tmp_path, *overrides: str):
     return train(load_config([], [*SMALL, f"run_dir={tmp_path / 'run'}", *overrides]), quiet=True)
 
 
-def test_per_user_labelled_table(ray_cluster, tmp_path):
+def test_per_user_labelled_table(tmp_path):
     """Each user likes points on one side of a line of their own: nothing to learn but from the support set."""
     rng = np.random.default_rng(0)
     users = np.repeat(np.arange(120), 40)
@@ -50,7 +50,8 @@ def test_per_user_labelled_table(ray_cluster, tmp_path):
     pq.write_table(pa.table({"user": users, "a": x[:, 0], "b": x[:, 1], "likes": likes}), tmp_path / "likes.parquet")
     importers.table(tmp_path / "likes.parquet", tmp_path / "data", group="user", inputs=["x=a,b"], targets=["likes"])
     task = ["task.ways=2", "task.shots=5", "task.queries=5", "learner.inner_lr=0.3", "learner.inner_steps=3"]
-    told = go(tmp_path, f"data.path={tmp_path / 'data'}", *task, "meta_steps=60", "meta_lr=0.01", "meta_batch_size=16")
+    task += ["meta_steps=60", "meta_lr=0.01", "meta_batch_size=16", "fleet.backend=local"]
+    told = go(tmp_path, f"data.path={tmp_path / 'data'}", *task)
     assert told["accuracy"]["before"]["mean"] == pytest.approx(0.5, abs=0.12)
     assert told["accuracy"]["after"]["mean"] > 0.75
 
@@ -206,8 +207,9 @@ def test_a_worker_that_dies_in_the_middle_of_a_step_changes_nothing(ray_cluster,
     monkeypatch.chdir(tmp_path)
     job = ["data.source=fatal:Lines", "model.name=mlp", "meta_steps=4", "meta_batch_size=8", "engine.chunk_size=2"]
     thetas = []
-    for name, flag in (("plain", ""), ("fatal", str(tmp_path / "flag"))):
+    for name, flag, fleet in (("plain", "", "local"), ("fatal", str(tmp_path / "flag"), "ray")):
         overrides = [*SMALL[:-1], *job, f"data.options={{flag: '{flag}'}}", f"run_dir={tmp_path / name}"]
+        overrides += [f"fleet.backend={fleet}"]
         thetas.append(train(load_config([], overrides), quiet=True)["theta_sha256"])
     sys.modules.pop("fatal", None)
     assert (tmp_path / "flag").exists()
@@ -250,7 +252,7 @@ def test_an_exception_that_does_not_come_again_costs_a_worker_where_the_job_allo
         theta("strict")
     again = theta("again", "fleet.max_errors=1")
     (tmp_path / "calm.flag").touch()
-    assert again == theta("calm")
+    assert again == theta("calm", "fleet.backend=local")
     sys.modules.pop("flaky", None)
 
 
@@ -337,9 +339,8 @@ def test_a_server_on_a_machine_that_computes_other_bits_is_refused_as_a_worker_i
         finally:
             fleet.close()
 
-    proof = step(None)
-    assert proof == server_proof() == LocalFleet(lambda: Job(config).worker()).server_proof
-    assert step(proof) == proof
+    proof = server_proof()
+    assert step(proof) == proof == LocalFleet(lambda: Job(config).worker()).server_proof
     with pytest.raises(InputError, match=rf"parameter server \({proof}\) does not compute .* \(another\): use equal"):
         step("another")
     assert step("another", mixed=True) == "another"
