@@ -1,36 +1,25 @@
-"""Few-shot data on disk: grouped Arrow tables, and the importers that write them (`metadist.data.importers`)."""
+"""Few-shot data on disk: grouped Arrow tables, the sources that draw tasks from them, and the importers that write them."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from metadist.data.cache import cached
-    from metadist.data.summary import describe
-    from metadist.data.table import Dataset, Field, Table, open_dataset
+    from metadist.data.table import Dataset, Field, Table, describe, open_dataset
     from metadist.data.tokenizer import Tokenizer
     from metadist.data.writer import About, DatasetWriter, Group, staging
 
-__all__ = [
-    "About",
-    "Dataset",
-    "DatasetWriter",
-    "Field",
-    "Group",
-    "Table",
-    "Tokenizer",
-    "cached",
-    "describe",
-    "open_dataset",
-    "staging",
-]
-
 _HOMES = {
     "cache": ("cached",),
-    "summary": ("describe",),
-    "table": ("Dataset", "Field", "Table", "open_dataset"),
+    "table": ("Dataset", "Field", "Table", "describe", "open_dataset"),
     "tokenizer": ("Tokenizer",),
     "writer": ("About", "DatasetWriter", "Group", "staging"),
 }
+
+__all__ = [
+    "About", "Dataset", "DatasetWriter", "Field", "Group", "Table", "Tokenizer", "cached", "describe", "open_dataset",
+    "staging",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

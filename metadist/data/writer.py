@@ -21,7 +21,7 @@ import pyarrow as pa
 from metadist.core.errors import InputError
 from metadist.core.task import SPLITS, Split
 from metadist.data.notes import Notes, shown
-from metadist.data.repeats import NameRow, fingerprint, note_across, note_within
+from metadist.data.duplicates import NameRow, fingerprint, note_across, note_within
 from metadist.data.table import BLOCK_BYTES, FORMAT_VERSION, KEY, NEEDS, SHARED, Field, digest_of
 
 Progress = Callable[[int, int], None]

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute
 
 from metadist.core.errors import InputError
-from metadist.data.names import clean, note_cleaned
+from metadist.data.importers.names import clean, note_cleaned
 from metadist.data.notes import Notes, shown
 
 pc: Any = pyarrow.compute  # its functions are made at run time, which type checkers do not see

@@ -15,7 +15,7 @@ import pyarrow.compute
 from metadist.core.errors import InputError
 from metadist.data.files import files_below, open_regular, require_regular, within
 from metadist.data.importers.delimited import LINE_BYTES, Dialect, TextColumn, packed, sniff, suffix
-from metadist.data.names import clean
+from metadist.data.importers.names import clean
 from metadist.data.notes import Notes, shown
 from metadist.data.splits import did_you_mean
 

@@ -17,7 +17,7 @@ import pyarrow.compute
 
 from metadist.core.errors import InputError
 from metadist.data.files import open_regular
-from metadist.data.names import MISSING, clean
+from metadist.data.importers.names import MISSING, clean
 from metadist.data.notes import Notes, shown
 
 pc: Any = pyarrow.compute  # its functions are made at run time, which type checkers do not see

@@ -11,7 +11,7 @@ from metadist.core.errors import InputError
 from metadist.core.task import Split
 from metadist.data.files import entries, files_below, made_by_tool, note_left_out, note_link, within
 from metadist.data.importers.pictures import FILTER, SUFFIXES, BadPicture, Decoder, natural, read, refuse
-from metadist.data.names import clean, note_cleaned, note_lookalikes
+from metadist.data.importers.names import clean, note_cleaned, note_lookalikes
 from metadist.data.notes import Notes, shown
 from metadist.data.splits import FRACTIONS, divide, split_named
 from metadist.data.table import Field

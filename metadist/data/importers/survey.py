@@ -12,7 +12,7 @@ import pyarrow as pa
 from metadist.core.errors import InputError
 from metadist.data.importers.arrays import numbers, strings
 from metadist.data.importers.columns import Rows
-from metadist.data.names import note_lookalikes
+from metadist.data.importers.names import note_lookalikes
 from metadist.data.notes import Notes, shown
 
 Kind = Literal["classes", "labelled", "values"]

@@ -14,7 +14,7 @@ import numpy as np
 from metadist.core.errors import InputError
 from metadist.core.task import Split
 from metadist.data.importers.delimited import LINE_BYTES, limited_lines, open_text, sniff, suffix
-from metadist.data.names import clean, note_cleaned, note_lookalikes
+from metadist.data.importers.names import clean, note_cleaned, note_lookalikes
 from metadist.data.notes import Notes, shown
 from metadist.data.splits import FRACTIONS, did_you_mean, divide, split_named
 from metadist.data.table import Field
