@@ -1,4 +1,4 @@
-"""Few-shot data on disk: grouped Arrow tables, the sources that draw tasks from them, and the importers that write them."""
+"""Few-shot data on disk: grouped Arrow tables, sources that draw tasks from them, and importers that write them."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

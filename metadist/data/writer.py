@@ -55,6 +55,12 @@ class About:
     notes: Notes = field(default_factory=Notes)
 
 
+def options_of(importer: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """How a dataset was imported: the arguments of an importer but where from, where to, and what it shows."""
+    others = ("source", "out", "overwrite", "progress")
+    return {"importer": importer} | {name: value for name, value in arguments.items() if name not in others}
+
+
 @contextmanager
 def staging(out: str | Path, overwrite: bool) -> Iterator[Path]:
     """A scratch directory beside `out` that becomes `out` when the block ends, and vanishes if it raises.

@@ -14,7 +14,7 @@ from metadist.data.importers.pictures import FILE_BYTES, FILTER, SUFFIXES, Decod
 from metadist.data.notes import Notes, shown
 from metadist.data.splits import FRACTIONS, divide, split_named
 from metadist.data.table import Field
-from metadist.data.writer import About, DatasetWriter, Group, Progress, staging
+from metadist.data.writer import About, DatasetWriter, Group, Progress, options_of, staging
 
 Classes = dict[str, list[Path]]
 
@@ -31,17 +31,30 @@ def images(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Path:
-    """Import a folder of class folders, or of split folders (train / val, valid or validation / test) holding them.
+    """Import your own images, a folder per class.
 
-    Field `image`: uint8 (C, H, W) with `size` = (H, W), scale 1/255, resized by Lanczos without keeping the aspect
-    ratio. Without split folders the classes are divided by `fractions` (train, validation, test) and `seed`. Files
-    that are hidden, made by a tool, or no pictures by their suffix are left out, and noted. Pictures that cannot be
-    read are refused, all in one message, or with `skip_bad` left out and noted.
+    Pictures become uint8 (C, H, W), scale 1/255, resized by Lanczos without keeping the aspect ratio, as field `image`.
+    Without split folders the classes are divided at random. Files that are hidden, made by a tool, or no pictures by
+    their suffix are left out, and noted. Pictures that cannot be read are refused, all in one message.
+
+    Args:
+        source: folder with a folder per class, or train/, validation/ and test/ with a folder per class each.
+        out: directory to write.
+        size: height and width, pixels.
+        mode: three channels, or one.
+        fractions: of the classes, for train, validation and test.
+        seed: of the random split.
+        skip_bad: leave out what cannot be used, and say how much.
+        overwrite: replace a dataset that is there.
+        progress: called now and then with the rows written so far and in all.
+
+    Example:
+        metadist data images --source birds --size 84 84 --out data/birds
     """
+    options = options_of("images", locals())
     source, notes = Path(source), Notes()
     if mode not in ("color", "gray") or len(size) != 2 or min(size) < 1:
         raise InputError(f"images takes mode color or gray and a size (height, width) in pixels; not {mode!r}, {size}")
-    options = {"importer": "images", "size": list(size), "mode": mode, "fractions": list(fractions), "seed": seed}
     with staging(out, overwrite) as directory:
         classes, splits = _classes(source, notes)
         splits = splits or divide(classes, fractions, seed)
@@ -59,7 +72,7 @@ def images(
                 "classes",
                 str(source),
                 "as its source says",
-                options | {"skip_bad": skip_bad},
+                options,
                 {"filter": FILTER},
                 notes,
             ),
@@ -99,7 +112,7 @@ def _classes(source: Path, notes: Notes) -> tuple[Classes, dict[str, Split]]:
     folders = _folders(source, source, notes)
     if not folders:
         raise InputError(f"{source} holds no class folders; make one folder of pictures per class")
-    named = {folder: split_named(folder.name) for folder in folders}
+    named: dict[Path, Split | None] = {folder: split_named(folder.name) for folder in folders}
     stray = [folder.name for folder, split in named.items() if not split]
     if stray and len(stray) < len(folders):
         raise InputError(

@@ -18,7 +18,7 @@ from metadist.data.importers.pictures import FILE_BYTES, FILTER, Decoder, Pictur
 from metadist.data.notes import Notes, shown
 from metadist.data.splits import deal, shuffled
 from metadist.data.table import Field
-from metadist.data.writer import About, DatasetWriter, Group, Progress, staging
+from metadist.data.writer import About, DatasetWriter, Group, Progress, options_of, staging
 
 PARTS = {"images_background": 964, "images_evaluation": 659}
 PAPER_COUNTS = (1100, 100, 423)
@@ -40,14 +40,28 @@ def omniglot(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Path:
-    """Import the official images_background and images_evaluation (zips, or folders) that lie in `source`.
+    """Import Omniglot, drawings of 1,623 characters (Lake 2015).
 
     Field `image`: uint8 (1, size, size), ink 255 on 0, scale 1/255, resized from 105 x 105 by Lanczos. Groups are
-    "Alphabet/characterNN", parents the alphabets. `split="paper"` draws 1100 / 100 / 423 characters at random (Vinyals
-    2016's 1200 train with 100 held out for validation); `"lake"` keeps the background alphabets for train, 5 of the 30
-    for validation, and tests on the evaluation alphabets. `rotations` adds each character turned counter-clockwise by
-    90, 180 and 270 degrees as classes "Alphabet/characterNN/rot90" of the same split.
+    "Alphabet/characterNN", parents the alphabets. Split "paper" draws 1100 / 100 / 423 characters at random (Vinyals
+    2016's 1200 train with 100 held out for validation); "lake" keeps the background alphabets for train, 5 of the 30
+    for validation, and tests on the evaluation alphabets. Rotations add each character turned counter-clockwise as
+    classes "Alphabet/characterNN/rot90" (180, 270) of the same split.
+
+    Args:
+        source: folder with the official images_background.zip and images_evaluation.zip, or the folders in them.
+        out: directory to write.
+        split: 1200 random characters to train and validate on, or the official two halves.
+        rotations: characters turned by 90, 180 and 270 degrees as further classes.
+        size: pixels.
+        seed: of the random split.
+        overwrite: replace a dataset that is there.
+        progress: called now and then with the rows written so far and in all.
+
+    Example:
+        metadist data omniglot --source DOWNLOADS --out data/omniglot
     """
+    options = options_of("omniglot", locals())
     source, notes = Path(source), Notes()
     if split not in ("paper", "lake") or rotations not in ("none", "train", "all") or size < 1:
         raise InputError(
@@ -58,7 +72,6 @@ def omniglot(
         background, evaluation = (_characters(source, part, count, notes) for part, count in PARTS.items())
         characters = {**background, **evaluation}
         groups = _groups(characters, _splits(background, evaluation, split, seed), rotations)
-        options = {"importer": "omniglot", "split": split, "rotations": rotations, "size": size, "seed": seed}
         about = About("classes", f"Omniglot ({source})", "MIT", options, {"filter": FILTER}, notes)
         field = Field("image", "input", "uint8", (1, size, size), scale=1 / 255)
         writer = DatasetWriter(directory, [field], groups, about, progress=progress)

@@ -114,7 +114,9 @@ class Asked:
 
 def _lacking(known: np.ndarray) -> np.ndarray:
     """Which rows lack a value or an element of it, bool [n]; lists without a width are all absent."""
-    return ~known.all(axis=tuple(range(1, known.ndim))) if known.shape[1:] != (0,) else np.ones(len(known), bool)
+    if known.shape[1:] == (0,):
+        return np.ones(len(known), bool)
+    return np.asarray(~known.all(axis=tuple(range(1, known.ndim))))
 
 
 def _columns(pieces: list[str], rows: Rows) -> tuple[str, ...]:

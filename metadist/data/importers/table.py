@@ -16,7 +16,7 @@ from metadist.data.importers.table_files import Rows
 from metadist.data.notes import Notes, shown
 from metadist.data.splits import FRACTIONS, divide, split_named
 from metadist.data.table import Field
-from metadist.data.writer import About, DatasetWriter, Group, Progress, staging
+from metadist.data.writer import About, DatasetWriter, Group, Progress, options_of, staging
 
 MASK = "_mask"
 ROUNDING = 1e-13  # deviations below this part of the mean are what rounding leaves of a constant
@@ -43,29 +43,45 @@ def table(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Path:
-    """Import a Parquet, CSV, TSV or Arrow file, or a folder of files of one of these formats.
+    """Import your own table (Parquet, CSV, TSV or Arrow).
 
-    Memory is bounded by a few of the source's own blocks (Parquet row groups, say). `inputs` and `targets` are columns
-    (numbers, or equally long lists of numbers), taken as they are: integers stay integers, for embeddings.
-    "name=colA,colB" stacks columns to a vector of floats, and an input "name=column" is such a vector too; a target
-    "name=column" only gets a new name. Without targets the groups are the classes (kind "classes"); integer, bool and
-    text targets make kind "labelled" (int64; texts numbered in sorted order, which `extra["names"]` keeps), float
-    targets "values". Missing inputs (null, NaN) become 0 beside an input `<name>_mask`, True where present. Groups are
-    split by `split_column`, else by `fractions` and `seed`. Rows with the same value of `share` share their inputs.
-    Rows without a group or target, or with an infinite value, are refused, or with `skip_bad` left out and noted.
+    It is a file, or a folder of files of one format. Memory is bounded by a few of the source's own blocks (Parquet row
+    groups, say). Columns are numbers, or equally long lists of numbers, taken as they are: integers stay integers, for
+    embeddings. "NAME=COL,COL" stacks columns to a vector of floats, and an input "NAME=COL" is such a vector too; a
+    target "NAME=COL" only gets a new name. Without targets the groups are the classes (kind "classes"); integer, bool
+    and text targets make kind "labelled" (int64; texts numbered in sorted order, which `extra["names"]` keeps), float
+    targets "values". Missing inputs (null, NaN) become 0 beside an input `NAME_mask`, True where present. Rows without
+    a group or target, or with an infinite value, are refused.
 
-    `standardize` shifts and scales every number by its mean and deviation over the train rows, so that `gather` yields
-    (value - mean) / deviation; integers become floats, and labels and booleans stay as they are. A single column keeps
-    its values and gets its field's `offset` and `scale`, whose inverse is `value / field.scale + field.offset`. The
-    elements of lists and of stacked columns are standardized one by one as they are stored;
-    `extra["standardized"][field]` has their "offset" and "scale" for the same inverse.
+    Standardized, `gather` yields (value - mean) / deviation over the train rows, and integers become floats; labels and
+    booleans stay as they are. A single column keeps its values and gets its field's `offset` and `scale`, whose inverse
+    is `value / field.scale + field.offset`. The elements of lists and of stacked columns are standardized one by one as
+    they are stored; `extra["standardized"][field]` has their "offset" and "scale" for the same inverse.
+
+    Args:
+        source: Parquet, CSV, TSV or Arrow file, or a folder of them.
+        out: directory to write.
+        group: column that says which rows belong together (class, user, target).
+        inputs: feature column, or NAME=COL,COL,... for a vector; repeat it for several inputs.
+        targets: target column(s); without one the group is the class.
+        parent: column with the group's superclass.
+        split_column: column that says train, validation or test.
+        fractions: of the groups, for train, validation and test, where no column says it.
+        seed: of the random split.
+        kind: of the dataset; by default by the target's type.
+        share: column whose equal values share their inputs, stored once.
+        standardize: shift and scale every number by its mean and deviation in train; integers become floats.
+        skip_bad: leave out what cannot be used, and say how much.
+        overwrite: replace a dataset that is there.
+        progress: called now and then with the rows written so far and in all.
+
+    Example:
+        metadist data table --source visits.parquet --group user --input x=age,income --target clicked --out data/visits
     """
+    options = options_of("table", locals())
     source, notes = Path(source), Notes()
     if not inputs:
         raise InputError(f"no input column of {source} was named; name at least one")
-    options = {"importer": "table", "group": group, "inputs": list(inputs), "targets": list(targets), "parent": parent}
-    options |= {"split_column": split_column, "fractions": list(fractions), "seed": seed, "kind": kind}
-    options |= {"share": share, "standardize": standardize, "skip_bad": skip_bad}
     with staging(out, overwrite) as directory:
         rows = Rows(source, [name for name in (group, parent, split_column, share) if name is not None], notes)
         others = (None if name is None else rows.column(name) for name in (parent, split_column, share))

@@ -14,7 +14,14 @@ from metadist.core.errors import InputError
 from metadist.data.files import files_below, open_regular, require_regular, within
 from metadist.data.importers.arrays import common_type, plain, plain_type, types
 from metadist.data.importers.delimited import (
-    LINE_BYTES, Dialect, TextColumn, limited_lines, open_text, packed, sniff, suffix,
+    LINE_BYTES,
+    Dialect,
+    TextColumn,
+    limited_lines,
+    open_text,
+    packed,
+    sniff,
+    suffix,
 )  # fmt: skip
 from metadist.data.importers.names import clean
 from metadist.data.notes import Notes, shown

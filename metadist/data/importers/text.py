@@ -18,7 +18,7 @@ from metadist.data.notes import Faults, Notes, shown
 from metadist.data.splits import FRACTIONS, did_you_mean, divide, split_named
 from metadist.data.table import Field
 from metadist.data.tokenizer import PAD, UNKNOWN, Tokenizer, words
-from metadist.data.writer import VOCABULARY, About, DatasetWriter, Group, Progress, staging
+from metadist.data.writer import VOCABULARY, About, DatasetWriter, Group, Progress, options_of, staging
 
 DIGITS = 4300  # of a whole number, as Python reads them
 
@@ -58,13 +58,32 @@ def text(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Path:
-    """Import a .csv, .tsv, .jsonl, .ndjson or .json (one object per line) file; the arguments name its columns.
+    """Import your own texts with labels (CSV or JSON lines).
 
-    Fields `tokens`: int32 (length,) and `tokens_mask`: bool (length,), True where there is a token. The groups are the
-    labels; they are split by `split_column`, else by `fractions` and `seed`. The vocabulary (0 pad, 1 unknown) comes
-    from the train split alone and is saved as `vocabulary.json`. Texts are cut at `length` tokens, and noted. Rows
-    without a text or label are refused, all in one message, or with `skip_bad` left out and noted.
+    The suffix is .csv, .tsv, .jsonl, .ndjson or .json (one object per line). Fields `tokens`: int32 (length,) and
+    `tokens_mask`: bool (length,), True where there is a token. The groups are the labels. The vocabulary (0 pad, 1
+    unknown) comes from the train split alone and is saved as `vocabulary.json`. Rows without a text or label are
+    refused, all in one message.
+
+    Args:
+        source: CSV or JSON lines file.
+        out: directory to write.
+        text: column with the text.
+        label: column with the class.
+        parent: column with the class's superclass.
+        length: tokens kept of each text.
+        vocabulary_size: the most pieces of words that are told apart.
+        split_column: column that says train, validation or test.
+        fractions: of the labels, for train, validation and test, where no column says it.
+        seed: of the random split.
+        skip_bad: leave out what cannot be used, and say how much.
+        overwrite: replace a dataset that is there.
+        progress: called now and then with the rows written so far and in all.
+
+    Example:
+        metadist data text --source intents.jsonl --label intent --out data/intents
     """
+    options = options_of("text", locals())
     source, columns, notes = Path(source), Columns(text, label, parent, split_column), Notes()
     if length < 1 or vocabulary_size < 3:
         raise InputError(f"text takes length >= 1 and vocabulary_size >= 3; not {length} and {vocabulary_size}")
@@ -76,9 +95,6 @@ def text(
 
         tokenizer = Tokenizer.build(train_texts, vocabulary_size)
         tokenizer.save(directory / VOCABULARY)
-        options = {"importer": "text", "text": text, "label": label, "parent": parent, "length": length}
-        options |= {"vocabulary_size": vocabulary_size, "split_column": split_column}
-        options |= {"fractions": list(fractions), "seed": seed, "skip_bad": skip_bad}
         extra = {"vocabulary_size": len(tokenizer.pieces)}
         about = About("classes", str(source), "as its source says", options, extra, notes)
         fields = [Field("tokens", "input", "int32", (length,)), Field("tokens_mask", "input", "bool", (length,))]
