@@ -1,4 +1,4 @@
-"""Few-shot data on disk: grouped Arrow tables, and the importers that write them (`metadist.data.importers`)."""
+"""Few-shot data on disk: grouped Arrow tables, sources that draw tasks from them, and importers that write them."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -8,43 +8,24 @@ if TYPE_CHECKING:
     from metadist.data.online import Stream
     from metadist.data.shapes import Shapes, task_shapes
     from metadist.data.sources import ClassSource, LabelledSource, Source, ValueSource, sample
-    from metadist.data.summary import describe
-    from metadist.data.table import Dataset, Field, Table, open_dataset
+    from metadist.data.table import Dataset, Field, Table, describe, open_dataset
     from metadist.data.tokenizer import Tokenizer
     from metadist.data.writer import About, DatasetWriter, Group, staging
-
-__all__ = [
-    "About",
-    "ClassSource",
-    "Dataset",
-    "DatasetWriter",
-    "Field",
-    "Group",
-    "LabelledSource",
-    "Shapes",
-    "Source",
-    "Stream",
-    "Table",
-    "Tokenizer",
-    "ValueSource",
-    "cached",
-    "describe",
-    "open_dataset",
-    "sample",
-    "staging",
-    "task_shapes",
-]
 
 _HOMES = {
     "cache": ("cached",),
     "online": ("Stream",),
     "shapes": ("Shapes", "task_shapes"),
     "sources": ("ClassSource", "LabelledSource", "Source", "ValueSource", "sample"),
-    "summary": ("describe",),
-    "table": ("Dataset", "Field", "Table", "open_dataset"),
+    "table": ("Dataset", "Field", "Table", "describe", "open_dataset"),
     "tokenizer": ("Tokenizer",),
     "writer": ("About", "DatasetWriter", "Group", "staging"),
 }
+
+__all__ = [
+    "About", "ClassSource", "Dataset", "DatasetWriter", "Field", "Group", "LabelledSource", "Shapes", "Source", "Stream",
+    "Table", "Tokenizer", "ValueSource", "cached", "describe", "open_dataset", "sample", "staging", "task_shapes",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

@@ -11,13 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from metadist.core.errors import InputError
-from metadist.data import fields, splits, table, writer
-from metadist.data.importers.digits import digits
-from metadist.data.importers.sinusoid import sinusoid
+from metadist.data import importers, splits, table, writer
 from metadist.data.splits import did_you_mean
 from metadist.data.table import FORMAT_VERSION
-
-FAMILIES: dict[str, Callable[..., Path]] = {"digits": digits, "sinusoid": sinusoid}
 
 
 def cached(family: str, options: Mapping[str, Any] | None = None) -> Path:
@@ -27,42 +23,43 @@ def cached(family: str, options: Mapping[str, Any] | None = None) -> Path:
     and the importer's code: a changed importer builds anew. Processes may race: each builds aside, one rename wins, the
     others discard theirs. Raises InputError on an unknown family or option.
     """
-    if family not in FAMILIES:
-        raise InputError(
-            f"{family!r} is no built-in data set{did_you_mean(family, FAMILIES)}; take {' or '.join(FAMILIES)}"
-        )
-    build = FAMILIES[family]
-    known = {name: parameter.default for name, parameter in inspect.signature(build).parameters.items()}
-    for name in ("out", "overwrite", "progress"):
-        known.pop(name)
     options = options or {}
+    defaults = {name: _defaults(getattr(importers, name)) for name in importers.__all__}
+    families = [name for name, known in defaults.items() if "source" not in known]
+    if family not in families:
+        hint = did_you_mean(family, families)
+        raise InputError(f"{family!r} is no built-in data set{hint}; take {' or '.join(families)}")
+    build, known = getattr(importers, family), defaults[family]
     for name in options:
         if name not in known:
             raise InputError(f"{family} has no option {name!r}{did_you_mean(name, known)}; it has {', '.join(known)}")
         if isinstance(known[name], int | str) and type(options[name]) is not type(known[name]):
             raise InputError(f"{family}: {name}={options[name]!r} should be a {type(known[name]).__name__}")
     chosen = {**known, **options}
-    key = hashlib.sha256(json.dumps([FORMAT_VERSION, chosen, _version(build)], sort_keys=True).encode()).hexdigest()[
-        :16
-    ]
+    content = json.dumps([FORMAT_VERSION, chosen, _version(build)], sort_keys=True)
+    place = f"{family}-{hashlib.sha256(content.encode()).hexdigest()[:16]}"
     root = Path(os.environ.get("METADIST_CACHE") or Path.home() / ".cache" / "metadist")
-    final = root / f"{family}-{key}"
+    final, aside = root / place, root / f".{place}.{secrets.token_hex(4)}"
     if final.is_dir():
         return final
     root.mkdir(parents=True, exist_ok=True)
-    own = root / f".{family}-{key}.{secrets.token_hex(4)}"
-    build(own, **chosen)
+    build(aside, **chosen)
     try:
-        os.rename(own, final)
+        os.rename(aside, final)
     except OSError:
         if not final.is_dir():
             raise
     finally:
-        shutil.rmtree(own, ignore_errors=True)
+        shutil.rmtree(aside, ignore_errors=True)
     return final
+
+
+def _defaults(build: Callable[..., Path]) -> dict[str, Any]:
+    parameters = inspect.signature(build).parameters
+    return {name: p.default for name, p in parameters.items() if name not in ("out", "overwrite", "progress")}
 
 
 def _version(build: Callable[..., Path]) -> str:
     """Stands for the code that decides what an importer writes: its own module, the draws and splits, the writer."""
-    modules = (inspect.getmodule(build), splits, writer, table, fields)
+    modules = (inspect.getmodule(build), splits, writer, table)
     return hashlib.sha256("".join(inspect.getsource(module) for module in modules if module).encode()).hexdigest()

@@ -23,46 +23,55 @@ def made_by_tool(name: str, *, thumbnails: bool = False) -> bool:
     return name.startswith((".", "~$")) or lower in MADE_BY_TOOLS or (thumbnails and lower in THUMBNAILS)
 
 
+class Unreadable(InputError):
+    """A file or folder that cannot be read: `why`, in words that follow its path."""
+
+    def __init__(self, path: Path, why: str | Exception, remedy: str) -> None:
+        if isinstance(why, Exception):
+            why = f"cannot be read ({getattr(why, 'strerror', None) or why})"
+        super().__init__(f"{shown(path)} {why}; {remedy}")
+        self.why = why
+
+
 def require_regular(path: Path) -> None:
-    """Raises InputError where opening the path could block or never end: a pipe, a device, a socket, a folder."""
+    """Raises Unreadable where opening the path could block or never end: a pipe, a device, a socket, a folder."""
     try:
         mode = os.stat(path).st_mode
     except (OSError, ValueError) as error:
-        why = getattr(error, "strerror", None) or error
-        raise InputError(f"{shown(path)} cannot be read ({why}); check the path and its permissions") from error
+        raise Unreadable(path, error, "check the path and its permissions") from error
     if not stat.S_ISREG(mode):
         kinds = ((stat.S_ISFIFO, "a pipe"), (stat.S_ISDIR, "a folder"), (stat.S_ISSOCK, "a socket"))
         kind = next((name for test, name in kinds if test(mode)), "a device")
-        raise InputError(f"{shown(path)} is {kind} and no regular file; remove it or put the file itself there")
+        raise Unreadable(path, f"is {kind} and no regular file", "remove it or put the file itself there")
 
 
 def open_regular(path: Path) -> BinaryIO:
-    """A regular file, opened for reading. Raises InputError for anything else, without blocking."""
+    """A regular file, opened for reading. Raises Unreadable for anything else, without blocking."""
     require_regular(path)
     try:
         return open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
     except OSError as error:
-        raise InputError(f"{shown(path)} cannot be read ({error.strerror}); check its permissions") from error
+        raise Unreadable(path, error, "check its permissions") from error
 
 
 def read_regular(path: Path, limit: int) -> bytes:
-    """All bytes of a regular file of at most `limit` bytes; raises InputError for anything else."""
+    """All bytes of a regular file of at most `limit` bytes; raises Unreadable for anything else."""
     with open_regular(path) as file:
         try:
             data = file.read(limit + 1)
         except OSError as error:
-            raise InputError(f"{shown(path)} cannot be read ({error.strerror}); check the disk") from error
+            raise Unreadable(path, error, "check the disk") from error
     if len(data) > limit:
-        raise InputError(f"{shown(path)} is longer than {limit >> 20} MiB; give a smaller file")
+        raise Unreadable(path, f"is longer than {limit >> 20} MiB", "give a smaller file")
     return data
 
 
 def entries(folder: Path) -> list[Path]:
-    """What lies directly in a folder, sorted by name. Raises InputError when it cannot be listed."""
+    """What lies directly in a folder, sorted by name. Raises Unreadable when it cannot be listed."""
     try:
         return sorted(folder.iterdir())
     except OSError as error:
-        raise InputError(f"{shown(folder)} cannot be listed ({error.strerror}); check its permissions") from error
+        raise Unreadable(folder, error, "check its permissions") from error
 
 
 def files_below(folder: Path, root: Path, notes: Notes) -> Iterator[Path]:
@@ -83,8 +92,7 @@ def files_below(folder: Path, root: Path, notes: Notes) -> Iterator[Path]:
             elif path.is_dir():
                 folders.append(path)
             else:
-                if linked:
-                    note_link(path, root, notes)
+                note_link(path, root, notes)
                 yield path
 
 
@@ -97,7 +105,7 @@ def note_left_out(path: Path, root: Path, notes: Notes) -> None:
 
 
 def note_link(path: Path, root: Path, notes: Notes) -> None:
-    """Say that a link leads out of the source, where it does."""
+    """Say that a path is a link out of the source, where it is."""
     target = os.path.realpath(path)
     if path.is_symlink() and not Path(target).is_relative_to(os.path.realpath(root)):
         example = f"{within(path, root)} -> {shown(target)}"

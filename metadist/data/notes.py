@@ -1,6 +1,12 @@
 """What an import left out, merged, filled in, cut or scaled: said at its end and kept with the dataset."""
 
+from collections import Counter
+from pathlib import Path
 from typing import Any
+
+from metadist.core.errors import InputError
+
+NAMED = 20  # places of faults in one message
 
 
 class Notes:
@@ -16,9 +22,50 @@ class Notes:
         note = {"what": what, "count": 0, "why": why, "example": example, "remedy": remedy}
         self._notes.setdefault((what, why), note)["count"] += count
 
-    def told(self) -> list[dict[str, Any]]:
+    def as_list(self) -> list[dict[str, Any]]:
         """The notes as plain values: what, count, why, example, remedy."""
         return list(self._notes.values())
+
+
+class Faults:
+    """Pictures or lines that cannot be used: refused in one sentence for all of them, or left out and noted."""
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+        self._counts: Counter[str] = Counter()  # by what is wrong
+        self._places: dict[str, list[str]] = {}  # the first of each
+
+    def add(self, where: str, why: str) -> None:
+        """Note that what is at a place ("line 3", "ant/1.png") cannot be used ("is not JSON")."""
+        self._counts[why] += 1
+        if self._counts[why] <= NAMED:
+            self._places.setdefault(why, []).append(where)
+
+    @property
+    def count(self) -> int:
+        return self._counts.total()
+
+    def refuse(self, source: Path, total: int, remedy: str) -> None:
+        """Raise one InputError for all of them, where there are any, of `total` pictures or lines."""
+        if self.count == 1:
+            ((why, (where,)),) = self._places.items()
+            raise InputError(f"{where} of {shown(source)} {why}; {remedy}")
+        if self.count:
+            rest, named = NAMED, []
+            for why, places in self._places.items():
+                if rest > 0:
+                    named.append(f"{', '.join(places[:rest])} ({why.removeprefix('is ')})")
+                    rest -= len(places)
+            more = f" and {self.count - NAMED} more" if self.count > NAMED else ""
+            raise InputError(
+                f"{self.count} of {total} {self.what} in {shown(source)} cannot be used: {', '.join(named)}{more}; "
+                f"for each: {remedy}"
+            )
+
+    def note(self, notes: Notes, remedy: str) -> None:
+        """Note that they are left out."""
+        for why, count in self._counts.items():
+            notes.add(f"{self.what} left out", f"each {why}", self._places[why][0], remedy, count)
 
 
 def sentence(note: dict[str, Any]) -> str:

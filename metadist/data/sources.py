@@ -15,21 +15,44 @@ from metadist.data import Table
 
 
 class Source(Protocol):
-    """What a user's own `module:Class` must offer. It is built as `Class(seed=..., **options)`, once per process.
+    """A pure function TaskId -> Task; what a user's own `data.source: module:Class` must offer.
 
-    Calling it twice with one TaskId must give the same arrays: draw from `metadist.Draws(seed, task_id)`. Every task
-    has the same array shapes. `outputs` is how many outputs a model needs (ways, or target values).
+    It is built as `Class(seed=..., **options)`, once per process. Calling it twice with one TaskId must give the same
+    arrays, in any process: draw from `metadist.Draws(seed, task_id)`, never from global state. Every task has the same
+    array shapes: support [n, ...], query [m, ...]; labels number the N ways from 0.
+
+    Example:
+        >>> class Lines:
+        ...     outputs = 1
+        ...     def __init__(self, seed: int):
+        ...         self.seed = seed
+        ...     def __call__(self, task_id: TaskId) -> Task:
+        ...         draws = Draws(self.seed, task_id)
+        ...         slope, x = draws.uniform(1), draws.uniform(20).reshape(-1, 1)
+        ...         return Task.of(x[:5], slope * x[:5], x[5:], slope * x[5:])
     """
 
     @property
-    def outputs(self) -> int: ...
+    def outputs(self) -> int:
+        """How many outputs a model needs: ways, or target values."""
+        ...
 
     def __call__(self, task_id: TaskId) -> Task: ...
 
 
 @dataclass(frozen=True)
 class TableSource(ABC):
-    """K support and Q query examples (per label, where there are labels) of the groups of a table."""
+    """K support and Q query examples (per label, where there are labels) of the groups of a table.
+
+    Args:
+        tables: a table per split, as `open_dataset(path).splits`.
+        shots: K, support examples per label (per task in `ValueSource`).
+        queries: Q, query examples likewise; the support set does not depend on it.
+        seed: of the draws; a task is a function of (seed, TaskId, data).
+
+    Raises:
+        InputError: at the first task of a split that the data lacks, or has too few groups or rows for.
+    """
 
     tables: Mapping[Split, Table] = field(repr=False)
     shots: int
@@ -100,8 +123,18 @@ class TableSource(ABC):
 class ClassSource(TableSource):
     """N-way K-shot classification where the groups of a table are the classes (scheme `classes`).
 
-    A task draws N groups (of one parent, if `within_parent`) and K + Q rows of each; the groups come in random order,
-    so that labels 0..N-1 carry no identity. support [N*K, ...], query [N*Q, ...], ordered by label.
+    A task draws N groups and K + Q rows of each; the groups come in random order, so that labels 0..N-1 carry no
+    identity. support [N*K, ...], query [N*Q, ...], ordered by label.
+
+    Args:
+        tables, shots, queries, seed: as `TableSource`.
+        ways: N.
+        within_parent: draw all N groups from one parent (characters of one alphabet, say).
+
+    Example:
+        >>> source = ClassSource(open_dataset("data/digits").splits, shots=1, queries=15, seed=0, ways=3)
+        >>> source(TaskId("train", step=0, index=0)).query.targets[0].shape
+        (45,)
     """
 
     ways: int = field(kw_only=True)
@@ -117,7 +150,8 @@ class ClassSource(TableSource):
         if self.within_parent:
             if table.parents is None:
                 raise InputError("task.within_parent needs data with parents, and this has none: set it to false")
-            pools = [groups[table.parents[groups] == parent] for parent in np.unique(table.parents)]
+            ordered = groups[np.argsort(table.parents[groups], kind="stable")]
+            pools = np.split(ordered, np.flatnonzero(np.diff(table.parents[ordered])) + 1)
         pools = [pool for pool in pools if len(pool) >= self.ways]
         if not pools:
             raise InputError(
@@ -136,11 +170,24 @@ class ClassSource(TableSource):
 
 @dataclass(frozen=True)
 class LabelledSource(TableSource):
-    """Classification where one group (a user, a device) is the task, its rows bring the labels (scheme `labelled`).
+    """Classification where one group (a user, a device) is the task and its rows bring the labels (scheme `labelled`).
 
-    A task draws a group that has N labels with K + Q rows each, N of those labels, and K + Q rows of each. With
-    `permute_labels` they are numbered in random order, so that a label means nothing beyond its task; without it they
-    keep the table's order, which suits labels that mean the same for every group.
+    A task draws a group that has N labels with K + Q rows each, N of those labels, and K + Q rows of each.
+    support [N*K, ...], query [N*Q, ...], ordered by label.
+
+    Args:
+        tables, shots, queries, seed: as `TableSource`; the tables have one target field, of whole numbers.
+        ways: N.
+        permute_labels: number the labels in random order, so that a label means nothing beyond its task; without it
+            they keep the table's order, which suits labels that mean the same for every group.
+
+    Raises:
+        InputError: when built, where the tables have no such target; else as `TableSource`.
+
+    Example:
+        >>> source = LabelledSource(open_dataset("data/visits").splits, shots=5, queries=10, seed=0, ways=2)
+        >>> source(TaskId("train", 0, 0)).support.targets[0]
+        array([0, 0, 0, 0, 0, 1, 1, 1, 1, 1])
     """
 
     ways: int = field(kw_only=True)
@@ -159,11 +206,8 @@ class LabelledSource(TableSource):
         return self.ways
 
     def eligible(self, split: Split, table: Table) -> list[np.ndarray]:
-        known, labels = np.unique(_labels(table), return_inverse=True)
-        span = len(known)
-        pairs, rows = np.unique(np.arange(len(table.counts)).repeat(table.counts) * span + labels, return_counts=True)
-        ways = np.bincount(pairs[rows >= self._needed] // span, minlength=len(table.counts))
-        groups = np.flatnonzero(ways >= self.ways)
+        groups, rows = table.label_counts
+        groups = np.flatnonzero(np.bincount(groups[rows >= self._needed]) >= self.ways)
         if not len(groups):
             raise InputError(
                 f"no group of split {split!r} has {self.ways} labels with the {self._needed} rows that {self.shots} "
@@ -174,7 +218,7 @@ class LabelledSource(TableSource):
     def rows(self, table: Table, pool: np.ndarray, draws: Draws) -> list[list[int]]:
         group = pool[draws.below(len(pool))]
         start = int(table.starts[group])
-        labels = _labels(table)[start : start + int(table.counts[group])]
+        labels = table.column(_target(table))[start : start + int(table.counts[group])]
         values, counts = np.unique(labels, return_counts=True)
         values = values[counts >= self._needed]
         places = draws.choose(len(values), self.ways)
@@ -187,8 +231,21 @@ class LabelledSource(TableSource):
 
 @dataclass(frozen=True)
 class ValueSource(TableSource):
-    """Regression where one group is the task (scheme `values`): K support and Q query rows of one group, with their
-    own targets. support [K, ...], query [Q, ...]."""
+    """Regression where one group is the task (scheme `values`): K support and Q query rows with their own targets.
+
+    support [K, ...], query [Q, ...].
+
+    Args:
+        tables, shots, queries, seed: as `TableSource`; the tables have target fields.
+
+    Raises:
+        InputError: when built, where the tables have no target; else as `TableSource`.
+
+    Example:
+        >>> source = ValueSource(open_dataset("data/sinusoid").splits, shots=5, queries=10, seed=0)
+        >>> source(TaskId("train", 0, 0)).support.targets[0].shape
+        (5, 1)
+    """
 
     def __post_init__(self) -> None:
         if not all(any(f.role == "target" for f in table.fields) for table in self.tables.values()):
@@ -218,5 +275,5 @@ def sample(source: Source, task_ids: Sequence[TaskId]) -> Sequence[Task]:
     return source.sample(task_ids) if isinstance(source, TableSource) else [source(task_id) for task_id in task_ids]
 
 
-def _labels(table: Table) -> np.ndarray:
-    return table.column(next(f.name for f in table.fields if f.role == "target"))
+def _target(table: Table) -> str:
+    return next(field.name for field in table.fields if field.role == "target")

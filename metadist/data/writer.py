@@ -11,7 +11,6 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from dataclasses import fields as dataclass_fields
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +19,23 @@ import pyarrow as pa
 
 from metadist.core.errors import InputError
 from metadist.core.task import SPLITS, Split
+from metadist.data.duplicates import note_equal_rows
 from metadist.data.notes import Notes, shown
-from metadist.data.repeats import NameRow, fingerprint, note_across, note_within
 from metadist.data.table import BLOCK_BYTES, FORMAT_VERSION, KEY, NEEDS, SHARED, Field, digest_of
 
 Progress = Callable[[int, int], None]
 """Called now and then with the rows written so far and the rows in all."""
 
 VOCABULARY = "vocabulary.json"
+ADDED_BYTES = 1 << 20  # of single rows, written at once
 _OURS = {*(f"{split}.arrow" for split in SPLITS), SHARED, VOCABULARY}
 _RESERVED = ("group", "parent", "index")
 
 
 @dataclass(frozen=True)
 class Group:
+    """The rows that belong together: a class, a user, a function."""
+
     name: str
     split: Split
     rows: int
@@ -42,8 +44,8 @@ class Group:
 
 @dataclass(frozen=True)
 class About:
-    """What a dataset says of itself. `options` is how it was imported, `extra` what it takes to read its fields,
-    `notes` what the import left out, merged, filled in, cut or scaled."""
+    """What a dataset says of itself. `kind` is "classes", "labelled" or "values"; `options` is how it was imported,
+    `extra` what it takes to read its fields, `notes` what the import left out, merged, filled in, cut or scaled."""
 
     kind: str
     source: str
@@ -51,6 +53,12 @@ class About:
     options: dict[str, Any]
     extra: dict[str, Any] = field(default_factory=dict)
     notes: Notes = field(default_factory=Notes)
+
+
+def options_of(importer: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """How a dataset was imported: the arguments of an importer but where from, where to, and what it shows."""
+    others = ("source", "out", "overwrite", "progress")
+    return {"importer": importer} | {name: value for name, value in arguments.items() if name not in others}
 
 
 @contextmanager
@@ -103,7 +111,27 @@ def _check_free(out: Path, overwrite: bool) -> None:
 class DatasetWriter:
     """Fills a directory (see `staging`) with the tables of the given groups.
 
-    Construct it with what the first pass found, `add` every row once in any order, then `finish`.
+    Construct it with what the first pass found, add every row once in any order, then `finish`.
+
+    Args:
+        directory: where the Arrow files and, until `finish`, scratch files of the same size are written.
+        fields: of each row; shared ones have one value per distinct item, which rows point to.
+        groups: with their split and number of rows; numbered in this order.
+        about: what the dataset says of itself.
+        shared_rows: number of distinct items, where there are shared fields.
+        progress: called now and then with the rows written so far and in all.
+        name_row: what to call row r of group g in a note.
+
+    Raises:
+        InputError: groups or fields no dataset can have, too little disk; rows that do not match the first pass.
+
+    Example:
+        >>> with staging("data/mine", overwrite=False) as directory:
+        ...     groups = [Group("cat", "train", 2), Group("dog", "test", 1)]
+        ...     fields = [Field("x", "input", "float32", (3,))]
+        ...     writer = DatasetWriter(directory, fields, groups, About("classes", "made up", "none", {}))
+        ...     writer.add(np.array([0, 1, 0]), {"x": np.zeros((3, 3))})
+        ...     writer.finish()
     """
 
     def __init__(
@@ -115,19 +143,19 @@ class DatasetWriter:
         *,
         shared_rows: int = 0,
         progress: Progress | None = None,
-        name_row: NameRow | None = None,
+        name_row: Callable[[int, int], str] | None = None,
     ) -> None:
         self.directory, self.about, self.progress = directory, about, progress
         self._name_row = name_row or (lambda group, row: f"row {row + 1} of {shown(groups[group].name)!r}")
-        self.fields = tuple(fields)
-        self.groups = groups
-        self.num_rows = sum(group.rows for group in groups)
-        self._order = sorted(range(len(groups)), key=lambda g: (SPLITS.index(groups[g].split), groups[g].name))
+        self.fields, self.groups = tuple(fields), groups
+        self.numbers = {group.name: number for number, group in enumerate(groups)}
         self._check(shared_rows)
-        sizes = np.array([groups[g].rows for g in self._order], dtype=np.int64)
-        self._cursor = np.empty(len(groups), dtype=np.int64)  # next free row of each group, numbered over all splits
-        self._cursor[self._order] = np.cumsum(sizes) - sizes
-        self._ends = self._cursor + np.array([group.rows for group in groups], dtype=np.int64)
+        self._order = sorted(range(len(groups)), key=lambda g: (SPLITS.index(groups[g].split), groups[g].name))
+        self._counts = [groups[g].rows for g in self._order]
+        self.num_rows = sum(self._counts)
+        self._ends = np.empty(len(groups), dtype=np.int64)
+        self._ends[self._order] = np.cumsum(self._counts)
+        self._cursor = self._ends - [group.rows for group in groups]  # next free row of each group, over all splits
         shapes = {f.name: (np.dtype(f.dtype), (shared_rows if f.shared else self.num_rows, *f.shape)) for f in fields}
         if shared_rows:
             shapes["index"] = (np.dtype(np.int64), (self.num_rows,))
@@ -136,8 +164,9 @@ class DatasetWriter:
             raise InputError(
                 f"{directory.parent} has {free / 1e9:.1f} GB free and this needs {need / 1e9:.1f} GB there"
             )
-        self._raw = {name: self._scratch(name, dtype, shape) for name, (dtype, shape) in shapes.items()}
+        self._raw = {name: self._scratch(*shape) for name, shape in shapes.items()}
         self._seen = np.zeros(shared_rows, dtype=bool)
+        self._block: list[tuple[int, Mapping[str, np.ndarray]]] = []
         self._done = 0
 
     def add(self, groups: np.ndarray, values: Mapping[str, np.ndarray]) -> None:
@@ -156,6 +185,18 @@ class DatasetWriter:
         self._done += len(groups)
         if self.progress is not None:
             self.progress(self._done, self.num_rows)
+
+    def add_row(self, group: str, values: Mapping[str, np.ndarray]) -> None:
+        """Write one row of a group, [*shape] per field; many are written at once."""
+        self._block.append((self.numbers[group], values))
+        if len(self._block) * sum(value.nbytes for value in values.values()) >= ADDED_BYTES:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._block:
+            numbers, rows = zip(*self._block, strict=True)
+            self._block = []
+            self.add(np.array(numbers), {name: np.stack([row[name] for row in rows]) for name in rows[0]})
 
     def add_shared(self, items: np.ndarray, values: Mapping[str, np.ndarray]) -> int | None:
         """Write the shared fields of `items` (int64 [n], repeats allowed). Returns the place in `items` of one whose
@@ -176,16 +217,16 @@ class DatasetWriter:
         """Write the Arrow files and drop the scratch files. Raises InputError when rows are missing.
 
         Equal rows of a group and, where groups are classes, of two groups are noted."""
+        self._flush()
         if not np.array_equal(self._cursor, self._ends) or not self._seen.all():
             raise InputError(f"{self.about.source} changed while it was being read; import it again")
-        self._note_repeats()
+        self._note_equal_rows()
         shared = tuple(f for f in self.fields if f.shared)
         if shared:
             arrays = {f.name: self._raw[f.name] for f in shared}
-            digest = digest_of(shared, (), arrays.values())
-            self._write(
-                SHARED, {"split": "shared", "counts": {"rows": len(self._seen)}, "digest": digest}, shared, {}, arrays
-            )
+            header = {"split": "shared", "counts": {"rows": len(self._seen)}}
+            header["digest"] = digest_of(shared, (), arrays.values())
+            self._write(SHARED, header, shared, {}, arrays)
         start = 0
         for split in SPLITS:
             groups = [self.groups[g] for g in self._order if self.groups[g].split == split]
@@ -197,57 +238,49 @@ class DatasetWriter:
         for file in self.directory.glob("*.raw"):
             file.unlink()
 
-    def _note_repeats(self) -> None:
-        own = [name for name in self._raw if not any(f.name == name and f.shared for f in self.fields)]
-        prints = self._scratch("prints", np.dtype(np.uint64), (self.num_rows,))
-        fingerprint([self._raw[name] for name in own], prints)
-        counts = [self.groups[g].rows for g in self._order]
-
-        def name_row(place: int, row: int) -> str:
-            return self._name_row(self._order[place], row)
-
-        note_within(prints, counts, name_row, self.about.notes)
-        if self.about.kind == "classes":
-            scratch = self._scratch("sorted", np.dtype(np.uint64), (self.num_rows,))
-            splits = [self.groups[g].split for g in self._order]
-            note_across(prints, scratch, counts, splits, name_row, self.about.notes)
+    def _note_equal_rows(self) -> None:
+        shared = {f.name for f in self.fields if f.shared}
+        columns = [data for name, data in self._raw.items() if name not in shared]
+        prints, scratch = (self._scratch(np.dtype(np.uint64), (self.num_rows,)) for _ in range(2))
+        splits = [self.groups[g].split for g in self._order] if self.about.kind == "classes" else None
+        name_row = lambda place, row: self._name_row(self._order[place], row)  # noqa: E731
+        note_equal_rows(columns, prints, scratch, self._counts, splits, name_row, self.about.notes)
 
     def _check(self, shared_rows: int) -> None:
         names = [f.name for f in self.fields]
+        source = self.about.source
         for name in names:
             if name in _RESERVED or names.count(name) > 1:
-                raise InputError(f"field {name!r} of {self.about.source} is reserved or given twice; rename it")
-        if not self.num_rows or any(group.rows < 1 for group in self.groups):
-            raise InputError(f"{self.about.source} holds no rows, or a group without rows; nothing can be imported")
-        if len({group.name for group in self.groups}) < len(self.groups):
-            raise InputError(f"{self.about.source} has a group in two splits; splits must not share groups")
+                raise InputError(f"field {name!r} of {source} is reserved or given twice; rename it")
+        if not self.groups or any(group.rows < 1 for group in self.groups):
+            raise InputError(f"{source} holds no rows, or a group without rows; nothing can be imported")
+        if len(self.numbers) < len(self.groups):
+            raise InputError(f"{source} has a group in two splits; splits must not share groups")
         if any(f.shared for f in self.fields) != bool(shared_rows):
             raise ValueError("shared fields need shared_rows, and shared_rows a shared field")
 
-    def _scratch(self, name: str, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
+    def _scratch(self, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
         number = len(list(self.directory.glob("*.raw")))
         return np.memmap(self.directory / f"{number}.raw", dtype=dtype, mode="w+", shape=shape)
 
     def _write_split(self, split: Split, groups: list[Group], rows: slice) -> None:
         counts = [group.rows for group in groups]
-        own = tuple(f for f in self.fields if not f.shared)
-        arrays = {f.name: self._raw[f.name][rows] for f in own}
-        if "index" in self._raw:
-            arrays["index"] = self._raw["index"][rows]
-        parents = [group.parent for group in groups if group.parent is not None] or None
-        if parents is not None and len(parents) < len(groups):
-            raise InputError(f"{self.about.source} names a parent for some groups only; name one for each or for none")
+        stored = tuple(f for f in self.fields if not f.shared)
+        arrays = {name: self._raw[name][rows] for name in (*(f.name for f in stored), "index") if name in self._raw}
         names = [group.name for group in groups]
         codes = {"group": self._codes(names, range(len(names)), counts)}
+        parents = [group.parent for group in groups if group.parent is not None] or None
         if parents is not None:
+            if len(parents) < len(groups):
+                raise InputError(f"{self.about.source} names a parent for some groups only; name each one or none")
             known = {parent: number for number, parent in enumerate(sorted(set(parents)))}
             codes["parent"] = self._codes(list(known), [known[parent] for parent in parents], counts)
         digest = digest_of(self.fields, (self.about.kind, names, counts, parents), arrays.values())
         header = {"split": split, "counts": {"rows": sum(counts), "groups": len(groups)}, "digest": digest}
-        self._write(f"{split}.arrow", header, own, codes, arrays)
+        self._write(f"{split}.arrow", header, stored, codes, arrays)
 
     def _codes(self, names: Sequence[str], numbers: Sequence[int], counts: Sequence[int]) -> pa.DictionaryArray:
-        codes = self._scratch("codes", np.dtype(np.int32), (sum(counts),))
+        codes = self._scratch(np.dtype(np.int32), (sum(counts),))
         start = 0
         for number, count in zip(numbers, counts, strict=True):
             codes[start : start + count] = number
@@ -268,8 +301,8 @@ class DatasetWriter:
             "version": FORMAT_VERSION,
             "needs": NEEDS,
             **header,
-            **{f.name: getattr(self.about, f.name) for f in dataclass_fields(self.about)},
-            "notes": self.about.notes.told(),
+            **vars(self.about),
+            "notes": self.about.notes.as_list(),
             "fields": [asdict(f) for f in (fields if name == SHARED else self.fields)],
             "ranges": {f.name: _range(arrays[f.name]) for f in fields},
         }

@@ -4,7 +4,6 @@ commas, and many ways to say that a value is missing."""
 import csv
 import gzip
 import io
-import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,16 +16,20 @@ import pyarrow.compute
 
 from metadist.core.errors import InputError
 from metadist.data.files import open_regular
-from metadist.data.names import MISSING, clean
+from metadist.data.importers.names import MISSING, clean
 from metadist.data.notes import Notes, shown
 
 pc: Any = pyarrow.compute  # its functions are made at run time, which type checkers do not see
 LINE_BYTES = 1 << 24
 _DELIMITERS = (",", ";", "\t", "|")
-_INTEGER = r"^[+-]?[0-9]{1,18}$"
-_LONG = r"^[+-]?[0-9]{19,}$"
-_FLOAT = r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?$|^[+-]?[iI]nf(inity)?$"
-_COMMA = r"^[+-]?[0-9]+,[0-9]+([eE][+-]?[0-9]+)?$"
+_KINDS = {  # of values; the first that matches counts
+    "integer": r"^[+-]?[0-9]{1,18}$",
+    "long": r"^[+-]?[0-9]{19,}$",
+    "float": r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?$|^[+-]?[iI]nf(inity)?$",
+    "comma": r"^[+-]?[0-9]+,[0-9]+([eE][+-]?[0-9]+)?$",
+    "bool": r"^(?i:true|false)$",
+    "text": "",
+}
 
 
 @dataclass(frozen=True)
@@ -53,9 +56,9 @@ def open_text(source: Path) -> Iterator[io.TextIOWrapper]:
     """A text file, unpacked where it ends in .gz, in the encoding of its byte order mark, else UTF-8."""
     with open_regular(source) as raw:
         file: Any = gzip.GzipFile(fileobj=raw) if packed(source) else raw
-        start = file.read(4)
+        start = file.read(2)
         file.seek(0)
-        encoding = "utf-16" if start[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+        encoding = "utf-16" if start in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
         with io.TextIOWrapper(file, encoding=encoding, newline="") as text:
             yield text
 
@@ -80,7 +83,7 @@ def sniff(source: Path, wanted: Sequence[str], notes: Notes) -> Dialect:
         encoding = file.encoding
     if any("\0" in line for line in lines):
         raise InputError(f"{shown(source)} has zero bytes and is no UTF-8 text; convert it to UTF-8")
-    if lines and re.match(r"sep=.\r?\n", lines[0]):
+    if lines and lines[0].startswith("sep=") and len(lines[0].rstrip("\r\n")) == 5:
         raise InputError(f"{shown(source)} begins with {lines[0].strip()!r}, which only Excel reads; remove that line")
     headers = {}
     for delimiter in (default, *_DELIMITERS):
@@ -93,11 +96,12 @@ def sniff(source: Path, wanted: Sequence[str], notes: Notes) -> Dialect:
     names = {clean(name) for name in wanted}
     scores = {d: (len(names & {clean(name) for name in header}), len(header)) for d, header in headers.items()}
     chosen = max(scores, key=lambda delimiter: scores[delimiter])
-    if chosen != default and scores[chosen] > scores.get(default, (0, 0)):
+    if scores[chosen] <= scores.get(default, (0, 0)):
+        chosen = default
+    if chosen != default:
         why = f"fields are separated by {chosen!r}"
         notes.add("files read in another form", why, shown(source), f"write {default!r} between the fields if not")
-        return Dialect(encoding, chosen, headers[chosen])
-    return Dialect(encoding, default, headers.get(default, []))
+    return Dialect(encoding, chosen, headers.get(chosen, []))
 
 
 def _first_record(lines: Iterator[str]) -> Iterator[str]:
@@ -111,62 +115,65 @@ def _first_record(lines: Iterator[str]) -> Iterator[str]:
 
 
 class TextColumn:
-    """What the texts of one column turn out to be, over all files: `look` at all of them, then `read` them."""
+    """The type of a column of texts, over all files: `look` at all of its values, then `read` them as the type."""
 
     def __init__(self, name: str, source: Path, notes: Notes) -> None:
         self.name, self.source, self.notes = name, source, notes
         self._seen: dict[str, str] = {}  # kinds of values, each with an example
         self._markers: Counter[str] = Counter()  # what stands where a value is missing
-        self._comma_fields = False
 
     def look(self, values: pa.Array, delimiter: str) -> None:
         """Take note of some values (strings) of a file with this delimiter."""
         texts = pc.utf8_trim_whitespace(values)
         missing = _is_missing(texts)
-        for found in pc.filter(texts, missing).value_counts().to_pylist():
-            if found["values"]:
-                self._markers[found["values"]] += found["counts"]
+        for marker in pc.filter(texts, missing).value_counts().to_pylist():
+            if marker["values"]:
+                self._markers[marker["values"]] += marker["counts"]
         texts = pc.filter(texts, pc.invert(missing)).unique()
-        for kind, pattern in (("integer", _INTEGER), ("long", _LONG), ("float", _FLOAT), ("comma", _COMMA)):
+        for kind, pattern in _KINDS.items():
             found = pc.match_substring_regex(texts, pattern)
-            self._note_kind(pc.filter(texts, found), kind)
+            self._saw(kind, pc.filter(texts, found), delimiter)
             texts = pc.filter(texts, pc.invert(found))
-        self._comma_fields |= delimiter == "," and "comma" in self._seen
-        bools = pc.is_in(pc.utf8_lower(texts), pa.array(["true", "false"]))
-        self._note_kind(pc.filter(texts, bools), "bool")
-        self._note_kind(pc.filter(texts, pc.invert(bools)), "text")
 
-    def _note_kind(self, texts: pa.Array, kind: str) -> None:
-        if kind == "long" and len(texts):
-            kind = next((k for k, t in (("integer", pa.int64()), ("unsigned", pa.uint64())) if _fits(texts, t)), "text")
-        if kind == "integer" and len(texts) and pc.any(pc.starts_with(texts, "-")).as_py():
-            self._seen.setdefault("negative", texts[0].as_py())
-        if len(texts):
-            self._seen.setdefault(kind, texts[0].as_py())
+    def _saw(self, kind: str, texts: pa.Array, delimiter: str) -> None:
+        if not len(texts):
+            return
+        if kind == "long":
+            kind = "integer" if _fits(texts, pa.int64()) else "unsigned" if _fits(texts, pa.uint64()) else "text"
+        kinds = [kind]
+        if kind == "integer" and pc.any(pc.starts_with(texts, "-")).as_py():
+            kinds.append("negative")
+        if kind == "comma" and delimiter == ",":
+            kinds.append("quoted comma")
+        for seen in kinds:
+            self._seen.setdefault(seen, texts[0].as_py())
 
     def settle(self) -> pa.DataType:
         """The narrowest type that holds all values. Raises InputError where commas in numbers are ambiguous."""
-        seen = self._seen.keys() - {"negative"}
+        seen = self._seen.keys() - {"negative", "quoted comma"}
         if not seen:
             return pa.null()
         if "text" in seen or ("bool" in seen and len(seen) > 1) or {"unsigned", "negative"} <= self._seen.keys():
             return pa.string()
         if "comma" in seen:
-            column, example = f"column {shown(self.name)!r} of {shown(self.source)}", self._seen["comma"]
-            if self._comma_fields or "float" in seen:
-                raise InputError(
-                    f"{column} has {example!r}, of which the comma may be a decimal point or may group digits; write "
-                    "all its numbers with a decimal point and without grouping"
-                )
-            why = f"column {shown(self.name)!r} is read with the comma as decimal point"
-            remedy = "write numbers with a decimal point if it groups digits"
-            self.notes.add("columns with decimal commas", why, example, remedy)
+            self._settle_comma()
         for marker, count in self._markers.items():
             why, column = f"they say {shown(marker)!r}", f"column {shown(self.name)!r}"
             self.notes.add("values read as missing", why, column, "write a number there if it is one", count)
         if seen & {"comma", "float"}:
             return pa.float64()
         return pa.bool_() if "bool" in seen else pa.uint64() if "unsigned" in seen else pa.int64()
+
+    def _settle_comma(self) -> None:
+        example = self._seen["comma"]
+        if self._seen.keys() & {"quoted comma", "float"}:
+            raise InputError(
+                f"column {shown(self.name)!r} of {shown(self.source)} has {example!r}, of which the comma may be a "
+                "decimal point or may group digits; write all its numbers with a decimal point and without grouping"
+            )
+        why = f"column {shown(self.name)!r} is read with the comma as decimal point"
+        remedy = "write numbers with a decimal point if it groups digits"
+        self.notes.add("columns with decimal commas", why, example, remedy)
 
     @property
     def example(self) -> str:
@@ -181,17 +188,20 @@ class TextColumn:
         texts = pc.if_else(_is_missing(texts), pa.scalar(None, pa.string()), texts)
         if pa.types.is_null(kind):
             return pa.nulls(len(texts))
-        texts = pc.replace_substring(pc.replace_substring_regex(texts, r"^\+", ""), ",", ".")
-        return pc.utf8_lower(texts).cast(kind)
+        return pc.utf8_lower(pc.replace_substring(_without_plus(texts), ",", ".")).cast(kind)
 
 
 def _is_missing(trimmed: pa.Array) -> pa.Array:
     return pc.is_in(pc.utf8_lower(trimmed), pa.array(sorted(MISSING)))
 
 
+def _without_plus(texts: pa.Array) -> pa.Array:
+    return pc.utf8_ltrim(texts, "+")  # there is at most one
+
+
 def _fits(texts: pa.Array, kind: pa.DataType) -> bool:
     try:
-        pc.replace_substring_regex(texts, r"^\+", "").cast(kind)
+        _without_plus(texts).cast(kind)
     except pa.ArrowInvalid:
         return False
     return True

@@ -6,7 +6,7 @@ import numpy as np
 
 from metadist.data.splits import deal
 from metadist.data.table import Field
-from metadist.data.writer import About, DatasetWriter, Group, Progress, staging
+from metadist.data.writer import About, DatasetWriter, Group, Progress, options_of, staging
 
 CLASS_COUNTS = (4, 3, 3)
 
@@ -19,12 +19,22 @@ def digits(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Path:
-    """Write scikit-learn's digits with 4 classes for train, 3 for validation, 3 for test, chosen by `seed`.
+    """Write scikit-learn's 8x8 handwritten digits; works offline.
 
-    Field `image`: uint8 (1, 8, 8), 0 to 16, scale 1/16. `turned` adds each training class in its seven other
-    orientations (turned and mirrored) as classes "3/turn1" to "3/turn7", but for the half turn that makes a 9 a 6:
-    four are few to meta-learn from.
+    4 classes for train, 3 for validation, 3 for test. Field `image`: uint8 (1, 8, 8), 0 to 16, scale 1/16.
+
+    Args:
+        out: directory to write.
+        turned: training digits in their seven other orientations (turned and mirrored) as further classes "3/turn1" to
+            "3/turn7", but for the half turn that makes a 9 a 6: four are few to meta-learn from.
+        seed: of the random split.
+        overwrite: replace a dataset that is there.
+        progress: called now and then with the rows written so far and in all.
+
+    Example:
+        metadist data digits --out data/digits
     """
+    options = options_of("digits", locals())
     from sklearn.datasets import load_digits
 
     with staging(out, overwrite) as directory:
@@ -41,7 +51,6 @@ def digits(
                 image = np.rot90(upright, turn % 4, axes=(2, 3))
                 blocks.append(image[..., ::-1] if turn >= 4 else image)
         source = "scikit-learn's digits: test part of the UCI Optical Recognition of Handwritten Digits data"
-        options = {"importer": "digits", "turned": turned, "seed": seed}
         field = Field("image", "input", "uint8", (1, 8, 8), scale=1 / 16)
         about = About("classes", source, "CC BY 4.0 (UCI)", options)
         writer = DatasetWriter(directory, [field], groups, about, progress=progress)

@@ -2,22 +2,19 @@
 
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-
 from metadist.core.errors import InputError
 from metadist.core.task import Split
-from metadist.data.files import entries, files_below, made_by_tool, note_left_out, note_link, within
-from metadist.data.importers.pictures import FILTER, SUFFIXES, BadPicture, Decoder, natural, read, refuse
-from metadist.data.names import clean, note_cleaned, note_lookalikes
+from metadist.data.files import entries, files_below, made_by_tool, note_left_out, note_link, read_regular, within
+from metadist.data.importers.names import clean, note_cleaned, note_lookalikes
+from metadist.data.importers.pictures import FILE_BYTES, FILTER, SUFFIXES, Decoder, Picture, natural
 from metadist.data.notes import Notes, shown
 from metadist.data.splits import FRACTIONS, divide, split_named
 from metadist.data.table import Field
-from metadist.data.writer import About, DatasetWriter, Group, Progress, staging
-
-BLOCK_BYTES = 1 << 24
+from metadist.data.writer import About, DatasetWriter, Group, Progress, options_of, staging
 
 Classes = dict[str, list[Path]]
 
@@ -34,113 +31,105 @@ def images(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Path:
-    """Import a folder of class folders, or of split folders (train / val, valid or validation / test) holding them.
+    """Import your own images, a folder per class.
 
-    Field `image`: uint8 (C, H, W) with `size` = (H, W), scale 1/255, resized by Lanczos without keeping the aspect
-    ratio. Without split folders the classes are divided by `fractions` (train, validation, test) and `seed`. Files
-    that are hidden, made by a tool, or no pictures by their suffix are left out, and noted. Pictures that cannot be
-    read are refused, all in one message, or with `skip_bad` left out and noted.
+    Pictures become uint8 (C, H, W), scale 1/255, resized by Lanczos without keeping the aspect ratio, as field `image`.
+    Without split folders the classes are divided at random. Files that are hidden, made by a tool, or no pictures by
+    their suffix are left out, and noted. Pictures that cannot be read are refused, all in one message.
+
+    Args:
+        source: folder with a folder per class, or train/, validation/ and test/ with a folder per class each.
+        out: directory to write.
+        size: height and width, pixels.
+        mode: three channels, or one.
+        fractions: of the classes, for train, validation and test.
+        seed: of the random split.
+        skip_bad: leave out what cannot be used, and say how much.
+        overwrite: replace a dataset that is there.
+        progress: called now and then with the rows written so far and in all.
+
+    Example:
+        metadist data images --source birds --size 84 84 --out data/birds
     """
+    options = options_of("images", locals())
     source, notes = Path(source), Notes()
     if mode not in ("color", "gray") or len(size) != 2 or min(size) < 1:
         raise InputError(f"images takes mode color or gray and a size (height, width) in pixels; not {mode!r}, {size}")
     with staging(out, overwrite) as directory:
-        classes, splits = _classes(source, fractions, seed, notes)
+        classes, splits = _classes(source, notes)
+        splits = splits or divide(classes, fractions, seed)
         decoder = Decoder(size, "RGB" if mode == "color" else "L", notes)
         decoder.measure((file for files in classes.values() for file in files), source)
         if skip_bad:
             classes = _readable(source, classes, decoder)
         groups = [Group(name, splits[name], len(files)) for name, files in classes.items()]
-        shape = (3 if mode == "color" else 1, *size)
-        options = {"importer": "images", "size": list(size), "mode": mode, "fractions": list(fractions), "seed": seed}
-        options |= {"skip_bad": skip_bad}
-        about = About("classes", str(source), "as its source says", options, {"filter": FILTER}, notes)
-        field = Field("image", "input", "uint8", shape, scale=1 / 255)
         listed = list(classes.values())
         writer = DatasetWriter(
-            directory, [field], groups, about, progress=progress,
+            directory,
+            [Field("image", "input", "uint8", (3 if mode == "color" else 1, *size), scale=1 / 255)],
+            groups,
+            About(
+                "classes",
+                str(source),
+                "as its source says",
+                options,
+                {"filter": FILTER},
+                notes,
+            ),
+            progress=progress,
             name_row=lambda group, row: within(listed[group][row], source),
-        )  # fmt: skip
-        _write(writer, source, listed, decoder)
+        )
+        for name, files in classes.items():
+            for file in files:
+                pixels = decoder(_picture(file, source))
+                if pixels is not None:
+                    writer.add_row(name, {"image": pixels})
+        remedy = "replace or remove it, or leave it out with --skip-bad"
+        decoder.faults.refuse(source, sum(map(len, listed)), remedy)
         writer.finish()
     return Path(out)
-
-
-def _write(writer: DatasetWriter, source: Path, classes: list[list[Path]], decoder: Decoder) -> None:
-    """Decode all pictures; raises InputError that names every one that cannot be used."""
-    block_rows = max(1, BLOCK_BYTES // int(np.prod(writer.fields[0].shape)))
-    bad: list[BadPicture] = []
-    for number, files in enumerate(classes):
-        for start in range(0, len(files), block_rows):
-            block = [_decoded(file, source, decoder, bad) for file in files[start : start + block_rows]]
-            if not bad:
-                writer.add(np.full(len(block), number), {"image": np.stack(block)})
-    refuse(bad, sum(map(len, classes)), source, "replace or remove it, or leave it out with --skip-bad")
 
 
 def _readable(source: Path, classes: Classes, decoder: Decoder) -> Classes:
     """The classes without the pictures that cannot be used, which are noted."""
     trial = Decoder(decoder.size, decoder.mode, Notes())
     trial.deep_bits, trial.dark_colours = decoder.deep_bits, decoder.dark_colours
-    kept: Classes = {}
+    good: Classes = {}
     for name, files in classes.items():
-        kept[name] = []
-        for file in files:
-            bad: list[BadPicture] = []
-            _decoded(file, source, trial, bad)
-            if bad:
-                decoder.notes.add("pictures left out", bad[0].why, bad[0].where, "replace or remove them")
-            else:
-                kept[name].append(file)
-        if not kept[name]:
+        good[name] = [file for file in files if trial(_picture(file, source)) is not None]
+        if not good[name]:
             raise InputError(f"class {shown(name)!r} of {shown(source)} has no picture that can be read; remove it")
-    return kept
+    trial.faults.note(decoder.notes, "replace or remove them")
+    return good
 
 
-def _decoded(file: Path, source: Path, decoder: Decoder, bad: list[BadPicture]) -> np.ndarray:
-    """The pixels, or none and another entry in `bad`."""
-    where = within(file, source)
-    try:
-        return decoder(read(file), where)
-    except BadPicture as error:
-        bad.append(error)
-    except InputError as error:  # a pipe, a link to nowhere, a file without permission
-        bad.append(BadPicture(where, _why(str(error), file)))
-    return np.empty(0)
+def _picture(file: Path, source: Path) -> Picture:
+    return Picture(within(file, source), partial(read_regular, file, FILE_BYTES))
 
 
-def _why(message: str, file: Path) -> str:
-    """ "FILE is a pipe and no regular file; remove it" without the file and the remedy."""
-    why = message.removeprefix(f"{shown(file)} ").split(";")[0]
-    return why.removeprefix("is ").replace("cannot be read", "unreadable")
-
-
-def _classes(source: Path, fractions: Sequence[float], seed: int, notes: Notes) -> tuple[Classes, dict[str, Split]]:
-    """The pictures of each class, and each class's split."""
+def _classes(source: Path, notes: Notes) -> tuple[Classes, dict[str, Split]]:
+    """The pictures of each class in natural order, and each class's split where there are split folders."""
     folders = _folders(source, source, notes)
     if not folders:
         raise InputError(f"{source} holds no class folders; make one folder of pictures per class")
     named: dict[Path, Split | None] = {folder: split_named(folder.name) for folder in folders}
-    if any(named.values()) and not all(named.values()):
-        stray = next(folder.name for folder, split in named.items() if not split)
-        raise InputError(f"{source} has split folders and beside them {stray!r}; move that into one of them, or away")
+    stray = [folder.name for folder, split in named.items() if not split]
+    if stray and len(stray) < len(folders):
+        raise InputError(
+            f"{source} has split folders and beside them {stray[0]!r}; move that into one of them, or away"
+        )
     classes: Classes = {}
-    if not all(named.values()):
-        for folder in folders:
-            classes.setdefault(_class_name(folder, source, notes), []).extend(_pictures(folder, source, notes))
-        note_lookalikes("classes", classes, notes)
-        return _sorted(classes), divide(classes, fractions, seed)
     splits: dict[str, Split] = {}
     for folder, split in named.items():
-        for inner in _folders(folder, source, notes):
+        for inner in _folders(folder, source, notes) if split else [folder]:
             name = _class_name(inner, source, notes)
-            if split is None or splits.setdefault(name, split) != split:
+            if split and splits.setdefault(name, split) != split:
                 raise InputError(f"class {name!r} of {source} is in two splits; splits must not share classes")
             classes.setdefault(name, []).extend(_pictures(inner, source, notes))
     if not classes:
         raise InputError(f"the split folders in {source} hold no class folders; make one folder of pictures per class")
     note_lookalikes("classes", classes, notes)
-    return _sorted(classes), splits
+    return {name: sorted(files, key=lambda file: natural(str(file))) for name, files in classes.items()}, splits
 
 
 def _class_name(folder: Path, source: Path, notes: Notes) -> str:
@@ -151,10 +140,6 @@ def _class_name(folder: Path, source: Path, notes: Notes) -> str:
     if clean(folder.name) != folder.name:
         note_cleaned("names of class folders", folder.name, notes)
     return clean(folder.name)
-
-
-def _sorted(classes: Classes) -> Classes:
-    return {name: sorted(files, key=lambda file: natural(str(file))) for name, files in classes.items()}
 
 
 def _folders(folder: Path, source: Path, notes: Notes) -> list[Path]:
@@ -169,11 +154,10 @@ def _folders(folder: Path, source: Path, notes: Notes) -> list[Path]:
             why = "they lie beside the class folders"
             notes.add("files left out", why, within(entry, source), "move them into the folder of their class")
         elif entry.is_symlink() and Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(entry)):
-            remedy = "remove the link"
-            notes.add("linked folders left out", "they lead back to the source", within(entry, source), remedy)
+            why = "they lead back to the source"
+            notes.add("linked folders left out", why, within(entry, source), "remove the link")
         else:
-            if entry.is_symlink():
-                note_link(entry, source, notes)
+            note_link(entry, source, notes)
             found.append(entry)
     return found
 

@@ -8,7 +8,7 @@ from metadist.core.errors import InputError
 from metadist.core.task import SPLITS
 from metadist.data.splits import uniforms
 from metadist.data.table import Field
-from metadist.data.writer import About, DatasetWriter, Group, Progress, staging
+from metadist.data.writer import About, DatasetWriter, Group, Progress, options_of, staging
 
 AMPLITUDES, PHASES, INPUTS = (0.1, 5.0), (0.0, np.pi), (-5.0, 5.0)
 BLOCK_GROUPS = 1024
@@ -23,11 +23,23 @@ def sinusoid(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Path:
-    """Draw y = A sin(x - phase) with A in U[0.1, 5], phase in U[0, pi], x in U[-5, 5] (as in cbfinn/maml).
+    """Draw sine curves of random amplitude and phase (Finn 2017).
 
-    `groups` are the functions in train, validation and test, each sampled at `points` values of x. Fields `x` and `y`:
+    y = A sin(x - phase) with A in U[0.1, 5], phase in U[0, pi], x in U[-5, 5] (as in cbfinn/maml). Fields `x` and `y`:
     float32 (1,). A function depends only on (seed, split, its number), so larger sets extend smaller ones.
+
+    Args:
+        out: directory to write.
+        groups: functions for train, validation and test.
+        points: values of x at which each is sampled.
+        seed: of the draws.
+        overwrite: replace a dataset that is there.
+        progress: called now and then with the rows written so far and in all.
+
+    Example:
+        metadist data sinusoid --out data/sinusoid
     """
+    options = options_of("sinusoid", locals())
     if len(groups) != 3 or min(groups) < 0 or sum(groups) < 1 or points < 1:
         raise InputError(f"sinusoid takes three numbers of groups and points >= 1; not {tuple(groups)} and {points}")
     with staging(out, overwrite) as directory:
@@ -36,7 +48,6 @@ def sinusoid(
             for split, count in zip(SPLITS, groups, strict=True)
             for number in range(count)
         ]
-        options = {"importer": "sinusoid", "groups": list(groups), "points": points, "seed": seed}
         about = About("values", "generated: A sin(x - phase), Finn et al. 2017", "none needed", options)
         fields = [Field("x", "input", "float32", (1,)), Field("y", "target", "float32", (1,))]
         writer = DatasetWriter(directory, fields, rows, about, progress=progress)

@@ -2,49 +2,128 @@
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 
 from metadist.core.errors import InputError
-from metadist.data.importers.arrays import numbers, strings
-from metadist.data.importers.columns import Rows
-from metadist.data.names import note_lookalikes
+from metadist.data.importers.arrays import numbers, strings, types
+from metadist.data.importers.names import note_lookalikes
+from metadist.data.importers.table_files import Rows
 from metadist.data.notes import Notes, shown
 
 Kind = Literal["classes", "labelled", "values"]
+Role = Literal["input", "target"]
 EXACT = 2**24  # the last whole number up to which float32 has all
 SKIP = "mend or remove them, or leave them out with --skip-bad"
 
 
-@dataclass(frozen=True)
-class Spec:
-    """What the caller asked for as one field: a column as it is, or columns stacked to a `vector` of floats."""
+@dataclass(eq=False)
+class Asked:
+    """A field that was asked for, a column as it is or columns stacked to a `vector` of floats, and what its values
+    turn out to be."""
 
+    rows: Rows
     name: str
     columns: tuple[str, ...]
-    role: Literal["input", "target"]
+    role: Role
     vector: bool = False
+    numbered: dict[str, int] | None = None  # the values of a target of texts, later with their place in sorted order
+    dtype: Any = None  # None until a value is seen
+    shape: tuple[int, ...] = ()
+    incomplete: bool = False
+    whole: bool = True  # a target of which no value has a fraction
+    largest: float = 0.0  # absolute value
+    negative: int = 0  # values of a target below 0
+    lowest: float = 0.0
 
     @classmethod
-    def parse(cls, text: str, role: Literal["input", "target"], rows: Rows) -> "Spec":
+    def parse(cls, text: str, role: Role, rows: Rows) -> "Asked":
         """ "age" is a column, "x=age,income" a vector of two; "y=age" renames a target, and makes an input a vector.
         Columns may have commas and equals signs in their names."""
         name, equals, columns = text.partition("=")
         if not equals or text in rows.names:
-            return cls(rows.column(text), (rows.column(text),), role)
+            return cls(rows, rows.column(text), (rows.column(text),), role)
         parts = _columns(columns.split(","), rows)
-        return cls(name.strip(), parts, role, vector=role == "input" or len(parts) > 1)
+        return cls(rows, name.strip(), parts, role, vector=role == "input" or len(parts) > 1)
+
+    def read(self, batch: pa.RecordBatch) -> tuple[np.ndarray, np.ndarray]:
+        """The values and which of them are there, [n, *shape] each; texts as their numbers."""
+        if self.numbered is not None:
+            texts, codes = strings(batch, self.columns[0], self.rows.source)
+            return np.array([self.numbered[text] for text in texts], np.int64)[codes], np.ones(len(codes), bool)
+        data, known = self._stack(batch)
+        if data.shape[1:] == (0,):  # lists of which none is there have no width of their own
+            shape = (len(data), *self.shape)
+            return np.zeros(shape, data.dtype), np.zeros(shape, bool)
+        return data, known
+
+    def faults(self, batch: pa.RecordBatch) -> dict[str, np.ndarray]:
+        """Which rows cannot be used (bool [n]), by what is wrong with them."""
+        data, known = self._stack(batch)
+        within, bad = tuple(range(1, data.ndim)), {}
+        if data.dtype.kind == "f":
+            bad["an infinite value"] = np.asarray(np.isinf(data).any(axis=within))
+        if self.role == "target":
+            bad["no value (null or NaN)"] = _lacking(known)
+        return bad
+
+    def look(self, batch: pa.RecordBatch, places: np.ndarray, notes: Notes) -> None:
+        """Take note of the values of some rows, numbered `places` in the source."""
+        if self.numbered is not None:
+            self.numbered.update(dict.fromkeys(strings(batch, self.columns[0], self.rows.source)[0], 0))
+            self.dtype = np.dtype(np.int64)
+            return
+        data, known = self._stack(batch)
+        if known.any():
+            if self.dtype is not None and self.shape != data.shape[1:]:
+                raise InputError(
+                    f"field {self.name!r} of {self.rows.source} has lists of several lengths; even them out"
+                )
+            self.dtype, self.shape = data.dtype, data.shape[1:]
+        if data.size and data.dtype.kind != "b":
+            self.largest = max(self.largest, float(np.abs(data.astype(float)).max()))
+        if self.role == "target":
+            self.whole &= data.dtype.kind != "f" or bool(np.all(data == np.floor(data)))
+            self.negative += int((data < 0).sum())
+            self.lowest = min(self.lowest, data.min().item() if data.size else 0)
+        elif (lacking := _lacking(known)).any():
+            self.incomplete = True
+            why, example = f"of input {shown(self.name)!r} by 0", f"row {places[np.argmax(lacking)]}"
+            remedy = f"{self.name}_mask is False where they are; fill them before for other values"
+            count = int((~known).sum()) if known.size else len(known)
+            notes.add("missing values filled", why, example, remedy, count)
+
+    def _stack(self, batch: pa.RecordBatch) -> tuple[np.ndarray, np.ndarray]:
+        rows = self.rows
+        values, known = zip(
+            *(numbers(batch, name, rows.source, rows.example(name)) for name in self.columns), strict=True
+        )
+        if not self.vector:
+            return values[0], known[0]
+        floats = np.result_type(np.float32, *values)
+        if len(values) == 1 and values[0].ndim > 1:
+            return values[0].astype(floats, copy=False), known[0]
+        if any(part.ndim > 1 for part in values):
+            raise InputError(f"field {self.name!r} of {rows.source} stacks lists; make each list column its own field")
+        return np.stack(values, axis=1, dtype=floats), np.stack(known, axis=1)
+
+
+def _lacking(known: np.ndarray) -> np.ndarray:
+    """Which rows lack a value or an element of it, bool [n]; lists without a width are all absent."""
+    if known.shape[1:] == (0,):
+        return np.ones(len(known), bool)
+    return np.asarray(~known.all(axis=tuple(range(1, known.ndim))))
 
 
 def _columns(pieces: list[str], rows: Rows) -> tuple[str, ...]:
     """The columns that pieces between commas name; the longest that there is counts."""
     found: list[str] = []
+    stripped = {name.strip() for name in rows.names}
     while pieces:
-        stripped = {name.strip(): name for name in rows.names}
         for end in range(len(pieces), 0, -1):
             name = ",".join(pieces[:end])
             if name in rows.names or name.strip() in stripped or end == 1:
@@ -68,167 +147,101 @@ class Labels:
         return [column for column in (self.group, self.parent, self.split, self.share) if column is not None]
 
 
+@dataclass
 class Survey:
     """Counts groups (`group_rows`, `parents`, `splits`), numbers the shared items (`items`), settles the `kind`, and
-    each field's `dtypes`, `shapes` and whether values are missing (`incomplete`)."""
+    has each of the `fields` look at its values."""
 
-    def __init__(
-        self, rows: Rows, specs: list[Spec], labels: Labels, kind: Kind | None, notes: Notes, skip_bad: bool
-    ) -> None:
-        self.rows, self.specs, self.labels, self.notes = rows, specs, labels, notes
-        self.source: Path = rows.source
-        self.group_rows: Counter[str] = Counter()
-        self.parents: dict[str, str] = {}
-        self.splits: dict[str, str] = {}
-        self.items: dict[str, int] = {}
-        self.dtypes: dict[str, np.dtype] = {}
-        self.shapes: dict[str, tuple[int, ...]] = {}
-        self.incomplete: set[str] = set()
-        self.texts = {spec.name for spec in specs if spec.role == "target" and self._is_text(spec, kind)}
-        self.names: dict[str, dict[str, int]] = {name: {} for name in self.texts}  # numbers of a text target's values
-        self._whole = {spec.name for spec in specs if spec.role == "target"}  # targets of which no value has a fraction
-        self.largest: dict[str, float] = {}  # absolute value of each field's numbers
-        self._negative: Counter[str] = Counter()  # values of targets below 0
-        self._lowest: dict[str, float] = {}
-        self._skip_bad = skip_bad
-        self._faults: Counter[tuple[str, str]] = Counter()  # rows by (column or field, what is wrong)
-        self._known: set[str] = set()  # fields with a value in some row
+    rows: Rows
+    fields: list[Asked]
+    labels: Labels
+    asked_kind: Kind | None
+    notes: Notes
+    skip_bad: bool
+    group_rows: Counter[str] = field(default_factory=Counter)
+    parents: dict[str, str] = field(default_factory=dict)
+    splits: dict[str, str] = field(default_factory=dict)
+    items: dict[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.source: Path = self.rows.source
+        for asked in self.fields:
+            if asked.role == "target" and self._is_text(asked):
+                asked.numbered = {}
         self._look_at_all()
         if not self.group_rows:
             raise InputError(f"{self.source} holds no rows; give a table with at least one")
-        self.names = {name: {text: n for n, text in enumerate(sorted(known))} for name, known in self.names.items()}
-        self.kind: Kind = self._settle(kind)
-        note_lookalikes(f"values of column {shown(labels.group)!r}", self.group_rows, notes)
-        for name, known in self.names.items():
-            note_lookalikes(f"values of target {shown(name)!r}", known, notes)
+        self.kind: Kind = self._settle()
+        note_lookalikes(f"values of column {shown(self.labels.group)!r}", self.group_rows, self.notes)
+        for asked in self.fields:
+            if asked.numbered is not None:
+                asked.numbered = {text: number for number, text in enumerate(sorted(asked.numbered))}
+                note_lookalikes(f"values of target {shown(asked.name)!r}", asked.numbered, self.notes)
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         """The rows that are imported, in order."""
         for batch in self.rows.batches():
-            if self._skip_bad:
-                bad = np.logical_or.reduce(list(self._bad_rows(batch, None).values()))
-                batch = batch.filter(pa.array(~bad))
+            if self.skip_bad:
+                batch = batch.filter(pa.array(_good(self._faults(batch, None), batch)))
             if batch.num_rows:
                 yield batch
 
-    def read(self, spec: Spec, batch: pa.RecordBatch) -> tuple[np.ndarray, np.ndarray]:
-        """A field's values and which of them are there, [n, *shape] each; texts as their numbers."""
-        if spec.name in self.texts:
-            texts, codes, _ = strings(batch, spec.columns[0], self.source)
-            order = self.names[spec.name]
-            return np.array([order[text] for text in texts], dtype=np.int64)[codes], np.ones(len(codes), bool)
-        data, known = self._stack(spec, batch)
-        if data.shape[1:] == (0,):  # lists of which none is there have no width of their own
-            shape = (len(data), *self.shapes[spec.name])
-            return np.zeros(shape, data.dtype), np.zeros(shape, bool)
-        return data, known
+    def groups(self, batch: pa.RecordBatch) -> tuple[list[str], np.ndarray]:
+        """The names of the groups of some rows, and int64 [n] into them."""
+        return strings(batch, self.labels.group, self.source)
 
     def _look_at_all(self) -> None:
-        row, examples = 0, {}
+        row, counts, examples = 0, Counter(), {}
         for batch in self.rows.batches():
-            faults = self._bad_rows(batch, self.notes)
+            faults = self._faults(batch, self.notes)
             for fault, wrong in faults.items():
-                self._faults[fault] += int(wrong.sum())
+                counts[fault] += int(wrong.sum())
                 if wrong.any():
                     examples.setdefault(fault, f"row {row + int(np.argmax(wrong)) + 1}")
             places = np.arange(row + 1, row + 1 + batch.num_rows)
             row += batch.num_rows
-            if self._skip_bad:
-                good = ~np.logical_or.reduce(list(faults.values()))
+            if self.skip_bad:
+                good = _good(faults, batch)
                 batch, places = batch.filter(pa.array(good)), places[good]
             if batch.num_rows:
                 self._look(batch, places)
-        for (column, fault), count in self._faults.items():
-            if count and not self._skip_bad:
-                first = examples[column, fault]
+        for (column, fault), count in counts.items():
+            first = examples.get((column, fault), "")
+            if count and not self.skip_bad:
                 raise InputError(
                     f"column {column!r} of {self.source} has {fault} in {count} rows ({first} first); {SKIP}"
                 )
-            why = f"column {shown(column)!r} has {fault}"
-            self.notes.add("rows left out", why, examples.get((column, fault), ""), "mend them", count)
+            self.notes.add("rows left out", f"column {shown(column)!r} has {fault}", first, "mend them", count)
 
-    def _bad_rows(self, batch: pa.RecordBatch, notes: Notes | None) -> dict[tuple[str, str], np.ndarray]:
+    def _faults(self, batch: pa.RecordBatch, notes: Notes | None) -> dict[tuple[str, str], np.ndarray]:
         """Which rows cannot be used (bool [n]), by column or field and fault."""
         bad: dict[tuple[str, str], np.ndarray] = {}
-        texts = [spec.columns[0] for spec in self.specs if spec.name in self.texts]
+        texts = [asked.columns[0] for asked in self.fields if asked.numbered is not None]
         for column in dict.fromkeys([*self.labels.columns, *texts]):
-            names, codes, _ = strings(batch, column, self.source, notes)
+            names, codes = strings(batch, column, self.source, notes)
             bad[column, "no value"] = codes == names.index("") if "" in names else np.zeros(len(codes), bool)
-        for spec in self.specs:
-            if spec.name in self.texts:
-                continue
-            data, known = self._stack(spec, batch)
-            within = tuple(range(1, data.ndim))
-            if data.dtype.kind == "f":
-                bad[spec.name, "an infinite value"] = np.asarray(np.isinf(data).any(axis=within))
-            if spec.role == "target":
-                empty = data.shape[1:] == (0,)
-                absent = np.ones(len(data), bool) if empty else (~known).any(axis=within)
-                bad[spec.name, "no value (null or NaN)"] = np.asarray(absent)
+        for asked in self.fields:
+            if asked.numbered is None:
+                bad |= {(asked.name, fault): wrong for fault, wrong in asked.faults(batch).items()}
         return bad
 
     def _look(self, batch: pa.RecordBatch, places: np.ndarray) -> None:
-        names, codes, _ = strings(batch, self.labels.group, self.source)
-        for name, count in zip(names, np.bincount(codes, minlength=len(names)).tolist(), strict=True):
-            if count:
-                self.group_rows[name] += count
+        names, codes = self.groups(batch)
+        self.group_rows.update(dict(zip(names, np.bincount(codes, minlength=len(names)).tolist(), strict=True)))
         for column, known in ((self.labels.parent, self.parents), (self.labels.split, self.splits)):
             if column is not None:
                 self._relate(batch, names, codes, column, known)
         if self.labels.share is not None:
             for item in strings(batch, self.labels.share, self.source)[0]:
                 self.items.setdefault(item, len(self.items))
-        for spec in self.specs:
-            self._look_at(spec, batch, places)
-
-    def _look_at(self, spec: Spec, batch: pa.RecordBatch, places: np.ndarray) -> None:
-        if spec.name in self.texts:
-            self.names[spec.name].update(dict.fromkeys(strings(batch, spec.columns[0], self.source)[0], 0))
-            self.dtypes[spec.name], self.shapes[spec.name] = np.dtype(np.int64), ()
-            self._known.add(spec.name)
-            return
-        data, known = self._stack(spec, batch)
-        shape = data.shape[1:]
-        if known.any():
-            self._known.add(spec.name)
-            self.dtypes[spec.name] = data.dtype
-            if self.shapes.setdefault(spec.name, shape) != shape:
-                raise InputError(f"field {spec.name!r} of {self.source} has lists of several lengths; even them out")
-        if data.size and data.dtype.kind != "b":
-            self.largest[spec.name] = max(self.largest.get(spec.name, 0.0), float(np.abs(data.astype(float)).max()))
-        if spec.role == "target":
-            if data.dtype.kind == "f" and not np.all(data == np.floor(data)):
-                self._whole.discard(spec.name)
-            below = data < 0
-            self._negative[spec.name] += int(below.sum())
-            if below.any():
-                self._lowest[spec.name] = min(self._lowest.get(spec.name, 0), data.min().item())
-            return
-        lacking = (~known).any(axis=tuple(range(1, data.ndim))) if shape != (0,) else np.ones(len(data), bool)
-        if lacking.any():
-            self.incomplete.add(spec.name)
-            count = int((~known).sum()) if shape != (0,) else len(data)
-            why, example = f"of input {shown(spec.name)!r} by 0", f"row {places[np.argmax(lacking)]}"
-            remedy = f"{spec.name}_mask is False where they are; fill them before for other values"
-            self.notes.add("missing values filled", why, example, remedy, count)
-
-    def _stack(self, spec: Spec, batch: pa.RecordBatch) -> tuple[np.ndarray, np.ndarray]:
-        parts = [numbers(batch, column, self.source, self.rows.example(column)) for column in spec.columns]
-        values, known = parts[0]
-        if not spec.vector:
-            return values, known
-        floats = np.result_type(np.float32, *(values for values, _ in parts))
-        if len(parts) == 1 and values.ndim > 1:
-            return values.astype(floats, copy=False), known
-        if any(values.ndim > 1 for values, _ in parts):
-            raise InputError(f"field {spec.name!r} of {self.source} stacks lists; make each list column its own field")
-        return np.stack([values for values, _ in parts], axis=1, dtype=floats), np.stack([k for _, k in parts], axis=1)
+        for asked in self.fields:
+            asked.look(batch, places, self.notes)
 
     def _relate(
         self, batch: pa.RecordBatch, names: list[str], codes: np.ndarray, column: str, known: dict[str, str]
     ) -> None:
         """Note the one value that `column` has for each group."""
-        values, value_codes, _ = strings(batch, column, self.source)
+        values, value_codes = strings(batch, column, self.source)
         for pair in np.unique(codes * len(values) + value_codes).tolist():
             name, value = names[pair // len(values)], values[pair % len(values)]
             if known.setdefault(name, value) != value:
@@ -236,38 +249,42 @@ class Survey:
                     f"group {name!r} of {self.source} has {column} {known[name]!r} and {value!r}; give each group one"
                 )
 
-    def _settle(self, kind: Kind | None) -> Kind:
+    def _settle(self) -> Kind:
         """The kind of the dataset, and with it the type of the targets."""
-        targets = [spec.name for spec in self.specs if spec.role == "target"]
-        for spec in self.specs:
-            if spec.name not in self._known:
-                raise InputError(f"field {spec.name!r} of {self.source} has no value in any row; leave it out")
-        floats = [name for name in targets if self.dtypes[name].kind == "f"]
-        settled: Kind = kind or ("classes" if not targets else "values" if floats else "labelled")
-        if (settled == "classes") == bool(targets):
-            wish = "no targets" if settled == "classes" else "at least one target"
-            raise InputError(f"kind {settled!r} takes {wish} and {self.source} was given {len(targets)}; change either")
-        fractions = [name for name in floats if name not in self._whole]
-        if settled == "labelled" and fractions:
+        for asked in self.fields:
+            if asked.dtype is None:
+                raise InputError(f"field {asked.name!r} of {self.source} has no value in any row; leave it out")
+        targets = [asked for asked in self.fields if asked.role == "target"]
+        floats = [target for target in targets if target.dtype.kind == "f"]
+        kind: Kind = self.asked_kind or ("classes" if not targets else "values" if floats else "labelled")
+        if (kind == "classes") == bool(targets):
+            wish = "no targets" if kind == "classes" else "at least one target"
+            raise InputError(f"kind {kind!r} takes {wish} and {self.source} was given {len(targets)}; change either")
+        fractions = [target.name for target in floats if not target.whole]
+        texts = [target.name for target in targets if target.numbered is not None]
+        if kind == "labelled" and fractions:
             raise InputError(f"target {fractions[0]!r} of {self.source} is a float and no label; use kind values")
-        if settled == "values" and self.texts:
-            raise InputError(f"target {min(self.texts)!r} of {self.source} is text and no number; use kind labelled")
-        if settled == "values" and kind is None and not fractions:
+        if kind == "values" and texts:
+            raise InputError(f"target {min(texts)!r} of {self.source} is text and no number; use kind labelled")
+        if kind == "values" and self.asked_kind is None and not fractions:
             why, remedy = "they are floats, though all whole numbers", "import with --kind labelled if they are labels"
-            self.notes.add("targets taken as values, not labels", why, floats[0], remedy, len(floats))
-        for name in targets if settled == "labelled" else ():
-            if self._negative[name]:
+            self.notes.add("targets taken as values, not labels", why, floats[0].name, remedy, len(floats))
+        for target in targets:
+            if kind == "labelled":
                 why, remedy = "they are taken as classes like the others", "remove their rows if they mean no label"
-                self.notes.add("labels below 0", why, f"{self._lowest[name]:g}", remedy, self._negative[name])
-        for name in targets:
-            if settled == "labelled" or name not in floats:
-                wide = self.largest.get(name, 0.0) > EXACT
-                self.dtypes[name] = np.dtype(np.int64 if settled == "labelled" else np.float64 if wide else np.float32)
-        return settled
+                self.notes.add("labels below 0", why, f"{target.lowest:g}", remedy, target.negative)
+                target.dtype = np.dtype(np.int64)
+            elif target not in floats:
+                target.dtype = np.dtype(np.float64 if target.largest > EXACT else np.float32)
+        return kind
 
-    def _is_text(self, spec: Spec, kind: Kind | None) -> bool:
+    def _is_text(self, target: Asked) -> bool:
         """Whether a target's values are names; numbers that int64 cannot hold are."""
-        found = self.rows.type(spec.columns[0])
-        return len(spec.columns) == 1 and (
-            pa.types.is_string(found) or (pa.types.is_uint64(found) and kind != "values")
+        found = self.rows.type(target.columns[0])
+        return len(target.columns) == 1 and (
+            types.is_string(found) or (types.is_uint64(found) and self.asked_kind != "values")
         )
+
+
+def _good(faults: dict[tuple[str, str], np.ndarray], batch: pa.RecordBatch) -> np.ndarray:
+    return ~np.logical_or.reduce([np.zeros(batch.num_rows, bool), *faults.values()])

@@ -11,12 +11,12 @@ import pyarrow as pa
 from metadist.core.errors import InputError
 from metadist.core.task import Split
 from metadist.data.importers.arrays import strings
-from metadist.data.importers.columns import Rows
-from metadist.data.importers.survey import EXACT, Kind, Labels, Spec, Survey
+from metadist.data.importers.survey import EXACT, Asked, Kind, Labels, Survey
+from metadist.data.importers.table_files import Rows
 from metadist.data.notes import Notes, shown
 from metadist.data.splits import FRACTIONS, divide, split_named
 from metadist.data.table import Field
-from metadist.data.writer import About, DatasetWriter, Group, Progress, staging
+from metadist.data.writer import About, DatasetWriter, Group, Progress, options_of, staging
 
 MASK = "_mask"
 ROUNDING = 1e-13  # deviations below this part of the mean are what rounding leaves of a constant
@@ -43,37 +43,53 @@ def table(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Path:
-    """Import a Parquet, CSV, TSV or Arrow file, or a folder of files of one of these formats.
+    """Import your own table (Parquet, CSV, TSV or Arrow).
 
-    Memory is bounded by a few of the source's own blocks (Parquet row groups, say). `inputs` and `targets` are columns
-    (numbers, or equally long lists of numbers), taken as they are: integers stay integers, for embeddings.
-    "name=colA,colB" stacks columns to a vector of floats, and an input "name=column" is such a vector too; a target
-    "name=column" only gets a new name. Without targets the groups are the classes (kind "classes"); integer, bool and
-    text targets make kind "labelled" (int64; texts numbered in sorted order, which `extra["names"]` keeps), float
-    targets "values". Missing inputs (null, NaN) become 0 beside an input `<name>_mask`, True where present. Groups are
-    split by `split_column`, else by `fractions` and `seed`. Rows with the same value of `share` share their inputs.
-    Rows without a group or target, or with an infinite value, are refused, or with `skip_bad` left out and noted.
+    It is a file, or a folder of files of one format. Memory is bounded by a few of the source's own blocks (Parquet row
+    groups, say). Columns are numbers, or equally long lists of numbers, taken as they are: integers stay integers, for
+    embeddings. "NAME=COL,COL" stacks columns to a vector of floats, and an input "NAME=COL" is such a vector too; a
+    target "NAME=COL" only gets a new name. Without targets the groups are the classes (kind "classes"); integer, bool
+    and text targets make kind "labelled" (int64; texts numbered in sorted order, which `extra["names"]` keeps), float
+    targets "values". Missing inputs (null, NaN) become 0 beside an input `NAME_mask`, True where present. Rows without
+    a group or target, or with an infinite value, are refused.
 
-    `standardize` shifts and scales every number by its mean and deviation over the train rows, so that `gather` yields
-    (value - mean) / deviation; integers become floats, and labels and booleans stay as they are. A single column keeps
-    its values and gets its field's `offset` and `scale`, whose inverse is `value / field.scale + field.offset`. The
-    elements of lists and of stacked columns are standardized one by one as they are stored;
-    `extra["standardized"][field]` has their "offset" and "scale" for the same inverse.
+    Standardized, `gather` yields (value - mean) / deviation over the train rows, and integers become floats; labels and
+    booleans stay as they are. A single column keeps its values and gets its field's `offset` and `scale`, whose inverse
+    is `value / field.scale + field.offset`. The elements of lists and of stacked columns are standardized one by one as
+    they are stored; `extra["standardized"][field]` has their "offset" and "scale" for the same inverse.
+
+    Args:
+        source: Parquet, CSV, TSV or Arrow file, or a folder of them.
+        out: directory to write.
+        group: column that says which rows belong together (class, user, target).
+        inputs: feature column, or NAME=COL,COL,... for a vector; repeat it for several inputs.
+        targets: target column(s); without one the group is the class.
+        parent: column with the group's superclass.
+        split_column: column that says train, validation or test.
+        fractions: of the groups, for train, validation and test, where no column says it.
+        seed: of the random split.
+        kind: of the dataset; by default by the target's type.
+        share: column whose equal values share their inputs, stored once.
+        standardize: shift and scale every number by its mean and deviation in train; integers become floats.
+        skip_bad: leave out what cannot be used, and say how much.
+        overwrite: replace a dataset that is there.
+        progress: called now and then with the rows written so far and in all.
+
+    Example:
+        metadist data table --source visits.parquet --group user --input x=age,income --target clicked --out data/visits
     """
+    options = options_of("table", locals())
     source, notes = Path(source), Notes()
     if not inputs:
         raise InputError(f"no input column of {source} was named; name at least one")
-    options = {"importer": "table", "group": group, "inputs": list(inputs), "targets": list(targets), "parent": parent}
-    options |= {"split_column": split_column, "fractions": list(fractions), "seed": seed, "kind": kind}
-    options |= {"share": share, "standardize": standardize, "skip_bad": skip_bad}
     with staging(out, overwrite) as directory:
         rows = Rows(source, [name for name in (group, parent, split_column, share) if name is not None], notes)
-        asked = (None if name is None else rows.column(name) for name in (parent, split_column, share))
-        labels = Labels(rows.column(group), *asked)
-        specs = [Spec.parse(text, "input", rows) for text in inputs]
-        specs += [Spec.parse(text, "target", rows) for text in targets]
-        rows.choose(labels.columns, [column for spec in specs for column in spec.columns])
-        survey = Survey(rows, specs, labels, kind, notes, skip_bad)
+        others = (None if name is None else rows.column(name) for name in (parent, split_column, share))
+        labels = Labels(rows.column(group), *others)
+        asked = [Asked.parse(text, "input", rows) for text in inputs]
+        asked += [Asked.parse(text, "target", rows) for text in targets]
+        rows.choose(labels.columns, [column for each in asked for column in each.columns])
+        survey = Survey(rows, asked, labels, kind, notes, skip_bad)
         splits = _splits(survey, fractions, seed)
         scaling = _scaling(survey, splits) if standardize else {}
         _note_rounding(survey, scaling)
@@ -103,70 +119,62 @@ def _splits(survey: Survey, fractions: Sequence[float], seed: int) -> dict[str, 
 def _fields(survey: Survey, scaling: Scaling) -> tuple[list[Field], dict[str, Any]]:
     """The fields, and what the metadata must say beside them."""
     fields: list[Field] = []
-    extra: dict[str, Any] = {"names": {name: list(known) for name, known in survey.names.items()}}
-    extra["standardized"] = {}
-    for spec in survey.specs:
-        shape, dtype = survey.shapes[spec.name], survey.dtypes[spec.name]
-        shared = survey.labels.share is not None and spec.role == "input"
-        field = Field(spec.name, spec.role, dtype.name, shape, shared=shared)
-        if spec.name in scaling:
-            offset, scale = scaling[spec.name]
+    standardized: dict[str, Any] = {}
+    for asked in survey.fields:
+        shared = survey.labels.share is not None and asked.role == "input"
+        field = Field(asked.name, asked.role, asked.dtype.name, asked.shape, shared=shared)
+        if asked.name in scaling:
+            offset, scale = scaling[asked.name]
             if offset.ndim:
-                extra["standardized"][spec.name] = {"offset": offset.tolist(), "scale": scale.tolist()}
+                standardized[asked.name] = {"offset": offset.tolist(), "scale": scale.tolist()}
             else:
                 field = replace(field, offset=float(offset), scale=float(scale))
         fields.append(field)
-        if spec.name in survey.incomplete:
-            fields.append(Field(spec.name + MASK, "input", "bool", shape, shared=shared))
+        if asked.incomplete:
+            fields.append(Field(asked.name + MASK, "input", "bool", asked.shape, shared=shared))
+    names = {asked.name: list(asked.numbered) for asked in survey.fields if asked.numbered is not None}
+    extra = {"names": names, "standardized": standardized}
     return fields, {name: content for name, content in extra.items() if content}
 
 
 def _scaling(survey: Survey, splits: dict[str, Split]) -> Scaling:
     """The offset and scale of each number, over the train rows; what stays as it is, is noted."""
-    chosen = [spec for spec in survey.specs if _is_number(spec, survey)]
-    for spec in survey.specs:
-        if spec not in chosen:
-            why = "they are labels" if spec.role == "target" else "they are booleans"
-            survey.notes.add("fields not standardized", why, shown(spec.name), "nothing if that is right")
-    moments = {spec.name: _Moments(by_element=bool(survey.shapes[spec.name])) for spec in chosen}
+    moments: dict[str, _Moments] = {}
+    for asked in survey.fields:
+        label = asked.role == "target" and survey.kind == "labelled"
+        if label or asked.dtype.kind == "b":
+            why = "they are labels" if asked.role == "target" else "they are booleans"
+            survey.notes.add("fields not standardized", why, shown(asked.name), "nothing if that is right")
+        else:
+            moments[asked.name] = _Moments(by_element=bool(asked.shape))
+    chosen = [asked for asked in survey.fields if asked.name in moments]
     for batch in survey.batches():
-        names, codes, _ = strings(batch, survey.labels.group, survey.source)
+        names, codes = survey.groups(batch)
         in_train = np.array([splits[name] == "train" for name in names])[codes]
-        for spec in chosen:
-            data, known = survey.read(spec, batch)
-            moments[spec.name].add(data[in_train], known[in_train])
-    for spec in chosen:
-        constant = moments[spec.name].constant
-        why, remedy = (
-            "they are constant or missing in all of train, and only shifted",
-            "leave them out if they say nothing",
-        )
-        example = f"{shown(spec.name)}[{int(np.argmax(constant))}]" if constant.ndim else shown(spec.name)
+        for asked in chosen:
+            data, known = asked.read(batch)
+            moments[asked.name].add(data[in_train], known[in_train])
+    for asked in chosen:
+        constant = moments[asked.name].constant
+        why = "they are constant or missing in all of train, and only shifted"
+        example = f"{shown(asked.name)}[{int(np.argmax(constant))}]" if constant.ndim else shown(asked.name)
+        remedy = "leave them out if they say nothing"
         survey.notes.add("numbers not scaled", why, example, remedy, int(constant.sum()))
-        if survey.dtypes[spec.name].kind != "f":
+        if asked.dtype.kind != "f":
             remedy = "import without --standardize where they are numbers of things, for an embedding"
-            survey.notes.add("integer fields made floats", "they are standardized", shown(spec.name), remedy)
-            survey.dtypes[spec.name] = np.dtype(np.float64)
+            survey.notes.add("integer fields made floats", "they are standardized", shown(asked.name), remedy)
+            asked.dtype = np.dtype(np.float64)
     return {name: found.offset_and_scale() for name, found in moments.items()}
 
 
 def _note_rounding(survey: Survey, scaling: Scaling) -> None:
     """Say which numbers lose digits: models get float32."""
-    for spec in survey.specs:
-        largest = survey.largest.get(spec.name, 0.0)
-        if survey.dtypes[spec.name].kind == "f" and spec.name not in scaling and largest > EXACT:
+    for asked in survey.fields:
+        if asked.dtype.kind == "f" and asked.name not in scaling and asked.largest > EXACT:
             why = "models get float32, which keeps seven digits"
-            example, remedy = (
-                f"{shown(spec.name)} up to {largest:g}",
-                "--standardize shifts them before they are rounded",
-            )
+            remedy = "--standardize shifts them before they are rounded"
+            example = f"{shown(asked.name)} up to {asked.largest:g}"
             survey.notes.add("fields of large numbers rounded", why, example, remedy)
-
-
-def _is_number(spec: Spec, survey: Survey) -> bool:
-    """Whether a field is standardized: numbers are, but neither booleans nor labels."""
-    label = spec.role == "target" and survey.kind == "labelled"
-    return not label and survey.dtypes[spec.name].kind != "b"
 
 
 def _write(writer: DatasetWriter, survey: Survey, scaling: Scaling) -> None:
@@ -174,11 +182,11 @@ def _write(writer: DatasetWriter, survey: Survey, scaling: Scaling) -> None:
     numbered = {group.name: number for number, group in enumerate(writer.groups)}
     shared = [field.name for field in writer.fields if field.shared]
     for batch in survey.batches():
-        names, codes, _ = strings(batch, survey.labels.group, survey.source)
+        names, codes = survey.groups(batch)
         values = _values(writer.fields, survey, scaling, batch)
         share = survey.labels.share
         if share is not None:
-            labels, items, _ = strings(batch, share, survey.source)
+            labels, items = strings(batch, share, survey.source)
             items = np.array([survey.items[label] for label in labels])[items]
             wrong = writer.add_shared(items, {name: values.pop(name) for name in shared})
             if wrong is not None:
@@ -194,18 +202,18 @@ def _values(fields: Sequence[Field], survey: Survey, scaling: Scaling, batch: pa
     """What each field stores for these rows."""
     known_fields = {field.name: field for field in fields}
     values: dict[str, np.ndarray] = {}
-    for spec in survey.specs:
-        field = known_fields[spec.name]
-        data, known = survey.read(spec, batch)
-        if spec.name in scaling and scaling[spec.name][0].ndim:
-            offset, scale = scaling[spec.name]
+    for asked in survey.fields:
+        field = known_fields[asked.name]
+        data, known = asked.read(batch)
+        if asked.name in scaling and asked.shape:
+            offset, scale = scaling[asked.name]
             data = np.where(known, (data - offset) * scale, 0)
         elif not known.all():
             data = data.astype(field.dtype, copy=False)  # an offset is no whole number
             data = np.where(known, data, np.asarray(field.offset, data.dtype))  # `gather` makes it 0
-        values[spec.name] = data.astype(field.dtype, copy=False)
-        if spec.name in survey.incomplete:
-            values[spec.name + MASK] = known
+        values[asked.name] = data.astype(field.dtype, copy=False)
+        if asked.incomplete:
+            values[asked.name + MASK] = known
     return values
 
 

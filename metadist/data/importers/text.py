@@ -5,28 +5,27 @@ import json
 import zlib
 from array import array
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from metadist.core.errors import InputError
-from metadist.core.task import Split
-from metadist.data.importers.delimited import LINE_BYTES, limited_lines, open_text, sniff, suffix
-from metadist.data.names import clean, note_cleaned, note_lookalikes
-from metadist.data.notes import Notes, shown
+from metadist.data.importers.delimited import limited_lines, open_text, sniff, suffix
+from metadist.data.importers.names import clean, note_cleaned, note_lookalikes
+from metadist.data.notes import Faults, Notes, shown
 from metadist.data.splits import FRACTIONS, did_you_mean, divide, split_named
 from metadist.data.table import Field
 from metadist.data.tokenizer import PAD, UNKNOWN, Tokenizer, words
-from metadist.data.writer import VOCABULARY, About, DatasetWriter, Group, Progress, staging
+from metadist.data.writer import VOCABULARY, About, DatasetWriter, Group, Progress, options_of, staging
 
-BLOCK_ROWS = 4096
-TOLD = 5  # lines named per fault in one message
 DIGITS = 4300  # of a whole number, as Python reads them
 
 
 class Columns(NamedTuple):
+    """The names of the columns."""
+
     text: str
     label: str
     parent: str | None
@@ -34,35 +33,13 @@ class Columns(NamedTuple):
 
 
 class Row(NamedTuple):
+    """A row that can be used, and its (last) line."""
+
     line: int
     text: str
     label: str
     parent: str | None
     split: str | None
-
-
-@dataclass
-class Faults:
-    """The lines that cannot be used, by what is wrong with them."""
-
-    lines: dict[str, list[int]] = field(default_factory=dict)
-
-    def add(self, line: int, why: str) -> None:
-        self.lines.setdefault(why, []).append(line)
-
-    def refuse(self, source: Path) -> None:
-        """Raise InputError for all of them, where there are any."""
-        told = []
-        for why, lines in self.lines.items():
-            more = f" and {len(lines) - TOLD} more" if len(lines) > TOLD else ""
-            named = f"line {lines[0]}" if len(lines) == 1 else f"lines {', '.join(map(str, lines[:TOLD]))}{more}"
-            told.append(f"{named} of {source} {'each ' * (len(lines) > 1)}{why}")
-        if told:
-            raise InputError(f"{', '.join(told)}; complete or remove them, or leave them out with --skip-bad")
-
-    def note(self, notes: Notes) -> None:
-        for why, lines in self.lines.items():
-            notes.add("rows left out", f"each {why}", f"line {lines[0]}", "complete them", len(lines))
 
 
 def text(
@@ -81,13 +58,32 @@ def text(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Path:
-    """Import a .csv, .tsv, .jsonl, .ndjson or .json (one object per line) file; the arguments name its columns.
+    """Import your own texts with labels (CSV or JSON lines).
 
-    Fields `tokens`: int32 (length,) and `tokens_mask`: bool (length,), True where there is a token. The groups are the
-    labels; they are split by `split_column`, else by `fractions` and `seed`. The vocabulary (0 pad, 1 unknown) comes
-    from the train split alone and is saved as `vocabulary.json`. Texts are cut at `length` tokens, and noted. Rows
-    without a text or label are refused, all in one message, or with `skip_bad` left out and noted.
+    The suffix is .csv, .tsv, .jsonl, .ndjson or .json (one object per line). Fields `tokens`: int32 (length,) and
+    `tokens_mask`: bool (length,), True where there is a token. The groups are the labels. The vocabulary (0 pad, 1
+    unknown) comes from the train split alone and is saved as `vocabulary.json`. Rows without a text or label are
+    refused, all in one message.
+
+    Args:
+        source: CSV or JSON lines file.
+        out: directory to write.
+        text: column with the text.
+        label: column with the class.
+        parent: column with the class's superclass.
+        length: tokens kept of each text.
+        vocabulary_size: the most pieces of words that are told apart.
+        split_column: column that says train, validation or test.
+        fractions: of the labels, for train, validation and test, where no column says it.
+        seed: of the random split.
+        skip_bad: leave out what cannot be used, and say how much.
+        overwrite: replace a dataset that is there.
+        progress: called now and then with the rows written so far and in all.
+
+    Example:
+        metadist data text --source intents.jsonl --label intent --out data/intents
     """
+    options = options_of("text", locals())
     source, columns, notes = Path(source), Columns(text, label, parent, split_column), Notes()
     if length < 1 or vocabulary_size < 3:
         raise InputError(f"text takes length >= 1 and vocabulary_size >= 3; not {length} and {vocabulary_size}")
@@ -95,63 +91,41 @@ def text(
         groups = _groups(source, columns, fractions, seed, skip_bad, notes)
 
         def train_texts() -> Iterator[str]:
-            return (row.text for row in _rows(source, columns, Notes()) if groups[row.label].split == "train")
+            return (row.text for row in _rows(source, columns) if groups[row.label].split == "train")
 
         tokenizer = Tokenizer.build(train_texts, vocabulary_size)
         tokenizer.save(directory / VOCABULARY)
-        options = {"importer": "text", "text": text, "label": label, "parent": parent, "length": length}
-        options |= {"vocabulary_size": vocabulary_size, "split_column": split_column}
-        options |= {"fractions": list(fractions), "seed": seed, "skip_bad": skip_bad}
         extra = {"vocabulary_size": len(tokenizer.pieces)}
         about = About("classes", str(source), "as its source says", options, extra, notes)
         fields = [Field("tokens", "input", "int32", (length,)), Field("tokens_mask", "input", "bool", (length,))]
-        lines = [array("q") for _ in groups]
+        lines = [array("q") for _ in groups]  # of each row of each group
         writer = DatasetWriter(
             directory, fields, list(groups.values()), about, progress=progress,
             name_row=lambda group, row: f"line {lines[group][row]}",
         )  # fmt: skip
-        _write(writer, _rows(source, columns, Notes()), tokenizer, length, lines)
+        for row, tokens in _tokenized(_rows(source, columns), tokenizer, length, notes):
+            lines[writer.numbers[row.label]].append(row.line)
+            writer.add_row(row.label, {"tokens": tokens, "tokens_mask": tokens != PAD})
         writer.finish()
     return Path(out)
 
 
-def _write(
-    writer: DatasetWriter, rows: Iterator[Row], tokenizer: Tokenizer, length: int, lines: Sequence[array]
-) -> None:
-    """The last pass. `lines` gets the line of each row of each group."""
-    numbers = {group.name: number for number, group in enumerate(writer.groups)}
-    codes: list[int] = []
-    block: list[np.ndarray] = []
-    cut: list[int] = []  # tokens of the texts that are too long
-    example = ""
-
-    def flush() -> None:
-        tokens = np.stack(block)
-        writer.add(np.array(codes), {"tokens": tokens, "tokens_mask": tokens != PAD})
-        codes.clear()
-        block.clear()
-
+def _tokenized(
+    rows: Iterator[Row], tokenizer: Tokenizer, length: int, notes: Notes
+) -> Iterator[tuple[Row, np.ndarray]]:
+    """Each row with its tokens, int32 [length]; what is cut or unknown is noted."""
+    longest, cut, example = 0, 0, ""
     for row in rows:
         ids = tokenizer.encode(row.text)
         if len(ids) > length:
-            example = example or f"line {row.line} with {len(ids)}"
-            cut.append(len(ids))
-        unknown = int((ids[:length] == UNKNOWN).sum())
-        why, remedy = (
-            "their characters are not in the vocabulary of the train texts",
-            "raise --vocabulary-size or put texts with them in train",
-        )
-        writer.about.notes.add("tokens unknown", why, f"in line {row.line}", remedy, unknown)
-        codes.append(numbers[row.label])
-        lines[codes[-1]].append(row.line)
-        block.append(np.pad(ids[:length], (0, max(0, length - len(ids))), constant_values=PAD))
-        if len(block) == BLOCK_ROWS:
-            flush()
-    if block:
-        flush()
-    if cut:
-        remedy = f"--length {max(cut)} keeps them whole"
-        writer.about.notes.add("texts cut", f"they have more than {length} tokens", example, remedy, len(cut))
+            longest, cut, example = max(longest, len(ids)), cut + 1, example or f"line {row.line} with {len(ids)}"
+        ids = ids[:length]
+        why = "their characters are not in the vocabulary of the train texts"
+        remedy = "raise --vocabulary-size or put texts with them in train"
+        notes.add("tokens unknown", why, f"in line {row.line}", remedy, int((ids == UNKNOWN).sum()))
+        yield row, np.pad(ids, (0, length - len(ids)), constant_values=PAD)
+    why, remedy = f"they have more than {length} tokens", f"--length {longest} keeps them whole"
+    notes.add("texts cut", why, example, remedy, cut)
 
 
 def _groups(
@@ -159,10 +133,9 @@ def _groups(
 ) -> dict[str, Group]:
     """The labels with their rows, parents and splits."""
     groups: dict[str, Group] = {}
-    faults = Faults()
+    faults = Faults("rows")
     for row in _rows(source, columns, notes, faults):
-        where = f"line {row.line} of {source}"
-        split: Split | None = "train" if row.split is None else split_named(row.split)
+        where, split = f"line {row.line} of {source}", split_named(row.split or "train")
         if split is None:
             raise InputError(f"{where} says split {row.split!r}; write train, validation or test")
         group = groups.get(row.label, Group(row.label, split, 0, row.parent))
@@ -172,8 +145,9 @@ def _groups(
             raise InputError(f"{where}: label {row.label!r} has two parents; give each label one")
         groups[row.label] = replace(group, rows=group.rows + 1)
     if not skip_bad:
-        faults.refuse(source)
-    faults.note(notes)
+        total = faults.count + sum(group.rows for group in groups.values())
+        faults.refuse(source, total, "complete or remove them, or leave them out with --skip-bad")
+    faults.note(notes, "complete them")
     if not groups:
         raise InputError(f"{source} holds no rows that can be used; give a file with one text per row")
     note_lookalikes("labels", groups, notes)
@@ -185,37 +159,44 @@ def _groups(
     return groups
 
 
-def _rows(source: Path, columns: Columns, notes: Notes, faults: Faults | None = None) -> Iterator[Row]:
+class _Unusable(Exception):
+    """What is wrong with a row."""
+
+
+def _rows(source: Path, columns: Columns, notes: Notes | None = None, faults: Faults | None = None) -> Iterator[Row]:
     """The rows that can be used; the others go to the `faults`."""
-    faults = Faults() if faults is None else faults
-    for line, record in _records(source, columns, notes, faults):
-        values: list[str | None] = []
-        for column in columns:
-            if column is not None and column not in record:
-                faults.add(line, _lacking(column, list(record)))
-                break
-            value = None if column is None else _named(record[column])
-            if column is not None and (value is None or not value.strip()):
-                faults.add(line, f"has no usable value for {column!r}")
-                break
-            values.append(value)
-        if len(values) < len(columns):
-            continue
-        said, *names = values
-        if not words(said or ""):
-            faults.add(line, f"has no word in {columns.text!r}")
-            continue
-        for name, what in zip(names, ("labels", "parents", "splits"), strict=True):
-            if name is not None and clean(name) != name:
-                note_cleaned(what, name, notes)
-        label, parent, split = (None if name is None else clean(name) for name in names)
-        if not label:
-            faults.add(line, f"has no usable value for {columns.label!r}")
-            continue
-        yield Row(line, said or "", label, parent, split)
+    notes, faults = notes or Notes(), faults or Faults("rows")
+    for line, record in _records(source, columns, notes):
+        try:
+            yield _row(line, record, columns, notes)
+        except _Unusable as error:
+            faults.add(f"line {line}", str(error))
 
 
-def _named(value: Any) -> str | None:
+def _row(line: int, record: dict[str, Any] | _Unusable, columns: Columns, notes: Notes) -> Row:
+    if isinstance(record, _Unusable):
+        raise record
+    values: list[str | None] = []
+    for column in columns:
+        if column is not None and column not in record:
+            raise _Unusable(_lacking(column, list(record)))
+        value = None if column is None else _as_text(record[column])
+        if column is not None and (value is None or not value.strip()):
+            raise _Unusable(f"has no usable value for {column!r}")
+        values.append(value)
+    said, *names = values
+    if not words(said or ""):
+        raise _Unusable(f"has no word in {columns.text!r}")
+    for name, what in zip(names, ("labels", "parents", "splits"), strict=True):
+        if name is not None and clean(name) != name:
+            note_cleaned(what, name, notes)
+    label, parent, split = (None if name is None else clean(name) for name in names)
+    if not label:
+        raise _Unusable(f"has no usable value for {columns.label!r}")
+    return Row(line, said or "", label, parent, split)
+
+
+def _as_text(value: Any) -> str | None:
     """A text or whole number as text; None where there is none or where it has half characters (lone surrogates)."""
     if isinstance(value, float) and value.is_integer() and abs(value) <= 2**53:
         value = int(value)
@@ -229,13 +210,19 @@ def _lacking(column: str, names: Sequence[Any]) -> str:
     return f"has no column {column!r}{did_you_mean(column, known)}; it has {', '.join(known[:50])}"
 
 
-def _records(source: Path, columns: Columns, notes: Notes, faults: Faults) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Each record with the number of its (last) line."""
-    readers = {".csv": _csv, ".tsv": _csv, ".jsonl": _json_lines, ".ndjson": _json_lines, ".json": _json_lines}
-    if suffix(source) not in readers:
-        raise InputError(f"{source} is no {', '.join(readers)} file; convert it to one of them")
+def _records(source: Path, columns: Columns, notes: Notes) -> Iterator[tuple[int, dict[str, Any] | _Unusable]]:
+    """Each record, or what is wrong with it, with the number of its (last) line."""
+    formats = (".csv", ".tsv", ".jsonl", ".ndjson", ".json")
+    if suffix(source) not in formats:
+        raise InputError(f"{source} is no {', '.join(formats)} file; convert it to one of them")
     try:
-        yield from readers[suffix(source)](source, columns, notes, faults)
+        if suffix(source) in (".csv", ".tsv"):
+            yield from _csv(source, [column for column in columns if column is not None], notes)
+        else:
+            with open_text(source) as file:
+                for number, line in enumerate(limited_lines(file, source), start=1):
+                    if line.strip():
+                        yield number, _json_object(line)
     except (OSError, EOFError, zlib.error) as error:
         why = getattr(error, "strerror", None) or error
         raise InputError(f"{source} cannot be read ({why}); check the path and the file") from error
@@ -244,8 +231,7 @@ def _records(source: Path, columns: Columns, notes: Notes, faults: Faults) -> It
         raise InputError(f"{source} is not UTF-8 text{place}; convert it to UTF-8") from error
 
 
-def _csv(source: Path, columns: Columns, notes: Notes, faults: Faults) -> Iterator[tuple[int, dict[str, Any]]]:
-    wanted = [column for column in columns if column is not None]
+def _csv(source: Path, wanted: list[str], notes: Notes) -> Iterator[tuple[int, dict[str, Any] | _Unusable]]:
     dialect = sniff(source, wanted, notes)
     header = [clean(name) for name in dialect.header]
     if not header:
@@ -265,27 +251,18 @@ def _csv(source: Path, columns: Columns, notes: Notes, faults: Faults) -> Iterat
                 if len(record) == len(header):
                     yield reader.line_num, {column: record[place] for column, place in places.items()}
                 elif record:
-                    faults.add(reader.line_num, "has more or fewer fields than the header")
+                    yield reader.line_num, _Unusable("has more or fewer fields than the header")
         except csv.Error as error:
-            why = f"a field is longer than {LINE_BYTES >> 20} MiB" if "limit" in str(error) else error
-            raise InputError(f"line {reader.line_num} of {source} is no CSV ({why}); mend it") from error
+            raise InputError(f"line {reader.line_num} of {source} is no CSV ({error}); mend it") from error
 
 
-def _json_lines(source: Path, columns: Columns, notes: Notes, faults: Faults) -> Iterator[tuple[int, dict[str, Any]]]:
-    with open_text(source) as file:
-        for number, line in enumerate(limited_lines(file, source), start=1):
-            if not line.strip():
-                continue
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError:
-                faults.add(number, "is not JSON: write one object per line")
-            except ValueError:
-                faults.add(number, f"has a number of more than {DIGITS} digits")
-            except RecursionError:
-                faults.add(number, "is nested too deep")
-            else:
-                if isinstance(record, dict):
-                    yield number, record
-                else:
-                    faults.add(number, "is not a JSON object: write one object per line")
+def _json_object(line: str) -> dict[str, Any] | _Unusable:
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError:
+        return _Unusable("is not JSON: write one object per line")
+    except ValueError:
+        return _Unusable(f"has a number of more than {DIGITS} digits")
+    except RecursionError:
+        return _Unusable("is nested too deep")
+    return record if isinstance(record, dict) else _Unusable("is not a JSON object: write one object per line")
