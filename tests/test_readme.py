@@ -23,7 +23,7 @@ SHORTER = "meta_steps=2 evaluation.every=1 evaluation.tasks=4 evaluation.test_ta
 IN_ONE_PROCESS = ("jobs/omniglot", "runs/omniglot", "my_job.yaml", "my_learner:")
 """What is not about workers is computed without actors, whose start takes longer than all the rest."""
 NOT_HERE = {
-    "metadist bench scaling": "takes minutes; its --quick has a test of its own",
+    "python tests/benchmarks/scaling.py": "takes minutes; its --quick has a test of its own",
     "mlflow ui --backend-store-uri sqlite:///runs/mlflow.db": "a server that does not end; the database is looked at",
     "ray job submit --working-dir . -- python -m metadist train jobs/digits.yaml run_dir=/shared/runs/digits":
         "has its own test, test_submit.py, with a cluster of its own",
