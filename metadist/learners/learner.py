@@ -3,15 +3,15 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import ClassVar, NamedTuple, Protocol
 
 import numpy as np
+import torch
 from torch import Tensor
 
+from metadist.core.errors import InputError
 from metadist.core.random import Draws
 from metadist.core.task import Examples, Task
-from metadist.learners.query import predict_query
 from metadist.models import Model
 from metadist.models.losses import Loss
 from metadist.models.model import DROPOUT
@@ -53,7 +53,7 @@ class Differentiation(Protocol):
         """The inner loop: `begin`, then `inner_steps` times `inner_loss`, its gradient, `update`."""
         ...
 
-    def adapt_and_judge(self, learner: "Learner", theta: Tensors, task: Task, context: Context) -> Tensor:
+    def multi_step_loss(self, learner: "Learner", theta: Tensors, task: Task, context: Context) -> Tensor:
         """The inner loop, and the sum over its steps of the learner's `step_loss` after each of them."""
         ...
 
@@ -145,7 +145,7 @@ class Learner(ABC):
         return self.loss(self.predict(theta, fast, query.inputs), *query.targets)
 
     def step_loss(self, theta: Tensors, fast: Fast, query: Examples, k: int) -> Tensor:
-        """What `fast`, as inner step k left it, adds to the outer loss of a learner that judges every step."""
+        """What `fast`, as inner step k left it, adds to a multi-step outer loss."""
         del k
         return self.loss(self.predict(theta, fast, query.inputs), *query.targets)
 
@@ -160,7 +160,7 @@ class Learner(ABC):
 
     def predict_query(self, theta: Tensors, fast: Fast, task: Task, transductive: bool) -> Tensor:
         """Outputs for the query set: as one batch, or each without the others (by default with the support set)."""
-        return predict_query(partial(self.predict, theta, fast), task, transductive)
+        return predict_query(lambda inputs: self.predict(theta, fast, inputs), task, transductive)
 
     def meta_gradient(
         self, ops: Differentiation, theta: Tensors, task: Task, context: Context
@@ -177,3 +177,26 @@ class Learner(ABC):
 def follow(statistic: Tensor, observed: Tensor) -> Tensor:
     """A zero whose derivative by `statistic` is (statistic - observed)."""
     return ((statistic - observed).detach() * (statistic - statistic.detach())).sum()
+
+
+def predict_query(predict: Callable[[tuple[Tensor, ...]], Tensor], task: Task, transductive: bool) -> Tensor:
+    """Outputs [n query, ...] in one batch, or of each example in a batch with the support set."""
+    if transductive:
+        return one_tensor(predict(task.query.inputs))
+
+    def alone(*query: Tensor) -> Tensor:
+        pairs = zip(task.support.inputs, query, strict=True)
+        return one_tensor(predict(tuple(torch.cat([support, example.unsqueeze(0)]) for support, example in pairs)))[-1]
+
+    return torch.func.vmap(alone)(*task.query.inputs)
+
+
+def one_tensor(outputs: object) -> Tensor:
+    """A model's outputs, as losses and metrics take them. Raises InputError where they are not one tensor."""
+    if isinstance(outputs, Tensor):
+        return outputs
+    of = f" of {', '.join(map(str, outputs))}" if isinstance(outputs, Mapping) else ""
+    raise InputError(
+        f"the model gives a {type(outputs).__name__}{of}, and losses, metrics and predictions need one tensor "
+        "[n, outputs]: return the logits or values alone, or name a learner of your own whose `predict` picks them"
+    )
