@@ -64,6 +64,34 @@ class Learner(ABC):
 
     A subclass implements `begin` and `update` and, where its mathematics differs, any of the others. Every method is a
     pure function of its arguments, so that an engine may run it per task, over a batch of tasks, or twice.
+
+    Args:
+        model: the network as a function of named weights; see `Model`.
+        loss: `loss(outputs, *targets) -> scalar`, a mean over examples; see `metadist.models.losses`.
+        inner_lr: rate of the inner loop, above 0, for a loss that is a mean over examples.
+        inner_steps: steps of the inner loop, 0 or more.
+        first_order: whether inner gradients are constants for the outer one (no second derivatives).
+
+    Raises:
+        ValueError: where an option is out of its range.
+
+    Example, gradient descent whose first step is twice as long:
+        >>> from dataclasses import dataclass
+        >>> import torch
+        >>> from metadist import Engine, Learner, Model, Task
+        >>> from metadist.learners import Fast
+        >>> from metadist.models.losses import mean_squared_error
+        >>> @dataclass(frozen=True, kw_only=True)
+        ... class LongFirstStep(Learner):
+        ...     def begin(self, theta, support, context):
+        ...         return Fast(weights={name: theta[name] for name in self.adapted_names()}, state={})
+        ...     def update(self, theta, fast, gradient, k):
+        ...         rate = self.inner_lr * (2 if k == 0 else 1)
+        ...         return fast._replace(weights={n: w - rate * gradient[n] for n, w in fast.weights.items()})
+        >>> learner = LongFirstStep(model=Model(torch.nn.Linear(2, 1)), loss=mean_squared_error, inner_steps=3)
+        >>> engine, x = Engine(learner, "vmap"), torch.randn(6, 2)
+        >>> engine.meta_gradients(engine.initial_theta(), [Task.of(x, x.sum(1), x, x.sum(1))]).rows.shape
+        torch.Size([1, 3])
     """
 
     model: Model
