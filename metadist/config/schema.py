@@ -103,11 +103,11 @@ class OptimizerConfig(Section):
 
 class EngineConfig(Section):
     kind: Literal["auto", "loop", "vmap"] = Field("auto", description="loop over tasks, or all of a chunk at once")
-    differentiation: Literal["auto", "unroll", "remat", "adjoint"] = Field(
-        "auto", description="through the inner loop: keep all steps, or compute them again with memory that does not "
-        "grow: remat (reverse mode), adjoint (forward over reverse)"
-    )  # fmt: skip
-    keep: Literal["all", "sqrt"] = Field("all", description="remat, adjoint: fast weights kept of all steps or of few")
+    differentiation: Literal["auto", "unroll", "remat"] = Field(
+        "auto",
+        description="through the inner loop: keep all steps, or compute them again with memory that does not grow",
+    )
+    keep: Literal["all", "sqrt"] = Field("all", description="remat: fast weights kept of all steps or of few")
     compile: bool = Field(False, description="compile the whole meta-gradient (about half a minute at the start)")
     cuda_graphs: bool = Field(False, description="GPUs: launch a task's operations at once, where shapes are fixed")
     autocast: bool = Field(False, description="GPUs: bfloat16 in the network; weights and gradients stay float32")
@@ -122,6 +122,15 @@ class EngineConfig(Section):
         True, description="before the run, one task's meta-gradient against finite differences; false where a "
         "derivative is not one on purpose (a straight-through estimator, stopped gradients)"
     )  # fmt: skip
+
+    @field_validator("differentiation", mode="before")
+    @classmethod
+    def _no_longer(cls, value: Any) -> Any:
+        if value == "adjoint":  # in jobs and saved runs of version 0.1
+            raise ValueError(
+                "adjoint is no longer there: set engine.differentiation=remat, which is faster and as exact"
+            )
+        return value
 
 
 class FleetConfig(Section):
@@ -237,7 +246,7 @@ class Config(Section):
         if self.engine.device == "cuda" and self.fleet.backend == "ray" and not self.fleet.gpus_per_worker:
             raise ValueError("engine.device=cuda needs fleet.gpus_per_worker above 0 (such as 1 or 0.5)")
         if self.engine.keep == "sqrt" and self.engine.differentiation == "unroll":
-            raise ValueError("engine.keep=sqrt needs engine.differentiation=remat or adjoint: unroll keeps every step")
+            raise ValueError("engine.keep=sqrt needs engine.differentiation=remat: unroll keeps every step")
         return self
 
     def batch_size(self, target: int) -> int:

@@ -23,8 +23,9 @@ _HOMES = {
 }
 
 __all__ = [
-    "About", "ClassSource", "Dataset", "DatasetWriter", "Field", "Group", "LabelledSource", "Shapes", "Source", "Stream",
-    "Table", "Tokenizer", "ValueSource", "cached", "describe", "open_dataset", "sample", "staging", "task_shapes",
+    "About", "ClassSource", "Dataset", "DatasetWriter", "Field", "Group", "LabelledSource", "Shapes", "Source",
+    "Stream", "Table", "Tokenizer", "ValueSource", "cached", "describe", "open_dataset", "sample", "staging",
+    "task_shapes",
 ]  # fmt: skip
 
 

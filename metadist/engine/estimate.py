@@ -1,11 +1,12 @@
 """How much memory computing a chunk takes, found without computing it."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from metadist.core.task import Task
 from metadist.engine.engine import Engine
@@ -19,7 +20,7 @@ class Memory(NamedTuple):
     """Bytes, beside what the program itself takes.
 
     activations: held at the fullest moment, weights, tasks and trajectory included. trajectory: the fast weights that
-    are part of these where differentiation is `remat` or `adjoint`, K x P x 4. gradients: the chunk's result.
+    are part of these where differentiation is `remat`, K x P x 4. gradients: the chunk's result.
     """
 
     activations: int
@@ -28,10 +29,9 @@ class Memory(NamedTuple):
 
 
 def estimate(engine: Engine, tasks: Sequence[Task]) -> Memory:
-    """Of a chunk of these tasks, to within a third (adjoint: two fifths low at worst).
+    """Of a chunk of these tasks, to within a third.
 
-    Recorded with one and with two inner steps; without `remat` or `adjoint`, each further step is taken to add as much
-    as the second did; `adjoint` counts as `remat`.
+    Recorded with one and with two inner steps; with `unroll`, each further step is taken to add as much as the second.
     """
     steps, method = engine.learner.inner_steps, engine.method
     few = [KEPT[method.kind] * _fullest(_with_steps(engine, k), tasks) for k in range(min(steps, 1), min(steps, 2) + 1)]
@@ -48,8 +48,7 @@ def estimate(engine: Engine, tasks: Sequence[Task]) -> Memory:
 
 
 def _with_steps(engine: Engine, inner_steps: int) -> Engine:
-    mode = "unroll" if engine.method.differentiation == "unroll" else "remat"
-    method = Method(engine.method.kind, mode, autocast=engine.method.autocast)
+    method = Method(engine.method.kind, engine.method.differentiation, autocast=engine.method.autocast)
     return Engine(replace(engine.learner, inner_steps=inner_steps), method, str(engine.device), engine.dtype)
 
 
@@ -61,7 +60,9 @@ def _fullest(engine: Engine, tasks: Sequence[Task]) -> int:
     first: dict[int, int] = {}
     last: dict[int, int] = {}
     for node in nodes:
-        for tensor in _tensors(node.meta.get("val")):
+        for tensor in tree_leaves(node.meta.get("val")):
+            if not isinstance(tensor, Tensor):
+                continue
             storage = tensor.untyped_storage()
             sizes[storage._cdata] = storage.nbytes()
             first.setdefault(storage._cdata, place[node])
@@ -76,11 +77,3 @@ def _fullest(engine: Engine, tasks: Sequence[Task]) -> int:
         held += change
         fullest = max(fullest, held)
     return fullest
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, (list, tuple)):
-        for each in value:
-            yield from _tensors(each)

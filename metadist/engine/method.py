@@ -13,7 +13,7 @@ class Method:
     """How an engine computes; none of it changes a result but for rounding.
 
     kind: a loop over tasks, or all of a chunk with vmap. differentiation, spacing: see `differentiation.py`.
-    compiled, captured: see `program.py`. autocast: the network in bfloat16, weights and gradients in full (GPUs).
+    compiled, captured: see `graph_cache.py`. autocast: the network in bfloat16, weights and gradients in full (GPUs).
     """
 
     kind: Kind = "loop"

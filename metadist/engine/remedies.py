@@ -1,38 +1,64 @@
-"""What to change where torch refuses to differentiate a model twice, in one sentence that names the layer."""
+"""What to change where torch runs out of memory, or refuses to differentiate a model twice: one sentence each."""
 
 import re
 
+from metadist.engine.method import Kind, Method
 from metadist.learners import Learner
 from metadist.models.model import layer_of
 
-SECOND = re.compile(r"derivative for '?(?:aten::)?(\w+)'? is not implemented")
+LACKS_DERIVATIVE = re.compile(r"derivative for '?(?:aten::)?(\w+)'? is not implemented")
 
 
-def remedy(error: BaseException, learner: Learner, kind: str) -> str | None:
-    """For an error of torch's own: what it means for this learner under `engine.kind`; None for any other."""
-    text, where = str(error), layer_of(error, learner.model.module)
-    if found := SECOND.search(text):
+def remedy(error: BaseException, learner: Learner, method: Method, num_tasks: int) -> str | None:
+    """For an error that computing some tasks at once raised: what it means for this learner; None for any other."""
+    if is_out_of_memory(error):
+        return out_of_memory(learner, method, num_tasks)
+    problem = _problem(str(error), learner, method.kind)
+    return problem and f"{layer_of(error, learner.model.module)} {problem}"
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether torch or Python failed to allocate."""
+    return type(error).__name__ in ("OutOfMemoryError", "MemoryError") or "can't allocate memory" in str(error)
+
+
+def out_of_memory(learner: Learner, method: Method, num_tasks: int) -> str:
+    """What ran out, and the settings to change, the cheapest remedy first."""
+    remedies = []
+    if method.kind == "vmap" and num_tasks > 1:
+        remedies.append(f"engine.chunk_size={num_tasks // 2} (now {num_tasks} tasks at once) or engine.kind=loop")
+    if method.differentiation == "unroll" and learner.inner_steps > 1 and not learner.first_order:
+        steps = learner.inner_steps
+        remedies.append(f"engine.differentiation=remat (it keeps one inner step's activations, not {steps})")
+    if method.differentiation == "remat" and method.spacing == 1 and learner.inner_steps > 3:
+        remedies.append("engine.keep=sqrt (it keeps fewer fast weights)")
+    if not learner.first_order:
+        remedies.append("learner.first_order=true")
+    remedies.append("fewer task.queries or task.shots, or a smaller model")
+    return f"memory ran out while computing {num_tasks} task{'s' * (num_tasks > 1)}: set {', or '.join(remedies)}"
+
+
+def _problem(text: str, learner: Learner, kind: Kind) -> str | None:
+    """What a layer does that an error's text complains of, and what to do about it."""
+    if found := LACKS_DERIVATIVE.search(text):
         operation = found[1].strip("_").removesuffix("_backward")
         first = "" if learner.first_order else "set learner.first_order=true, or "
-        return f"{where} uses {operation}, of which torch lacks a derivative: {first}write it with other operations"
+        return f"uses {operation}, of which torch lacks a derivative: {first}write it with other operations"
     if "saved tensor hooks" in text:
         return (
-            f"{where} computes activations again on the way back (torch.utils.checkpoint), which vmap and torch.func "
+            "computes activations again on the way back (torch.utils.checkpoint), which vmap and torch.func "
             "cannot: set engine.kind=loop and engine.differentiation=remat, or take the checkpointing out"
         )
     if "use_reentrant=True" in text:
-        return f"{where} uses torch.utils.checkpoint with use_reentrant=True, set it to False"
+        return "uses torch.utils.checkpoint with use_reentrant=True, set it to False"
     if "mutate a captured Tensor" in text or "inplace arithmetic" in text:
         return (
-            f"{where} changes a weight or buffer in forward, which tasks would leak through: keep no state between "
-            "calls, compute it anew in each"
+            "changes a weight or buffer in forward, which tasks would leak through: keep no state between calls, "
+            "compute it anew in each"
         )
     if "randomness" in text and kind == "vmap":
-        return f"{where} {DRAWS}"
+        return (
+            "draws random numbers from a global generator (F.dropout, torch.randn), so that no task could be computed "
+            "again: use nn.Dropout, which draws from the task's own key, and let the task's source draw other noise"
+        )
     return None
-
-
-DRAWS = (
-    "draws random numbers from a global generator (F.dropout, torch.randn), so that no task could be computed again: "
-    "use nn.Dropout, which draws from the task's own key, and let the task's source draw other noise"
-)

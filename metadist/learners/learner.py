@@ -3,15 +3,15 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import ClassVar, NamedTuple, Protocol
 
 import numpy as np
+import torch
 from torch import Tensor
 
+from metadist.core.errors import InputError
 from metadist.core.random import Draws
 from metadist.core.task import Examples, Task
-from metadist.learners.query import predict_query
 from metadist.models import Model
 from metadist.models.losses import Loss
 from metadist.models.model import DROPOUT
@@ -53,7 +53,7 @@ class Differentiation(Protocol):
         """The inner loop: `begin`, then `inner_steps` times `inner_loss`, its gradient, `update`."""
         ...
 
-    def adapt_and_judge(self, learner: "Learner", theta: Tensors, task: Task, context: Context) -> Tensor:
+    def multi_step_loss(self, learner: "Learner", theta: Tensors, task: Task, context: Context) -> Tensor:
         """The inner loop, and the sum over its steps of the learner's `step_loss` after each of them."""
         ...
 
@@ -64,6 +64,34 @@ class Learner(ABC):
 
     A subclass implements `begin` and `update` and, where its mathematics differs, any of the others. Every method is a
     pure function of its arguments, so that an engine may run it per task, over a batch of tasks, or twice.
+
+    Args:
+        model: the network as a function of named weights; see `Model`.
+        loss: `loss(outputs, *targets) -> scalar`, a mean over examples; see `metadist.models.losses`.
+        inner_lr: rate of the inner loop, above 0, for a loss that is a mean over examples.
+        inner_steps: steps of the inner loop, 0 or more.
+        first_order: whether inner gradients are constants for the outer one (no second derivatives).
+
+    Raises:
+        ValueError: where an option is out of its range.
+
+    Example, gradient descent whose first step is twice as long:
+        >>> from dataclasses import dataclass
+        >>> import torch
+        >>> from metadist import Engine, Learner, Model, Task
+        >>> from metadist.learners import Fast
+        >>> from metadist.models.losses import mean_squared_error
+        >>> @dataclass(frozen=True, kw_only=True)
+        ... class LongFirstStep(Learner):
+        ...     def begin(self, theta, support, context):
+        ...         return Fast(weights={name: theta[name] for name in self.adapted_names()}, state={})
+        ...     def update(self, theta, fast, gradient, k):
+        ...         rate = self.inner_lr * (2 if k == 0 else 1)
+        ...         return fast._replace(weights={n: w - rate * gradient[n] for n, w in fast.weights.items()})
+        >>> learner = LongFirstStep(model=Model(torch.nn.Linear(2, 1)), loss=mean_squared_error, inner_steps=3)
+        >>> engine, x = Engine(learner, "vmap"), torch.randn(6, 2)
+        >>> engine.meta_gradients(engine.initial_theta(), [Task.of(x, x.sum(1), x, x.sum(1))]).rows.shape
+        torch.Size([1, 3])
     """
 
     model: Model
@@ -145,7 +173,7 @@ class Learner(ABC):
         return self.loss(self.predict(theta, fast, query.inputs), *query.targets)
 
     def step_loss(self, theta: Tensors, fast: Fast, query: Examples, k: int) -> Tensor:
-        """What `fast`, as inner step k left it, adds to the outer loss of a learner that judges every step."""
+        """What `fast`, as inner step k left it, adds to a multi-step outer loss."""
         del k
         return self.loss(self.predict(theta, fast, query.inputs), *query.targets)
 
@@ -160,7 +188,7 @@ class Learner(ABC):
 
     def predict_query(self, theta: Tensors, fast: Fast, task: Task, transductive: bool) -> Tensor:
         """Outputs for the query set: as one batch, or each without the others (by default with the support set)."""
-        return predict_query(partial(self.predict, theta, fast), task, transductive)
+        return predict_query(lambda inputs: self.predict(theta, fast, inputs), task, transductive)
 
     def meta_gradient(
         self, ops: Differentiation, theta: Tensors, task: Task, context: Context
@@ -177,3 +205,26 @@ class Learner(ABC):
 def follow(statistic: Tensor, observed: Tensor) -> Tensor:
     """A zero whose derivative by `statistic` is (statistic - observed)."""
     return ((statistic - observed).detach() * (statistic - statistic.detach())).sum()
+
+
+def predict_query(predict: Callable[[tuple[Tensor, ...]], Tensor], task: Task, transductive: bool) -> Tensor:
+    """Outputs [n query, ...] in one batch, or of each example in a batch with the support set."""
+    if transductive:
+        return one_tensor(predict(task.query.inputs))
+
+    def alone(*query: Tensor) -> Tensor:
+        pairs = zip(task.support.inputs, query, strict=True)
+        return one_tensor(predict(tuple(torch.cat([support, example.unsqueeze(0)]) for support, example in pairs)))[-1]
+
+    return torch.func.vmap(alone)(*task.query.inputs)
+
+
+def one_tensor(outputs: object) -> Tensor:
+    """A model's outputs, as losses and metrics take them. Raises InputError where they are not one tensor."""
+    if isinstance(outputs, Tensor):
+        return outputs
+    of = f" of {', '.join(map(str, outputs))}" if isinstance(outputs, Mapping) else ""
+    raise InputError(
+        f"the model gives a {type(outputs).__name__}{of}, and losses, metrics and predictions need one tensor "
+        "[n, outputs]: return the logits or values alone, or name a learner of your own whose `predict` picks them"
+    )

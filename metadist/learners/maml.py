@@ -25,6 +25,22 @@ class MAML(Learner):
 
     Losses are means over examples. The published code sums cross-entropy over the N*K support examples and divides by
     K, so its inner rate of 0.4 for 5 ways is 2.0 here.
+
+    Args:
+        model, loss, inner_lr, inner_steps, first_order: see `Learner`.
+        adapted: pattern of the parameters that the inner loop changes.
+        inner_optimizer: `SGD()`, `Adam()`, or anything with their methods.
+
+    Raises:
+        InputError: where `adapted` matches no parameter; the message lists them.
+
+    Example:
+        >>> from metadist import MAML, Model
+        >>> from metadist.models import MLP
+        >>> from metadist.models.losses import cross_entropy
+        >>> anil = MAML(model=Model(MLP([[4]], 3)), loss=cross_entropy, inner_lr=0.5, inner_steps=5, adapted="head.*")
+        >>> anil.adapted_names()
+        ['head.weight', 'head.bias']
     """
 
     adapted: str = "*"

@@ -30,8 +30,8 @@ class MAMLPlusPlus(MAML):
     - `rate_per_step`: a learned rate for each adapted tensor and inner step (the paper's: for each layer and step).
     - `per_step_norm`: scale and shift of normalisation layers for each inner step, learned but not adapted.
     - `per_step_statistics`: moving averages of the batch statistics of the query sets after each inner step, which
-      take the place of the batch's own where evaluation.transductive=false. Every step is then judged in all
-      meta-steps, which takes the time of the multi-step loss.
+      take the place of the batch's own where evaluation.transductive=false. Every step's query loss is then computed in
+      all meta-steps, which takes the time of the multi-step loss.
     - The cosine meta-rate is the outer optimizer's: optimizer.schedule=cosine.
 
     More inner steps than trained with use what belongs to the last of those. In training normalisation is by the batch
@@ -105,7 +105,7 @@ class MAMLPlusPlus(MAML):
 
     def begin(self, theta: Tensors, support: Examples, context: Context) -> Fast:
         fast = self._at_step(theta, super().begin(theta, support, context), 0)
-        if not self._judges_every_step(context):
+        if not self._has_multi_step_loss(context):
             return fast
         done = context.step / self.multi_step_until if self._phase(context).multi_step else 1.0
         weights = step_weights(self.inner_steps, done) if done < 1 else [0.0] * (self.inner_steps - 1) + [1.0]
@@ -139,11 +139,11 @@ class MAMLPlusPlus(MAML):
     def meta_gradient(
         self, ops: Differentiation, theta: Tensors, task: Task, context: Context
     ) -> tuple[Tensor, Tensors]:
-        if not self._judges_every_step(context):
+        if not self._has_multi_step_loss(context):
             return super().meta_gradient(ops, theta, task, context)
 
         def objective(theta: Tensors) -> Tensor:
-            return ops.adapt_and_judge(self, theta, task, context)
+            return ops.multi_step_loss(self, theta, task, context)
 
         return ops.value_and_gradient(objective, theta)
 
@@ -151,14 +151,14 @@ class MAMLPlusPlus(MAML):
         given = context.phase
         return given if isinstance(given, Phase) else self.phase(context.step, context.meta_steps)
 
-    def _judges_every_step(self, context: Context) -> bool:
+    def _has_multi_step_loss(self, context: Context) -> bool:
         return self._phase(context).multi_step or self.per_step_statistics
 
     def _state_names(self) -> list[str]:
         return self._norms() + (self._running() if self.per_step_statistics else [])
 
     def _at_step(self, theta: Tensors, fast: Fast, k: int) -> Fast:
-        """Fast weights that are judged with the normalisation parameters and statistics of step k."""
+        """Fast weights that predict with the normalisation parameters and statistics of step k."""
         place = min(k, self._sets - 1)
         return fast._replace(state=fast.state | {n: theta[f"per_step/{n}"][place] for n in self._state_names()})
 

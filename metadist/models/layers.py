@@ -138,18 +138,10 @@ class _Normalise(Function):
         x, weight, _, ctx.eps = inputs
         ctx.mark_non_differentiable(*output[1:])
         ctx.save_for_backward(x, weight, *output[1:])
-        ctx.save_for_forward(x, weight, *output[1:])
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Any, ...]:
         return *_NormaliseBackward.apply(gradient, *ctx.saved_tensors, ctx.eps), None
-
-    @staticmethod
-    def jvp(ctx: Any, dx: Tensor, dweight: Tensor, dbias: Tensor, _: None) -> tuple[Tensor, None, None]:
-        x, weight, mean, rstd = ctx.saved_tensors
-        channels, scale = _Channels(x, mean, rstd), weight * rstd
-        of_h = dweight - scale * channels.mean(dx * channels.h)
-        return channels.combine(dbias - scale * channels.mean(dx), (dx, scale), (channels.h, of_h)), None, None
 
 
 class _NormaliseBackward(Function):
@@ -165,7 +157,6 @@ class _NormaliseBackward(Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         del output
         ctx.save_for_backward(*inputs[:-1])
-        ctx.save_for_forward(*inputs[:-1])
 
     @staticmethod
     def backward(ctx: Any, u: Tensor, uweight: Tensor, ubias: Tensor) -> tuple[Any, ...]:
@@ -182,24 +173,6 @@ class _NormaliseBackward(Function):
         to_x = channels.combine(-of_u * mean_u - of_g * mean_g, (u, of_u), (g, of_g), (h, of_h))
         to_weight = rstd * (covariance - u_along * g_along) * (x.numel() // x.shape[1])
         return to_g, to_x, to_weight, None, None, None
-
-    @staticmethod
-    def jvp(ctx: Any, dg: Tensor, dx: Tensor, dweight: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
-        """The tangents of what `forward` returns. mean and rstd count as functions of x."""
-        g, x, weight, mean, rstd = ctx.saved_tensors
-        channels = _Channels(x, mean, rstd)
-        h, count = channels.h, x.numel() // x.shape[1]
-        mean_dx, dx_along = channels.mean(dx), channels.mean(dx * h)
-        mean_g, g_along = channels.mean(g), channels.mean(g * h)
-        covariance = channels.mean(g * dx) - mean_g * mean_dx
-        dg_along = channels.mean(dg * h) + rstd * (covariance - dx_along * g_along)  # the tangent of E[g h]
-        scale = weight * rstd
-        dscale = dweight * rstd - scale * rstd * dx_along
-        of_g, of_h = dscale, -dscale * g_along - scale * dg_along + scale * rstd * dx_along * g_along
-        of_dx = -scale * rstd * g_along
-        constant = -scale * channels.mean(dg) - dscale * mean_g - of_dx * mean_dx
-        tangent = channels.combine(constant, (dg, scale), (g, of_g), (h, of_h), (dx, of_dx))
-        return tangent, dg_along * count, channels.mean(dg) * count
 
 
 class _Channels:

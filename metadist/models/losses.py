@@ -24,10 +24,20 @@ def never(logits: Tensor, present: Tensor) -> Tensor:
 
 
 def cross_entropy(outputs: Tensor, target: Tensor) -> Tensor:
-    """Mean cross-entropy in nats. outputs [n, N] logits, target [n] int64 in [0, N), all of which count. Raises
-    InputError for another label.
+    """Mean cross-entropy over examples, in nats.
 
     The original MAML code sums over the N*K support examples and divides by K: its inner rate is N times ours.
+
+    Args:
+        outputs: logits [n, N].
+        target: labels [n], int64 in [0, N); all of them count.
+
+    Raises:
+        InputError: for a label that is no output.
+
+    Example:
+        >>> cross_entropy(torch.zeros(2, 4), torch.tensor([0, 3]))  # log 4
+        tensor(1.3863)
     """
     try:
         return F.cross_entropy(outputs, target, ignore_index=NO_LABEL)
@@ -43,7 +53,19 @@ def cross_entropy(outputs: Tensor, target: Tensor) -> Tensor:
 
 
 def mean_squared_error(outputs: Tensor, *targets: Tensor) -> Tensor:
-    """Mean over examples and target values. outputs [n, d]; targets of shape [n] or [n, ...], d values in all."""
+    """Mean squared error over examples and target values.
+
+    Args:
+        outputs: [n, d].
+        targets: one or more of shape [n] or [n, ...], d values in all; they are joined in order.
+
+    Raises:
+        InputError: where outputs and targets have different numbers of values.
+
+    Example:
+        >>> mean_squared_error(torch.tensor([[1.0], [3.0]]), torch.tensor([0.0, 0.0]))
+        tensor(5.)
+    """
     expected = torch.cat([target.reshape(len(target), -1) for target in targets], dim=1).to(outputs.dtype)
     found = outputs.reshape(len(outputs), -1)
     if found.shape != expected.shape:  # which would be broadcast
@@ -53,13 +75,31 @@ def mean_squared_error(outputs: Tensor, *targets: Tensor) -> Tensor:
 
 def accuracy(outputs: Tensor, target: Tensor) -> Tensor:
     """Fraction of examples whose largest logit is the target's; NaN where one of all logits is not finite (argmax would
-    take the first class). outputs [n, N], target [n]."""
+    take the first class).
+
+    Args:
+        outputs: logits [n, N].
+        target: labels [n], int64.
+
+    Example:
+        >>> accuracy(torch.tensor([[2.0, 1.0], [0.0, 1.0]]), torch.tensor([0, 0]))
+        tensor(0.5000)
+    """
     return _if_finite(outputs, (outputs.argmax(dim=-1) == target).to(outputs.dtype).mean())
 
 
 def confidence(outputs: Tensor, target: Tensor) -> Tensor:
     """The mean probability of the predicted class; a calibrated learner's is its accuracy. NaN where a logit is not
-    finite. outputs [n, N] logits."""
+    finite.
+
+    Args:
+        outputs: logits [n, N].
+        target: not used.
+
+    Example:
+        >>> confidence(torch.zeros(3, 2), torch.tensor([0, 1, 1]))
+        tensor(0.5000)
+    """
     del target
     return _if_finite(outputs, outputs.softmax(dim=-1).amax(dim=-1).mean())
 

@@ -32,6 +32,22 @@ class Model:
     buffers, which are the same for every task and travel in the checkpoint. The module is held in training mode:
     normalisation uses the batch at hand, so its results are transductive. Dropout acts where the weights hold a
     DROPOUT key, an int64 scalar, and is a function of that; the module's own dropout layers are replaced for it.
+
+    Args:
+        module: any network that is a pure function of its weights and inputs. It is changed: put in training mode,
+            dropout and weight norms replaced.
+
+    Raises:
+        InputError: for a layer with state, chance or weights that cannot be meta-learned; it is named, with the remedy.
+
+    Example:
+        >>> import torch
+        >>> from metadist import Model
+        >>> model = Model(torch.nn.Linear(3, 2))
+        >>> {name: tuple(value.shape) for name, value in model.parameters.items()}
+        {'weight': (2, 3), 'bias': (2,)}
+        >>> model({"weight": torch.ones(2, 3), "bias": torch.zeros(2)}, torch.ones(1, 3))
+        tensor([[3., 3.]])
     """
 
     def __init__(self, module: nn.Module):

@@ -23,7 +23,7 @@ MIB = 1 << 20
 def methods(engine: Engine, compiled: bool) -> list[Method]:
     """The ways an engine's learner may be computed on its device, the job's own first."""
     learner, on_gpu = engine.learner, engine.device.type == "cuda"
-    modes = ("unroll",) if learner.first_order or learner.inner_steps == 0 else ("unroll", "remat", "adjoint")
+    modes = ("unroll",) if learner.first_order or learner.inner_steps == 0 else ("unroll", "remat")
     found = [engine.method]
     for kind in ("loop", "vmap"):
         found += [Method(kind, mode) for mode in modes if kind in learner.engines]

@@ -11,7 +11,7 @@ from metadist.core.errors import InputError
 from metadist.core.task import Split, Task, TaskId
 from metadist.engine import Engine, estimate
 from metadist.fleet.worker import TWO_RESULTS, set_up_process
-from metadist.learners.query import not_a_tensor
+from metadist.learners.learner import one_tensor
 from metadist.models import LOSSES, Model
 from metadist.run.auto import chunk_size
 from metadist.run.build import Job
@@ -122,8 +122,8 @@ def _try_one_task(engine: Engine, theta: np.ndarray, task: Task, judged: Model, 
     of evaluation, which must have an output for each of `ways`."""
     try:
         outputs = _outputs(judged.to(engine.device, engine.dtype), engine.tensors(task), ways)
-        if engine.learner.loss in LOSSES.values() and not isinstance(outputs, torch.Tensor):
-            raise InputError(not_a_tensor(outputs))
+        if engine.learner.loss in LOSSES.values():
+            one_tensor(outputs)
         (losses, rows), (_, again) = (engine.meta_gradients(torch.from_numpy(theta), [task]) for _ in range(2))
         assert losses.shape == (1,)
         if rows.numpy().tobytes() != again.numpy().tobytes():

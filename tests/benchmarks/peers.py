@@ -77,7 +77,6 @@ METADIST = {
 METADIST_MEMORY = {
     "metadist": (),
     "metadist remat": ("engine.differentiation=remat",),
-    "metadist adjoint": ("engine.differentiation=adjoint",),
 }
 
 

@@ -1,4 +1,7 @@
+"""Ways through the inner loop: all give the full unroll's meta-gradients, for learners and networks of every kind."""
+
 from functools import cache
+from itertools import cycle
 
 import numpy as np
 import pytest
@@ -7,33 +10,24 @@ from torch import Tensor
 
 from metadist.core.errors import InputError
 from metadist.engine import Engine, Method
-from metadist.learners import MAML, Learner, Reptile
-from metadist.learners.inner_optimizers import Adam
+from metadist.learners import MAML, Learner
 from metadist.models.losses import cross_entropy, mean_squared_error
 from tests.engine.live_bytes import LiveBytes
 from tests.engine.networks import NETWORKS, model_of, tasks_of
 from tests.learners.small import distance, finite_difference, meta_gradient, regression_task, smooth_model
 from tests.learners.unusual import Anchored, Counting, FromSupport, LearnedRates, Nesterov, OwnHead
 
-WAYS = [("unroll", 1)] + [(mode, spacing) for mode in ("remat", "adjoint") for spacing in (1, 2, 3)]
-METHODS = {f"{kind}-{mode}-{n}": Method(kind, mode, n) for kind in ("loop", "vmap") for mode, n in WAYS}
-FULL_UNROLL = METHODS.pop("loop-unroll-1")
-FEW = ["loop-remat-1", "loop-adjoint-1", "vmap-remat-2", "vmap-adjoint-2"]
-
-VARIANTS: dict[str, tuple[type[Learner], dict]] = {
-    "maml": (MAML, {}),
-    "maml, no step": (MAML, {"inner_steps": 0}),
-    "maml, 1 step": (MAML, {"inner_steps": 1}),
-    "maml, 3 steps": (MAML, {"inner_steps": 3}),
+UNROLL = Method("loop")
+METHODS = [
+    Method("vmap"),
+    *(Method(kind, "remat", n) for kind, n in (("loop", 1), ("loop", 3), ("vmap", 1), ("vmap", 2))),
+]
+LEARNERS: dict[str, tuple[type[Learner], dict]] = {
+    "no step": (MAML, {"inner_steps": 0}),
+    "1 step": (MAML, {"inner_steps": 1}),
     "first order": (MAML, {"first_order": True}),
-    "head": (MAML, {"adapted": "head.*"}),
     "head, first order": (MAML, {"adapted": "head.*", "first_order": True}),
-    "body": (MAML, {"adapted": "body.*"}),
-    "reptile": (Reptile, {}),
-    "reptile, minibatches": (Reptile, {"inner_batch": 4}),
-    "reptile, adam": (Reptile, {"inner_batch": 4, "inner_optimizer": Adam(beta1=0.0), "inner_lr": 0.01}),
     "learned rates": (LearnedRates, {}),
-    "learned rates, first order": (LearnedRates, {"first_order": True}),
     "momentum": (Nesterov, {}),
     "momentum, first order": (Nesterov, {"first_order": True}),
     "integer state": (Counting, {}),
@@ -41,80 +35,63 @@ VARIANTS: dict[str, tuple[type[Learner], dict]] = {
     "begins from its support set": (FromSupport, {}),
     "own head": (OwnHead, {}),
 }
-SMOOTH = {
-    name: own for name, own in VARIANTS.items() if not any(word in name for word in ("reptile", "first", "no step"))
-}
+"""What `tests/learners/family.py` does not have."""
+SMOOTH = [name for name in LEARNERS if "first order" not in name and name != "no step"]
 
 
-def rows(variant: str, network: str, method: Method, **options) -> Tensor:
-    kind, own = VARIANTS[variant]
-    learner = kind(model=model_of(network), loss=cross_entropy, **({"inner_steps": 5} | own | options))
-    engine = Engine(learner, method, dtype=torch.float64)
+def rows(learner: Learner, network: str, method: Method, dtype: torch.dtype = torch.float64) -> Tensor:
+    engine = Engine(learner, method, dtype=dtype)
     return engine.meta_gradients(engine.initial_theta(), tasks_of(network)).rows
 
 
-@cache
-def unrolled(variant: str, network: str, **options) -> Tensor:
-    return rows(variant, network, FULL_UNROLL, **options)
+@pytest.mark.parametrize("name", LEARNERS)
+def test_every_method_gives_the_full_unrolls_meta_gradients(name):
+    kind, options = LEARNERS[name]
+
+    def learner() -> Learner:
+        return kind(model=model_of("mlp"), loss=cross_entropy, **({"inner_steps": 5} | options))
+
+    expected = rows(learner(), "mlp", UNROLL)
+    assert expected.norm() > 1e-3
+    for method in METHODS:
+        for row, same in zip(rows(learner(), "mlp", method), expected, strict=True):
+            assert distance(row, same) < 1e-9
+
+
+@pytest.mark.parametrize("network", [network for network in NETWORKS if network != "mlp"])
+def test_every_network_is_differentiated_alike(network):
+    def learner() -> Learner:
+        return MAML(model=model_of(network), loss=cross_entropy, inner_steps=3)
+
+    expected = rows(learner(), network, UNROLL)
+    for method in (Method("vmap"), Method("loop", "remat"), Method("vmap", "remat", 2)):
+        for row, same in zip(rows(learner(), network, method), expected, strict=True):
+            assert distance(row, same) < 1e-9
 
 
 @pytest.mark.parametrize(
-    ("method", "variant"),
-    [
-        (method, variant)
-        for method in METHODS
-        for variant in VARIANTS
-        if variant in ("maml", "learned rates", "momentum", "integer state") or method in [*FEW, "vmap-unroll-1"]
-    ],
+    ("name", "method"), list(zip(SMOOTH, cycle([Method("loop", "remat"), Method("vmap", "remat", 2)])))
 )
-def test_every_method_gives_the_full_unrolls_meta_gradients(method, variant):
-    expected = unrolled(variant, "mlp")
-    assert expected.norm() > 1e-3
-    for row, same in zip(rows(variant, "mlp", METHODS[method]), expected, strict=True):
-        assert distance(row, same) < 1e-9
+def test_a_cheaper_gradient_is_the_derivative_of_the_adapted_models_loss(name, method):
+    kind, options = LEARNERS[name]
+    own = {"loss": mean_squared_error, "inner_lr": 0.2, "inner_steps": 3} | options
+    expected = finite_difference(kind(model=smooth_model(), **own), regression_task())
+    assert distance(meta_gradient(kind(model=smooth_model(), **own), regression_task(), method), expected) < 1e-7
 
 
-@pytest.mark.parametrize("method", FEW)
-@pytest.mark.parametrize("network", [network for network in NETWORKS if network != "mlp"])
-def test_every_network_is_differentiated_alike(method, network):
-    if network == "pooled" and "loop-adjoint" in method:
-        with pytest.raises(InputError, match="engine.differentiation=adjoint needs forward-mode .* use remat"):
-            rows("maml", network, METHODS[method], inner_steps=3)
-        return
-    expected = unrolled("maml", network, inner_steps=3)
-    for row, same in zip(rows("maml", network, METHODS[method], inner_steps=3), expected, strict=True):
-        assert distance(row, same) < 1e-9
+def test_an_update_that_returns_other_names_than_began_is_refused():
+    class Growing(MAML):
+        def update(self, theta, fast, gradient, k):
+            after = super().update(theta, fast, gradient, k)
+            return after._replace(state={"more": torch.zeros(())})
+
+    engine = Engine(Growing(model=model_of("mlp"), loss=cross_entropy), Method("loop", "remat"))
+    with pytest.raises(InputError, match="names"):
+        engine.meta_gradients(engine.initial_theta(), tasks_of("mlp"))
 
 
-def squared(outputs: Tensor, target: Tensor) -> Tensor:
-    return (outputs.squeeze(1) - target).square().mean()
-
-
-def smooth_learner(variant: str) -> Learner:
-    kind, own = SMOOTH[variant]
-    return kind(model=smooth_model(), **({"loss": squared, "inner_lr": 0.2, "inner_steps": 3} | own))
-
-
-@cache
-def derivative(variant: str) -> Tensor:
-    return finite_difference(smooth_learner(variant), regression_task())
-
-
-@pytest.mark.parametrize("variant", SMOOTH)
-@pytest.mark.parametrize("method", ["loop-remat-1", "loop-adjoint-2", "vmap-remat-2", "vmap-adjoint-1"])
-def test_a_cheaper_gradient_is_the_derivative_of_the_adapted_models_loss(method, variant):
-    gradient = meta_gradient(smooth_learner(variant), regression_task(), METHODS[method])
-    assert distance(gradient, derivative(variant)) < 1e-7
-
-
-@pytest.mark.parametrize("method", ["loop-adjoint-1", "vmap-adjoint-1"])
-def test_a_loss_without_forward_mode_is_refused_with_the_remedy(method):
-    learner = MAML(model=smooth_model(), loss=mean_squared_error, inner_lr=0.2, inner_steps=3)
-    with pytest.raises(InputError, match="engine.differentiation=adjoint needs forward-mode .* use remat"):
-        meta_gradient(learner, regression_task(), METHODS[method])
-
-
-def in_float32(method: Method, network: str, seed: int, dtype: torch.dtype) -> Tensor:
+def few_digits(method: Method, network: str, seed: int, dtype: torch.dtype) -> Tensor:
+    """Meta-gradients of examples that float32 represents exactly."""
     learner = MAML(model=model_of(network, seed), loss=cross_entropy, inner_steps=4, inner_lr=0.3)
     engine = Engine(learner, method, dtype=dtype)
     tasks = [task.map(lambda x: x.astype(np.float32).astype(x.dtype)) for task in tasks_of(network, 2, 10 * seed)]
@@ -122,19 +99,20 @@ def in_float32(method: Method, network: str, seed: int, dtype: torch.dtype) -> T
 
 
 @cache
-def in_float64(network: str, seed: int) -> Tensor:
-    return in_float32(FULL_UNROLL, network, seed, torch.float64)
+def unrolled(network: str, seed: int, dtype: torch.dtype) -> Tensor:
+    return few_digits(UNROLL, network, seed, dtype)
 
 
 @pytest.mark.parametrize(
     ("method", "network"),
-    [(method, "mlp") for method in FEW] + [("loop-remat-1", "conv4"), ("loop-adjoint-1", "conv4")],
+    [(Method("loop", "remat"), "mlp"), (Method("vmap", "remat", 2), "mlp"), (Method("loop", "remat"), "conv4")],
 )
 def test_in_float32_a_cheaper_gradient_is_as_exact_as_the_unrolled_one(method, network):
-    unroll, cheap = (
-        sum(distance(in_float32(each, network, seed, torch.float32), in_float64(network, seed)) for seed in range(4))
-        for each in (FULL_UNROLL, METHODS[method])
-    )
+    unroll = cheap = 0.0
+    for seed in range(4):
+        exact = unrolled(network, seed, torch.float64)
+        unroll += distance(unrolled(network, seed, torch.float32), exact)
+        cheap += distance(few_digits(method, network, seed, torch.float32), exact)
     assert 0 < cheap < 1.2 * unroll
 
 
@@ -149,10 +127,9 @@ def peak(method: Method, inner_steps: int) -> int:
 
 
 @pytest.mark.parametrize("kind", ["loop", "vmap"])
-@pytest.mark.parametrize("mode", ["remat", "adjoint"])
-def test_more_inner_steps_take_the_memory_of_their_fast_weights_and_no_more(mode, kind):
+def test_more_inner_steps_take_the_memory_of_their_fast_weights_and_no_more(kind):
     size = sum(value.numel() for value in model_of("mlp").parameters.values()) * 4 * (2 if kind == "vmap" else 1)
-    one, many, spaced = (peak(Method(kind, mode, n), steps) for n, steps in ((1, 1), (1, 50), (7, 50)))
+    one, many, spaced = (peak(Method(kind, "remat", n), steps) for n, steps in ((1, 1), (1, 50), (7, 50)))
     assert 40 * size < many - one < 1.1 * 50 * size
     assert 10 * size < spaced - one < 1.1 * 15 * size
 

@@ -1,3 +1,5 @@
+from itertools import cycle
+
 import numpy as np
 import pytest
 import torch
@@ -25,6 +27,11 @@ VARIANTS = {name: (name, {}) for name in LEARNERS if name not in (*CLOSED_FORM, 
     "reptile, minibatches": ("reptile", {"inner_batch": 4, "inner_steps": 3}),
     "reptile, adam": ("reptile", {"inner_batch": 4, "inner_optimizer": Adam(beta1=0.0), "inner_lr": 0.01}),
 }
+
+
+EACH_ON_A_NETWORK = list(zip(VARIANTS, cycle(NETWORKS)))
+"""The rest of all pairs is in `tests/learners/test_family.py` (every learner) and `test_differentiation.py` (every
+network)."""
 
 
 def make(variant: str, module: nn.Module) -> Learner:
@@ -58,8 +65,7 @@ class Attention(nn.Module):
         return self.head(attended[:, 0].mean(dim=1))
 
 
-@pytest.mark.parametrize("network", NETWORKS)
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(("variant", "network"), EACH_ON_A_NETWORK)
 def test_loop_and_vmap_give_the_same_meta_gradients(variant, network):
     loop, vmap = engines(variant, network)
     theta, tasks = loop.initial_theta(), tasks_of(network)
@@ -73,17 +79,16 @@ def test_loop_and_vmap_give_the_same_meta_gradients(variant, network):
         assert torch.equal(row, same) or distance(row, same) < tolerance
 
 
-@pytest.mark.parametrize("transductive", [True, False])
-@pytest.mark.parametrize("network", NETWORKS)
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_loop_and_vmap_evaluate_to_the_same(variant, network, transductive):
+@pytest.mark.parametrize(("variant", "network"), EACH_ON_A_NETWORK)
+def test_loop_and_vmap_evaluate_to_the_same(variant, network):
     loop, vmap = engines(variant, network)
     theta, tasks = loop.initial_theta(), tasks_of(network, 2)
-    one, other = (engine.evaluate(theta, tasks, METRICS, transductive) for engine in (loop, vmap))
-    assert list(one) == list(other) == ["accuracy", "loss"]
-    assert one["loss"].shape == (2, loop.learner.inner_steps + 1)
-    assert torch.equal(one["accuracy"], other["accuracy"])
-    assert torch.allclose(one["loss"], other["loss"], rtol=1e-9)
+    for transductive in (True, False):
+        one, other = (engine.evaluate(theta, tasks, METRICS, transductive) for engine in (loop, vmap))
+        assert list(one) == list(other) == ["accuracy", "loss"]
+        assert one["loss"].shape == (2, loop.learner.inner_steps + 1)
+        assert torch.equal(one["accuracy"], other["accuracy"])
+        assert torch.allclose(one["loss"], other["loss"], rtol=1e-9)
 
 
 @pytest.mark.parametrize("kind", ["loop", "vmap"])
@@ -130,8 +135,9 @@ def test_text_gives_the_same_rows_in_both_engines():
     assert distance(*rows) < 1e-9
 
 
-@pytest.mark.parametrize("variant", ["maml", "anil", "reptile"])
-@pytest.mark.parametrize("network", ["mlp", "conv4"])
+@pytest.mark.parametrize(
+    ("variant", "network"), [("maml", "conv4"), ("anil", "mlp"), ("anil", "conv4"), ("reptile", "mlp")]
+)
 def test_inductive_is_each_query_predicted_beside_the_support_set(variant, network):
     engine, _ = engines(variant, network)
     task = engine.tensors(tasks_of(network, 1)[0])
@@ -147,8 +153,9 @@ def test_inductive_is_each_query_predicted_beside_the_support_set(variant, netwo
     assert (network == "mlp") == bool(torch.isclose(inductive, transductive, rtol=1e-9))
 
 
-@pytest.mark.parametrize("kind", ["loop", "vmap"])
-@pytest.mark.parametrize("name", [name for name in LEARNERS if name != CONTEXT])
+@pytest.mark.parametrize(
+    ("name", "kind"), list(zip([name for name in LEARNERS if name != CONTEXT], cycle(["loop", "vmap"])))
+)
 def test_an_unused_parameter_gets_zeros(name, kind):
     class Spare(MLP):
         def __init__(self):
@@ -190,17 +197,6 @@ def test_float32_is_near_float64(network, index):
     ]  # fmt: skip
     assert rows[0].dtype == torch.float32
     assert distance(rows[0].double(), rows[1]) < 1e-4
-
-
-@pytest.mark.parametrize("index", [0, 1])
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_adapt_is_the_last_step_of_evaluate(variant, index):
-    engine = engines(variant, "mlp")[index]
-    task, theta = engine.tensors(tasks_of("mlp", 1)[0]), engine.initial_theta()
-    draws = [Draws(0, TaskId("test", 0, 0), stream=1)]
-    measured = engine.evaluate(theta, [task], METRICS, draws=draws)["loss"][0, -1]
-    outputs = engine.adapt(theta, task.support)(*task.query.inputs)
-    assert torch.allclose(measured, cross_entropy(outputs, task.query.targets[0]), rtol=1e-12)
 
 
 @pytest.mark.parametrize("index", [0, 1])

@@ -32,12 +32,12 @@ def measured(engine: Engine, tasks: list[Task]) -> int:
 
 
 @pytest.mark.parametrize("kind", ["loop", "vmap"])
-@pytest.mark.parametrize(("mode", "within"), [("unroll", 0.3), ("remat", 0.3), ("adjoint", 0.45)])
+@pytest.mark.parametrize("mode", ["unroll", "remat"])
 @pytest.mark.parametrize(("network", "inner_steps"), [("mlp", 12), pytest.param("conv4", 3, marks=pytest.mark.slow)])
-def test_an_estimate_is_near_what_is_measured(network, inner_steps, mode, within, kind):
+def test_an_estimate_is_near_what_is_measured(network, inner_steps, mode, kind):
     engine, tasks = case(network, Method(kind, mode), inner_steps)
     memory = estimate(engine, tasks)
-    assert abs((memory.activations + memory.gradients) / measured(engine, tasks) - 1) < within
+    assert abs((memory.activations + memory.gradients) / measured(engine, tasks) - 1) < 0.3
 
 
 @pytest.mark.parametrize(("kind", "together"), [("loop", 1), ("vmap", 2)])

@@ -293,15 +293,14 @@ def test_loop_and_vmap_agree(network):
 
 @on_gpu
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("mode", ["remat", "adjoint"])
-def test_many_inner_steps_cost_the_memory_of_one(mode, kind):
+def test_many_inner_steps_cost_the_memory_of_one(kind):
     expected = on_cuda("mlp", Method(kind), inner_steps=64)
-    assert distance(on_cuda("mlp", Method(kind, mode, 8), inner_steps=64), expected) < 1e-3
+    assert distance(on_cuda("mlp", Method(kind, "remat", 8), inner_steps=64), expected) < 1e-3
     peaks = []
     for steps in (1, 64):
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        on_cuda("conv4", Method(kind, mode), inner_steps=steps)
+        on_cuda("conv4", Method(kind, "remat"), inner_steps=steps)
         peaks.append(torch.cuda.max_memory_allocated() - before)
     size = sum(value.numel() for value in model_of("conv4").parameters.values()) * 4
     assert peaks[1] - peaks[0] < 2 * 64 * size * (4 if kind == "vmap" else 1) + (1 << 20)

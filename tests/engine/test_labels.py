@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from functools import partial
+from itertools import cycle
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from tests.learners.family import CASES
 from tests.learners.small import classification_task, engine_of
 
 KINDS = ["loop", "vmap"]
+WIDTHS = ["int8", "int16", "int32", "uint8", "uint16", "uint32", "uint64"]
 NAMES = ["maml", "protonet", "task_adaptive"]
 METRICS = {"accuracy": accuracy, "loss": cross_entropy}
 
@@ -23,10 +25,8 @@ def with_targets(task: Task, change) -> Task:
     return Task(*(part._replace(targets=(change(part.targets[0]),)) for part in task))
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("width", ["int8", "int16", "int32", "uint8", "uint16", "uint32", "uint64"])
-def test_labels_of_any_width_give_the_bits_of_int64(name, kind, width):
+@pytest.mark.parametrize(("width", "name", "kind"), list(zip(WIDTHS, cycle(NAMES), cycle(KINDS))))
+def test_labels_of_any_width_give_the_bits_of_int64(width, name, kind):
     engine, theta = engine_of(CASES[name].learner(), kind)
     tasks = [classification_task(0), classification_task(1)]
     narrow = [with_targets(task, lambda y: y.astype(width)) for task in tasks]
@@ -42,8 +42,7 @@ def test_labels_of_any_width_give_the_bits_of_int64(name, kind, width):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("calls", [0, 20])  # also where the computation is played back
-@pytest.mark.parametrize("label", [-100, -1, 7, 3])
+@pytest.mark.parametrize(("calls", "label"), [(0, -100), (20, -1), (20, 7), (0, 3)])  # also where it is played back
 def test_a_label_that_is_no_output_is_named(kind, calls, label):
     engine, theta = engine_of(CASES["maml"].learner(), kind)
     good = classification_task(0)
@@ -79,12 +78,11 @@ def test_a_loss_of_ones_own_may_leave_examples_out(kind):
     assert torch.allclose(found, expected, rtol=1e-9, atol=1e-15)
 
 
-@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("change", [lambda x: x.astype(object), lambda x: x.astype(complex), lambda x: x.astype(str),
                                     lambda x: torch.from_numpy(x.astype(np.complex64))],
                          ids=["object", "complex", "text", "complex tensor"])  # fmt: skip
-@pytest.mark.parametrize("where", ["inputs", "targets"])
-def test_what_is_no_real_number_is_refused(kind, change, where):
+@pytest.mark.parametrize(("where", "kind"), [("inputs", "loop"), ("targets", "vmap")])
+def test_what_is_no_real_number_is_refused(change, where, kind):
     engine = Engine(CASES["maml"].learner(), kind, dtype=torch.float64)
     task = classification_task(0)
     task = Task(*(part._replace(**{where: tuple(map(change, getattr(part, where)))}) for part in task))

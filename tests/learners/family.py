@@ -25,7 +25,7 @@ from metadist.learners import (
 from metadist.learners.inner_optimizers import SGD, Adam
 from metadist.models import Model
 from metadist.models.layers import BatchNorm
-from metadist.models.losses import cross_entropy
+from metadist.models.losses import cross_entropy, mean_squared_error
 
 from .small import classification_task, regression_task
 
@@ -48,11 +48,6 @@ class Split(nn.Module):
         return self.head(self.features(x))
 
 
-def squared_error(outputs: Tensor, target: Tensor) -> Tensor:
-    """As the package's, with a forward-mode derivative, which F.mse_loss lacks."""
-    return (outputs.reshape(target.shape) - target).square().mean()
-
-
 class Case(NamedTuple):
     """A learner's class, its options, and whether it is tried on regression."""
 
@@ -66,7 +61,7 @@ class Case(NamedTuple):
         torch.manual_seed(3)
         inputs, outputs = (2, 1) if self.regression else (4, 3)
         model = Model(Split(inputs, outputs, self.context, self.norm))
-        loss: Callable[..., Tensor] = squared_error if self.regression else cross_entropy
+        loss: Callable[..., Tensor] = mean_squared_error if self.regression else cross_entropy
         steps = {} if self.kind in (R2D2, ProtoNet) else {"inner_steps": 3, "inner_lr": 0.2}
         return self.kind(model=model, loss=loss, **(steps | self.options | changes))
 

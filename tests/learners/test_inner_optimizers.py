@@ -4,7 +4,8 @@ from torch.func import functional_call
 
 from metadist.config import load_config
 from metadist.core.errors import InputError
-from metadist.learners import MAML
+from metadist.engine.differentiation import Recorded
+from metadist.learners import MAML, Context
 from metadist.learners.inner_optimizers import SGD, Adam
 from metadist.run.plugins import make_inner_optimizer
 
@@ -72,10 +73,8 @@ def test_a_users_own_is_named_as_module_and_callable(tmp_path, monkeypatch):
     learner = MAML(model=smooth_model(), inner_steps=1, inner_optimizer=own, **REGRESSION)
     engine, theta = engine_of(learner)
     weights = engine.layout.unflatten(theta)
-    from metadist.learners import Context
-
     task = engine.tensors(regression_task())
-    *_, fast = engine._ops.trajectory(learner, weights, task.support, Context(0, 1, {}))
+    *_, fast = Recorded().trajectory(learner, weights, task.support, Context(0, 1, {}))
     steps = torch.cat([(fast.weights[n] - weights[n]).abs().reshape(-1) for n in weights])
     assert torch.allclose(steps, torch.full_like(steps, 0.2))
 

@@ -1,4 +1,7 @@
-"""Every learner as a whole run: the same theta on any number of workers, and wherever it was resumed."""
+"""Learners as whole runs: the same theta on any number of workers, and wherever it was resumed.
+
+The three are those that a run could treat differently: one with phases, one that draws, one without inner steps.
+"""
 
 from pathlib import Path
 
@@ -17,9 +20,6 @@ JOB = [
 ]  # fmt: skip
 OWN = {
     "maml++": ["learner.inner_steps=2", "learner.multi_step_until=3", "learner.first_order_until=2"],
-    "reptile": ["learner.inner_steps=3", "learner.inner_batch=4", "learner.inner_optimizer={name: adam, beta1: 0}"],
-    "cavia": ["model.context=3"],
-    "imaml": ["learner.inner_steps=3"],
 }
 JOBS = Path(__file__).resolve().parents[2] / "jobs" / "learners"
 
@@ -29,7 +29,7 @@ def go(learner: str, run_dir: Path, *overrides: str, resume: str | None = None, 
     return train(load_config([], [*job, *own, *overrides]), resume=resume, quiet=True)
 
 
-@pytest.mark.parametrize("learner", LEARNERS)
+@pytest.mark.parametrize("learner", ["maml++", "platipus", "r2d2"])
 def test_workers_and_resuming_change_no_bit(learner, tmp_path):
     whole = go(learner, tmp_path / "whole", "fleet.backend=local", "num_workers=1")
     go(learner, tmp_path / "parts", "fleet.backend=local", "num_workers=2", "meta_steps=2")
@@ -57,10 +57,10 @@ def test_statistics_are_bits_like_all_others(tmp_path):
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("learner", ["maml++", "platipus", "r2d2"])
-def test_so_it_is_on_ray(learner, ray_cluster, tmp_path):
-    local = go(learner, tmp_path / "local", "fleet.backend=local", "num_workers=1")
-    assert go(learner, tmp_path / "ray", "num_workers=2")["theta_sha256"] == local["theta_sha256"]
+def test_so_it_is_on_ray(ray_cluster, tmp_path):
+    """Of a learner that draws from the task's key."""
+    local = go("platipus", tmp_path / "local", "fleet.backend=local", "num_workers=1")
+    assert go("platipus", tmp_path / "ray", "num_workers=2")["theta_sha256"] == local["theta_sha256"]
 
 
 def test_every_learner_has_a_job():

@@ -1,15 +1,16 @@
-"""Scaling: the cost model, simulated workers through the real fleet, the command."""
+"""The scaling benchmark: its cost model, its simulated workers, and a small run of all of it."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 
-from metadist.cli.bench import bench, present
 from metadist.core.messages import Chunk, Weights
-from metadist.fleet.simulated import SimulatedWorker, instructions
-from metadist.run.cost_model import CostModel, Load, fit
+from tests.benchmarks import scaling
+from tests.benchmarks.scaling import CostModel, Load, fit
+from tests.benchmarks.simulated_worker import SimulatedWorker, instructions
 
 TRUE = CostModel(step_s=0.01, worker_s=0.002, object_s=0.0005, byte_s=2e-9)
 LOADS = [
@@ -49,26 +50,15 @@ def test_a_simulated_worker_does_as_theta_says(rows):
 
 
 @pytest.mark.ray
-def test_four_simulated_workers_are_measured(ray_cluster):
-    from metadist.run.scaling import Setting, measure, start_simulated
-
-    fleet, _, resident_mib = start_simulated(4, print)
-    try:
-        found = measure(fleet, Setting(4, chunk_s=0.05, parameters=70_000, chunks_per_worker=4, servers=2, steps=2))
-    finally:
-        fleet.close()
-    assert resident_mib < 200  # no torch in there
-    assert 0.2 < found.efficiency <= 1 and 0 < found.update_s < found.step_s
-    assert found.chunks_per_s == pytest.approx(16 / found.step_s)
-
-
-@pytest.mark.ray
-def test_the_command_runs_and_prints_json(ray_cluster):
-    done = CliRunner().invoke(bench, ["scaling", "--quick", "--json"])
-    assert done.exit_code == 0, done.output
-    told = json.loads(done.stdout)
-    assert {row["workers"] for row in told["measured"]} == {1, 4}
-    assert {(row["sent"], row["servers"]) for row in told["saturation"]} == {("rows", 1), ("sums", 1)}
-    assert {row["workers"] for row in told["predicted"]} == {256, 512, 1000}
-    assert told["real"]["strong"][0]["efficiency"] == 1
-    assert "cost model: step =" in present(told)
+def test_the_script_measures_real_and_simulated_workers():
+    command = [sys.executable, scaling.__file__, "--quick", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr[-3000:]
+    measured = json.loads(done.stdout)
+    assert {row["workers"] for row in measured["measured"]} == {1, 4}
+    assert {(row["sent"], row["servers"]) for row in measured["saturation"]} == {("rows", 1), ("sums", 1)}
+    assert all(0 < row["efficiency"] <= 1 and 0 < row["update_s"] < row["step_s"] for row in measured["measured"])
+    assert {row["workers"] for row in measured["predicted"]} == {256, 512, 1000}
+    assert measured["real"]["strong"][0]["efficiency"] == 1
+    assert measured["fleet"]["resident_mib"] < 200  # no torch in there
+    assert "cost model: step =" in scaling.present(measured)

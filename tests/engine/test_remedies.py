@@ -4,7 +4,7 @@ from torch import Tensor
 
 from metadist.core.errors import InputError
 from metadist.engine import Engine, Method
-from metadist.engine.memory import is_out_of_memory, out_of_memory
+from metadist.engine.remedies import is_out_of_memory, out_of_memory
 from metadist.learners import MAML
 from metadist.models.losses import cross_entropy
 from tests.engine.networks import model_of, tasks_of
@@ -21,7 +21,6 @@ def learner_of(**options) -> MAML:
     (Method("loop"), {"inner_steps": 1}, 4, ["first_order=true"]),
     (Method("loop"), {"inner_steps": 5, "first_order": True}, 4, []),
     (Method("loop", "remat"), {"inner_steps": 50}, 4, ["engine.keep=sqrt", "first_order=true"]),
-    (Method("loop", "adjoint"), {"inner_steps": 50}, 4, ["engine.keep=sqrt", "first_order=true"]),
     (Method("loop", "remat", 7), {"inner_steps": 50}, 4, ["first_order=true"]),
     (Method("loop", "remat"), {"inner_steps": 3}, 4, ["first_order=true"]),
 ])  # fmt: skip

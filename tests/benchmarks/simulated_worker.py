@@ -2,7 +2,6 @@
 
 import threading
 import time
-from functools import cache
 
 import numpy as np
 
@@ -20,10 +19,11 @@ def instructions(parameters: int, chunk_s: float, rows: bool) -> np.ndarray:
 
 class SimulatedWorker:
     """Takes as long for any chunk as theta says, one at a time, and returns gradients of theta's size: per task,
-    float32 [n, P], or their sum, float64 [P]. It has no torch, and keeps one gradient of each size."""
+    float32 [n, P], or their sum, float64 [P]. It has no torch, and makes one gradient of each shape."""
 
     def __init__(self) -> None:
         self._computing = threading.Lock()
+        self._gradients: dict[tuple[int, ...], np.ndarray] = {}
 
     def meta_gradients(self, weights: Weights, chunk: Chunk) -> tuple[ChunkReport, np.ndarray]:
         """As `Worker.meta_gradients`, after the time a chunk takes."""
@@ -33,14 +33,11 @@ class SimulatedWorker:
             time.sleep(chunk_s)
         seconds = dict.fromkeys(PHASES, 0.0) | {"adapt": chunk_s}
         norms = np.full(count, 1e-3 * size**0.5)
-        gradient = _gradient((count, size), "float32") if rows else _gradient((size,), "float64")
-        return ChunkReport(chunk, np.zeros(count), norms, seconds), gradient
+        shape, dtype = ((count, size), np.float32) if rows else ((size,), np.float64)
+        if shape not in self._gradients:
+            self._gradients[shape] = np.full(shape, 1e-3, dtype)
+        return ChunkReport(chunk, np.zeros(count), norms, seconds), self._gradients[shape]
 
     def proof(self) -> str:
-        """All are equal."""
+        """All simulated workers are equal."""
         return "simulated"
-
-
-@cache
-def _gradient(shape: tuple[int, ...], dtype: str) -> np.ndarray:
-    return np.full(shape, 1e-3, dtype)
