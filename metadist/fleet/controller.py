@@ -16,7 +16,7 @@ from metadist.fleet.events import Action, Attempt, Event, Worker
 from metadist.fleet.limits import PATIENT, Budgets, Nodes, Pace, Patience, Silence
 
 Key = tuple[int, Hashable]  # batch and chunk
-KEPT = 4  # batches whose winners are remembered, to compare what comes late with
+REMEMBERED = 4  # batches whose winners are remembered, to compare what comes late with
 
 
 @dataclass
@@ -94,7 +94,7 @@ class Controller:
         """Start a batch, number `self.batch` from then on; others may be under way. Those of a `kind` are alike."""
         self.batch += 1
         self._kinds[self.batch], self._winners[self.batch] = kind, {}
-        for old in [old for old in self._kinds if old <= self.batch - KEPT and self.finished(old)]:
+        for old in [old for old in self._kinds if old <= self.batch - REMEMBERED and self.finished(old)]:
             del self._kinds[old], self._winners[old]
         if chunks:
             self._left[self.batch] = len(chunks)

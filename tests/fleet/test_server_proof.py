@@ -6,11 +6,11 @@ import sys
 
 import torch
 
-from metadist.fleet.server_proof import server_proof
+from metadist.fleet.server import server_proof
 
 CODE = """
 import torch
-from metadist.fleet.server_proof import server_proof
+from metadist.fleet.server import server_proof
 theta = torch.linspace(-1, 1, 1003, requires_grad=True)
 adam = torch.optim.Adam([theta], lr=0.01, foreach=False)
 for step in range(3):
