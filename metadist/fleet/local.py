@@ -254,8 +254,10 @@ class LocalExecutor:
     def _value(self, call: Call) -> tuple[Any] | None:
         """What a call returns, or its failure; None where it has to wait for weights."""
         arguments = [each.value if isinstance(each, Ref) else each for each in call.arguments]
-        if any(isinstance(each, Failure) for each in arguments):
-            return (Failure("lost", "scripted"),)
+        for failure in arguments:
+            if isinstance(failure, Failure):
+                self.happened[f"lost argument of {call.method}"] += failure.kind == "lost"
+                return (failure if failure.kind == "error" else failure._replace(kind="lost"),)
         call.actor.last_method = call.method
         try:
             return (getattr(call.actor.thing, call.method)(*arguments),)

@@ -18,6 +18,7 @@ import torch
 
 from metadist.core.errors import Diverged
 from metadist.core.messages import Chunk, ChunkReport, Weights
+from metadist.core.task import TaskId
 
 BLOCK = 65_536
 
@@ -109,6 +110,7 @@ class Shard:
         self._optimizer = make_optimizer(self._theta[: self._cut], optimization)
         self._step = 0
         self._reports: list[ChunkReport] = []
+        self._diverged: TaskId | None = None  # the first task of the step that is not finite
         self._mean: np.ndarray | None = None
         self._folded: Folded | None = None
         self._tried: tuple[torch.Tensor, torch.optim.Optimizer] | None = None  # copies, where it is careful
@@ -145,10 +147,9 @@ class Shard:
         taken = self._num_tasks()
         if not taken or taken != (num_tasks or taken):
             raise ValueError(f"meta-step {step} needs {num_tasks or 'some'} tasks; got {taken}")
-        for report in self._reports:
-            task = report.first_not_finite()
-            if task is not None:
-                raise Diverged(f"task {task} has a loss or meta-gradient that is not finite", task=str(task))
+        if self._diverged is not None:
+            task = str(self._diverged)
+            raise Diverged(f"task {task} has a loss or meta-gradient that is not finite", task=task)
         self._mean = self._sum / taken
         mean = self._mean[: self._cut]
         self._folded = Folded(
@@ -227,7 +228,7 @@ class Shard:
             return
         if step != self._step:
             raise ValueError(f"the server has applied {self._step} meta-steps; it cannot apply step {step}")
-        self._reports, self._mean, self._tried = [], None, None
+        self._reports, self._diverged, self._mean, self._tried = [], None, None, None
         self._sum = np.zeros(self._theta.numel(), np.float64)
         self._units: np.ndarray | None = None
 
@@ -240,7 +241,8 @@ class Shard:
         if gradient.ndim == 2 and not self._reports:
             self._units = np.zeros(len(self._sum), gradient.dtype)
         self._reports.append(report)
-        if report.first_not_finite() is not None:
+        self._diverged = self._diverged or report.first_not_finite()
+        if self._diverged is not None:
             return
         rows = gradient.reshape(-1, len(self._sum))
         inverse = np.divide(1, report.norms, out=np.zeros(len(report.norms)), where=report.norms > 1e-30)
