@@ -85,6 +85,7 @@ class Call:
     method: str
     arguments: tuple[Any, ...]
     refs: list[Ref]
+    begins_at: float = 0.0
 
     @property
     def bundle(self) -> Bundle:
@@ -214,8 +215,8 @@ class LocalExecutor:
         if not call.bundle:
             return self._time + SPAWN_S
         actor, slow = call.actor, SLOW if call.actor.trouble == "slow" else 1.0
-        begins_at = max(self._time, actor.free_at)
-        done_at = begins_at + CHUNK_S * len(call.bundle) * slow
+        call.begins_at = max(self._time, actor.free_at)
+        done_at = call.begins_at + CHUNK_S * len(call.bundle) * slow
         if actor.trouble == "late weights" and isinstance(call.arguments[-1], Ref):
             actor.trouble = ""
             return done_at + LATE_S
@@ -233,6 +234,8 @@ class LocalExecutor:
             self._schedule(actor.cut_until, call)
         elif actor.trouble == "hang" and call.method != "node":
             self.happened["hang"] += 1
+        elif call.method == "cancel" and self._has_begun(actor, call.arguments[0]):
+            del actor.calls[call]  # too late
         else:
             trouble = actor.trouble if call.bundle else ""
             if trouble == "repeat" and self._value(call) is not None:
@@ -250,6 +253,10 @@ class LocalExecutor:
             for waiting in actor.waiting:
                 self._schedule(self._time, waiting)
             actor.waiting.clear()
+
+    def _has_begun(self, actor: Actor, number: int) -> bool:
+        begun = (call for call in actor.calls if call.bundle and call.begins_at < self._time)
+        return any(call.arguments[0] == number and call not in actor.waiting for call in begun)
 
     def _value(self, call: Call) -> tuple[Any] | None:
         """What a call returns, or its failure; None where it has to wait for weights."""

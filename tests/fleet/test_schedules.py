@@ -158,7 +158,8 @@ def test_a_worker_that_computes_something_else_is_found_out(worker, monkeypatch)
         assert any("differently" in line for line in said) == found
 
 
-def test_a_bundle_counted_twice_would_be_seen(worker):
+def test_a_bundle_counted_twice_would_be_seen(worker, monkeypatch):
+    monkeypatch.setattr(dispatch, "SEND_AHEAD", TASKS)
     fleet = LocalFleet(lambda: worker)
     server = fleet.start_server(WORKER.engine.initial_theta().numpy(), Optimization(), None)
     results = fleet.meta_gradients(server.used(), plan("train", 0, TASKS, CHUNK_SIZE))
