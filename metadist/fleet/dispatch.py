@@ -422,10 +422,12 @@ class Fleet:
         weights = batch.weights or self._newest
         number, parts = self._cache.send(attempt.worker, weights)
         self._num_calls += 1
-        own, returns = (len(weights), 1 + len(weights)) if batch.method == "meta_gradients" else (batch.baselines, 1)
-        refs = self.executor.call(
-            actor, batch.method, self._num_calls, number, attempt.chunk, own, *parts, returns=returns
-        )
+        arguments = (self._num_calls, number, attempt.chunk)
+        if batch.method == "meta_gradients":
+            slices = len(weights)
+            refs = self.executor.call(actor, "meta_gradients", *arguments, slices, *parts, returns=1 + slices)
+        else:
+            refs = self.executor.call(actor, "evaluate", *arguments, batch.baselines, *parts)
         self._calls[refs[0]] = Call(self._num_calls, attempt, refs)
 
     def _cancel(self, attempt: Attempt) -> None:

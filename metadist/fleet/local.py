@@ -283,13 +283,13 @@ class LocalExecutor:
         self._finish(call, Failure(kind, "scripted"))
 
     def _carry_out_on_server(self, call: Call) -> None:
-        given = [each for each in call.arguments if isinstance(each, Ref)]
+        results = [each for each in call.arguments if isinstance(each, Ref)]
         takes, moves = call.method in ("take", "fold", "apply"), call.method in ("apply", "move")
         for fault in list(self._server_faults):
             here = fault.number % len(self._shards) == call.actor.number
-            if fault.kind == "results" and takes and given:
+            if fault.kind == "results" and takes and results:
                 self._server_faults.remove(fault)
-                self._lose(given)
+                self._lose(results)
                 self.happened["results sent ahead" if call.method == "take" else "results"] += 1
             elif moves and here and call.actor.alive and fault.kind != "results":
                 self._server_faults.remove(fault)

@@ -356,9 +356,9 @@ def _tensors(state: dict[str, Any]) -> dict[str, Any]:
 
 def _with_tensors(state: dict[str, Any], change: Callable[[str], torch.Tensor]) -> dict[str, Any]:
     """The state with every vector of its optimizer replaced; numbers are the same in all shards."""
-    kept = _tensors(state)
-    changed = {key: change(key) if getattr(value, "ndim", 0) else value for key, value in kept.items()}
-    return {**state, "optimizer": {**state["optimizer"], "state": {0: changed} if kept else {}}}
+    tensors = _tensors(state)
+    changed = {key: change(key) if getattr(value, "ndim", 0) else value for key, value in tensors.items()}
+    return {**state, "optimizer": {**state["optimizer"], "state": {0: changed} if tensors else {}}}
 
 
 def limit(gradient: np.ndarray, optimization: Optimization) -> np.ndarray:

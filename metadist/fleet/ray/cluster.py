@@ -153,10 +153,10 @@ def check_gpus(per_worker: float, started: bool, say: Callable[[str], None]) -> 
     there = ray.cluster_resources().get("GPU", 0)
     if per_worker <= there:
         return
-    told = f"fleet.gpus_per_worker={per_worker:g}, but there are {there:g} GPUs"
+    shortage = f"fleet.gpus_per_worker={per_worker:g}, but there are {there:g} GPUs"
     if started:
-        raise InputError(f"{told} on this machine: set it to 0, or give fleet.address of a cluster that has them")
-    say(f"{told} in the cluster now: waiting until a node has them")
+        raise InputError(f"{shortage} on this machine: set it to 0, or give fleet.address of a cluster that has them")
+    say(f"{shortage} in the cluster now: waiting until a node has them")
 
 
 def disconnect(lost: bool = False) -> None:
