@@ -65,7 +65,7 @@ def local_theta(workers: int, faults: list[Fault]) -> str:
     for step in range(config.meta_steps):
         chunks = plan("train", step, config.batch_size(workers), chunk_size(config, prepared.engine))
         weights, _ = server.apply(step, *fleet.meta_gradients(weights, chunks))
-    return theta_sha256(weights.theta)
+    return theta_sha256(fleet.fetch(weights).theta)
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3, 7])

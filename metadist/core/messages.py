@@ -70,10 +70,3 @@ def fold(gradients: Sequence[np.ndarray], size: int) -> np.ndarray:
         for row in gradient.reshape(-1, size):
             np.add(total, row, out=total)
     return total
-
-
-def bits(told: Sequence[ChunkReport] | Mapping[str, np.ndarray]) -> bytes:
-    """What must be equal of two workers' answers to one question: losses and gradients' norms, or measurements."""
-    if isinstance(told, Mapping):
-        return b"".join(values.tobytes() for values in told.values())
-    return b"".join(report.losses.tobytes() + report.norms.tobytes() for report in told)

@@ -1,8 +1,8 @@
-"""Who computes which chunk: a pure state machine, `on(event, now) -> actions`, that knows nothing of Ray.
+"""The controller: which worker computes which chunk. A pure state machine, `on(event, now) -> actions`, without Ray.
 
-Chunks are dealt as workers ask for them, so a slower worker gets fewer. Those of a worker that is lost go to the front
-of the queue; where a worker is idle, it gets a copy of what another takes too long for, and the first result counts.
-A result is taken only under its attempt: a batch, a chunk and a worker, none of whose numbers are used twice.
+Chunks are assigned as workers return others, so a slower worker gets fewer. Those of a worker that is lost go to the
+front of the queue; an idle worker gets a copy of a chunk that another takes too long for, and the first result counts.
+A result is accepted only under its attempt: a batch, a chunk and a worker, none of whose numbers are used twice.
 """
 
 from collections import deque
@@ -16,13 +16,14 @@ from metadist.fleet.events import Action, Attempt, Event, Worker
 from metadist.fleet.limits import PATIENT, Budgets, Nodes, Pace, Patience, Silence
 
 Key = tuple[int, Hashable]  # batch and chunk
-KEPT = 4  # batches whose winners are remembered, to compare what comes late with
+REMEMBERED = 4  # batches of which results that come late are compared with the first ones
 
 
 @dataclass
 class Member:
-    """A worker that has joined: what it has in flight, since when it is at the first of that, whether it ever returned
-    anything; since when it has been asked for a sign of life, and how long its silence was when that was last said."""
+    """A worker that has joined: its attempts in flight, since when it computes the first of them, whether it ever
+    returned anything; when it was asked for a sign of life and answered, and how long the run had waited for it when
+    that was last reported."""
 
     node: str
     host: str = ""
@@ -31,14 +32,14 @@ class Member:
     proven: bool = False
     asked: float | None = None
     answered: float | None = None
-    told_s: float = 0.0
+    reported_s: float = 0.0
 
 
 class Controller:
     """Keeps `target` workers and gets every chunk of every batch computed once.
 
     A worker is `starting`, then `working`, and `leaving` where its node will be taken away; in the end none of them. At
-    most `depth` chunks are in flight per worker; with fewer than `min_workers` working nothing is dealt. `cost` says
+    most `depth` chunks are in flight per worker; with fewer than `min_workers` working none is assigned. `cost` says
     how long a chunk should take, in any unit. Raises TooManyLosses.
     """
 
@@ -62,7 +63,7 @@ class Controller:
         self.queue: deque[Key] = deque()
         self.batch = 0
         self._cost = cost
-        self._at: dict[Key, list[Attempt]] = {}  # of every chunk without a result, who is at it
+        self._attempts: dict[Key, list[Attempt]] = {}  # in flight, of every chunk without a result
         self._left: dict[int, int] = {}
         self._kinds: dict[int, str] = {}
         self._winners: dict[int, dict[Hashable, Attempt]] = {}
@@ -76,9 +77,9 @@ class Controller:
     @property
     def state(self) -> Literal["idle", "computing", "waiting"]:
         """Whether there is anything to compute, and whether anything is being computed or it waits for workers."""
-        if not self._at:
+        if not self._attempts:
             return "idle"
-        reached = (at.worker not in self.unreachable for attempts in self._at.values() for at in attempts)
+        reached = (at.worker not in self.unreachable for attempts in self._attempts.values() for at in attempts)
         return "computing" if any(reached) else "waiting"
 
     @property
@@ -94,20 +95,20 @@ class Controller:
         """Start a batch, number `self.batch` from then on; others may be under way. Those of a `kind` are alike."""
         self.batch += 1
         self._kinds[self.batch], self._winners[self.batch] = kind, {}
-        for old in [old for old in self._kinds if old <= self.batch - KEPT and self.finished(old)]:
+        for old in [old for old in self._kinds if old <= self.batch - REMEMBERED and self.finished(old)]:
             del self._kinds[old], self._winners[old]
         if chunks:
             self._left[self.batch] = len(chunks)
         self._copy_at, keys = 0.0, [(self.batch, chunk) for chunk in chunks]
         self.queue.extend(keys)
-        self._at |= {key: [] for key in keys}
+        self._attempts |= {key: [] for key in keys}
         return self._settle(now)
 
     def drop(self, now: float) -> list[Action]:
         """Forget every chunk without a result: what is in flight is not wanted any more."""
-        unwanted = [events.Cancel(attempt) for attempts in self._at.values() for attempt in attempts]
-        for kept in (self.queue, self._at, self._left):
-            kept.clear()
+        unwanted = [events.Cancel(attempt) for attempts in self._attempts.values() for attempt in attempts]
+        for entries in (self.queue, self._attempts, self._left):
+            entries.clear()
         return [*unwanted, *self._settle(now)]
 
     def on(self, event: Event, now: float) -> list[Action]:
@@ -121,7 +122,11 @@ class Controller:
                 done = [*self._hear(attempt.worker, member, now), *self._return(attempt, member, now)]
                 if attempt.worker in self.working and len(self.working) <= self.target:
                     one = [attempt.worker]  # the others have what they had: with more of them it takes no longer
-                    return [*done, *self._deal(one, now), *(self._copy(one, now) if now >= self._copy_at else [])]
+                    return [
+                        *done,
+                        *self._assign_queued(one, now),
+                        *(self._copy(one, now) if now >= self._copy_at else []),
+                    ]
             case events.Joined(worker, node, host) if worker in self.starting:
                 del self.starting[worker]
                 (self.leaving if node in self._nodes.draining else self.working)[worker] = Member(node, host)
@@ -163,25 +168,25 @@ class Controller:
         return self.working.get(worker) or self.leaving.get(worker)
 
     def _return(self, attempt: Attempt, member: Member, now: float) -> list[Action]:
-        """Take a result in: the first of a chunk counts, another must be equal."""
+        """Accept a result: the first of a chunk counts, another must be equal."""
         batch, chunk, _ = attempt
         if member.attempts[0] == attempt and batch in self._kinds:
             self._pace.took(self._kinds[batch], self._cost(chunk), now - member.since)
         if member.attempts[0] == attempt:
-            member.since, member.asked, member.told_s = now, None, 0.0
+            member.since, member.asked, member.reported_s = now, None, 0.0
         member.attempts.remove(attempt)
         if not member.proven:
             member.proven, self._fruitless = True, 0
         self._nodes.returned(member.node)
-        at = self._at.pop((batch, chunk), None)
-        if at is None:
+        attempts = self._attempts.pop((batch, chunk), None)
+        if attempts is None:
             first = self._winners.get(batch, {}).get(chunk)
             return [events.Compare(first, attempt)] if first else []
         self._left[batch] -= 1
         if not self._left[batch]:
             del self._left[batch]
         self._winners.get(batch, {})[chunk] = attempt
-        return [events.Cancel(other) for other in at if other != attempt]
+        return [events.Cancel(other) for other in attempts if other != attempt]
 
     def _let_go(self, worker: Worker) -> Member:
         """Forget a worker, and put what it had in flight at the front of the queue."""
@@ -189,10 +194,10 @@ class Controller:
         self.unreachable.discard(worker)
         member = self.working.pop(worker, None) or self.leaving.pop(worker, None) or Member("")
         for attempt in reversed(member.attempts):
-            at = self._at.get(attempt[:2], [])
-            if attempt in at:
-                at.remove(attempt)
-                if not at:
+            attempts = self._attempts.get(attempt[:2], [])
+            if attempt in attempts:
+                attempts.remove(attempt)
+                if not attempts:
                     self.queue.appendleft(attempt[:2])
         return member
 
@@ -236,8 +241,8 @@ class Controller:
         return done
 
     def _listen(self, now: float) -> list[Action]:
-        """Of those whose chunk takes long: ask them for a sign of life, say who is waited for, lose who has given none
-        for long."""
+        """Ask workers whose chunk takes long for a sign of life, report which are waited for, and lose those that have
+        given none for long."""
         done: list[Action] = []
         for worker, member in self._members().items():
             if not member.attempts or now < member.since + self._late_s(member):
@@ -251,9 +256,9 @@ class Controller:
             elif member.answered is None and now >= member.asked + patience.answer_s:
                 self.unreachable.add(worker)
             gone = worker in self.unreachable
-            due_s = self._late_s(member) + patience.quiet_s if not member.told_s else 2 * member.told_s
+            due_s = self._late_s(member) + patience.quiet_s if not member.reported_s else 2 * member.reported_s
             if waited_s >= due_s and (gone or member.answered is not None):
-                member.told_s = waited_s
+                member.reported_s = waited_s
                 life = "does not answer and is not counted" if gone else "answers and computes"
                 where = f" on {member.host}" if member.host else ""
                 done.append(
@@ -265,17 +270,17 @@ class Controller:
         return done
 
     def _listens_at(self, member: Member) -> list[float]:
-        """When there is something to do about a member's silence."""
+        """When a member whose chunk takes long is to be asked, reported or lost."""
         late, patience, asked = member.since + self._late_s(member), self.patience, member.asked
-        told = late + patience.quiet_s if not member.told_s else member.since + 2 * member.told_s
+        report_at = late + patience.quiet_s if not member.reported_s else member.since + 2 * member.reported_s
         if asked is None:
-            return [late, told]
+            return [late, report_at]
         if member.answered is not None:
-            return [max(asked, member.answered) + patience.quiet_s, told]
-        return [asked + patience.answer_s, asked + patience.unreachable_s, told]
+            return [max(asked, member.answered) + patience.quiet_s, report_at]
+        return [asked + patience.answer_s, asked + patience.unreachable_s, report_at]
 
     def _hear(self, worker: Worker, member: Member, now: float) -> list[Action]:
-        """It lives."""
+        """Note a sign of life."""
         member.answered = now
         if worker not in self.unreachable:
             return []
@@ -283,23 +288,23 @@ class Controller:
         return [events.Say(f"worker {worker} answers again")]
 
     def _late_s(self, member: Member) -> float:
-        """After how long what the member is at takes longer than is usual."""
+        """After how many seconds a member's chunk takes longer than is usual."""
         copied_s = self._limits(member)[0]
         return copied_s if member.proven and copied_s < inf else self.patience.first_quiet_s - self.patience.quiet_s
 
     def _limits(self, member: Member) -> tuple[float, float]:
-        """After how long what the member is at is copied, and the member given up."""
+        """After how many seconds a member's chunk is copied, and the member given up."""
         batch, chunk, _ = member.attempts[0]
         return self._pace.limits(self._kinds.get(batch, self._kinds[self.batch]), self._cost(chunk), member.proven)
 
     def _settle(self, now: float) -> list[Action]:
-        """Bring the number of workers to the target, then deal what can be dealt."""
+        """Bring the number of workers to the target, then assign what can be assigned."""
         actions = [*self._retire(), *self._respawn(now)]
         able = [worker for worker in sorted(self.working)[: self.target] if worker not in self.unreachable]
-        return [*actions, *self._deal(able, now), *self._copy(able, now), *self._notice(now)]
+        return [*actions, *self._assign_queued(able, now), *self._copy(able, now), *self._notice(now)]
 
     def _retire(self) -> list[Action]:
-        """Let workers go that are not wanted: those not yet there, then the newest, each when it holds no chunk."""
+        """End surplus workers: those not yet there, then the newest, each when it holds no chunk."""
         surplus = len(self.working) + len(self.starting) - self.target
         gone = sorted(self.starting, reverse=True)[: max(surplus, 0)]
         unwanted = {worker: self.working[worker] for worker in sorted(self.working)[self.target :]} | self.leaving
@@ -311,7 +316,7 @@ class Controller:
         return [events.Retire(worker) for worker in gone]
 
     def _respawn(self, now: float) -> list[Action]:
-        """Start what is missing, and anew what waits to be started while a quarantine that it heeds has ended."""
+        """Start missing workers, and restart those not yet there that avoid a node whose quarantine has ended."""
         avoid = self._nodes.avoided(now)
         stale = [worker for worker, avoided in self.starting.items() if avoided - avoid]
         actions: list[Action] = [events.Retire(worker) for worker in stale]
@@ -323,7 +328,7 @@ class Controller:
             self._next_worker += 1
         return actions
 
-    def _deal(self, workers: Sequence[Worker], now: float) -> list[Action]:
+    def _assign_queued(self, workers: Sequence[Worker], now: float) -> list[Action]:
         if not self.queue or self._is_paused():
             return []
         return [
@@ -336,26 +341,26 @@ class Controller:
     def _assign(self, key: Key, worker: Worker, now: float) -> events.Assign:
         member, attempt = self.working[worker], Attempt(*key, worker)
         if not member.attempts:
-            member.since, member.asked, member.told_s = now, None, 0.0
+            member.since, member.asked, member.reported_s = now, None, 0.0
         member.attempts.append(attempt)
-        self._at[key].append(attempt)
+        self._attempts[key].append(attempt)
         return events.Assign(attempt)
 
     def _copy(self, workers: Sequence[Worker], now: float) -> list[Action]:
-        """Give idle workers copies of the chunks of those that take too long, the longest first."""
+        """Have idle workers compute copies of the chunks that take too long, the longest first."""
         idle = [worker for worker in workers if worker in self.working and not self.working[worker].attempts]
-        if self.queue or not self._at or not idle or self._is_paused():
+        if self.queue or not self._attempts or not idle or self._is_paused():
             return []
         busy = [member for member in self._members().values() if member.attempts]
         late = [member for member in busy if now >= member.since + self._limits(member)[0]]
         self._copy_at = min((m.since + self._limits(m)[0] for m in busy if m not in late), default=0.0)
-        alone = (a for m in sorted(late, key=lambda m: m.since) for a in m.attempts if self._at.get(a[:2]) == [a])
+        alone = (a for m in sorted(late, key=lambda m: m.since) for a in m.attempts if self._attempts.get(a[:2]) == [a])
         return [self._assign(attempt[:2], worker, now) for worker, attempt in zip(idle, list(alone), strict=False)]
 
     def _notice(self, now: float) -> list[Action]:
         """While workers are missing, say so now and then."""
         working = self._reached()
-        due = self._silence.is_over(working < self.target, self._is_paused(), bool(self._at), now)
+        due = self._silence.is_over(working < self.target, self._is_paused(), bool(self._attempts), now)
         return [events.Waiting(working, self.target, self._is_paused())] if due else []
 
     def _is_paused(self) -> bool:

@@ -1,4 +1,4 @@
-"""What a fleet tells its controller (events), and what that answers (actions)."""
+"""Events that a fleet reports to its controller, and the actions with which that answers."""
 
 from typing import Any, Literal, NamedTuple
 

@@ -1,4 +1,4 @@
-"""The fleet in one process, with a virtual clock: the same controller, the same results, no Ray.
+"""The executor in one process, under a virtual clock: the same fleet, actors and results, without Ray.
 
 Workers take turns in this process, so more of them are not faster; they exist so that a run can be repeated without a
 cluster, and so that whatever can happen to one can be scripted, and tested in milliseconds.
@@ -6,277 +6,375 @@ cluster, and so that whatever can happen to one can be scripted, and tested in m
 
 import heapq
 import itertools
+import os
+from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, Literal, NamedTuple
+from weakref import WeakSet
 
-import numpy as np
-
-from metadist.core.messages import Chunk, ChunkReport, Weights, plan
-from metadist.fleet import events
-from metadist.fleet.controller import KEPT, Controller
-from metadist.fleet.dispatch import Ahead, Batch
-from metadist.fleet.events import Action, Attempt, Event
+from metadist.core.messages import Weights
+from metadist.fleet.actors import Bundle, Ready, WorkerActor
+from metadist.fleet.dispatch import Fleet
+from metadist.fleet.executor import Failure
 from metadist.fleet.limits import PATIENT, Patience
-from metadist.fleet.recovery import Kept, RecoveringServer, ResultsLost, ServerLost
-from metadist.fleet.server import Optimization, Server
-from metadist.fleet.server_proof import server_proof
-from metadist.fleet.worker import Worker
+from metadist.fleet.server import Shard, server_proof
 
-SPAWN_S, CHUNK_S, LEAVE_S, CUT_S, ANSWER_S, TICK_S = 1.0, 1.0, 5.0, 25.0, 0.01, 1.0  # virtual seconds
+SPAWN_S, CHUNK_S, ANSWER_S = 1.0, 1.0, 0.01  # virtual seconds that things take
+LEAVE_S, CUT_S, LATE_S = 5.0, 25.0, 3.0  # and that faults last
 SLOW = 40.0  # times as long
+IDLE_S = 10.0  # the longest step of the clock where nothing is due
 NODES = ("a", "b", "c")
+
+Kind = Literal[
+    "kill", "hang", "unreachable", "cut", "slow", "lose", "repeat", "late weights", "drain", "node", "target",
+    "server", "server before", "server after", "results", "weights",
+]  # fmt: skip
 
 
 class Fault(NamedTuple):
     """Something scripted, at a virtual time.
 
-    To a worker: kill; hang (it answers no more); unreachable (a call fails, the worker is well); cut (nothing of it
-    arrives for some seconds); slow; lose, repeat (its next result never comes, or twice). To the node of that number:
-    drain (its workers are killed some seconds later). To the fleet: target (that many workers from then on). To the
-    server, at the next step it applies: server before, server after (it dies, and the step counts or not), results
-    (they are lost before they are added up).
+    To a worker: kill; hang (it answers no more); unreachable (its calls fail on the way, the worker is well); cut
+    (nothing of it arrives for some seconds); slow; lose (the next result never comes), repeat (a call is carried out
+    twice), late weights (they arrive after the call that needs them next). To the node of that number: drain (its
+    workers are killed some seconds later), node (its workers are killed now, and the results it holds are lost). To the
+    fleet: target (that many workers from then on). To the shard of that number: server (it dies now), server before,
+    server after (it dies when theta is to move, before or after that). To the server's next call that takes results:
+    results (they are lost). To all weights that there are: weights (they are lost).
     """
 
     at_s: float
-    kind: Literal[
-        "kill", "hang", "unreachable", "cut", "slow", "lose", "repeat", "drain", "target",
-        "server before", "server after", "results",
-    ]  # fmt: skip
+    kind: Kind
     number: int = 0
 
 
-class LocalServer(Server):
-    """A server whose death can be scripted."""
+@dataclass(eq=False, slots=True, weakref_slot=True)
+class Ref:
+    """Stands for an object in this process, once there is one, and says on which node it would be."""
 
-    faults: list[str]
+    node: str = ""
+    value: Any = None
+    there: bool = False
 
-    def apply(self, step: int, *chunks: Any, num_tasks: int | None = None) -> Any:
-        kind = self.faults.pop() if self.faults else ""
-        if kind == "results":
-            raise ResultsLost("scripted")
-        if kind == "server before":
-            raise ServerLost("scripted")
-        result = super().apply(step, *chunks, num_tasks=num_tasks)
-        if kind == "server after":
-            raise ServerLost("scripted")
-        return result
 
-    def copy(self, step: int, behind: Weights | None) -> Callable[[], Kept]:
-        """What there is after `step` meta-steps."""
-        kept = Kept(step, self.weights().theta, self.snapshot(), None if behind is None else behind.theta)
-        return lambda: kept
+@dataclass(eq=False)
+class Actor:
+    """A plain object that is called as an actor is: one call after another, by the virtual clock."""
+
+    thing: WorkerActor | Shard
+    number: int
+    node: str = ""
+    alive: bool = True
+    free_at: float = 0.0
+    cut_until: float = 0.0
+    trouble: str = ""
+    calls: dict["Call", None] = field(default_factory=dict)
+    """Under way, in order."""
+    waiting: list["Call"] = field(default_factory=list)
+    """Of these, those that wait for weights."""
+    last_method: str = ""
+
+
+@dataclass(eq=False, slots=True)
+class Call:
+    """A call under way; `bundle`: it is to compute something."""
+
+    actor: Actor
+    method: str
+    arguments: tuple[Any, ...]
+    refs: list[Ref]
+    begins_at: float = 0.0
+
+    @property
+    def bundle(self) -> Bundle:
+        return self.arguments[2] if self.method in ("meta_gradients", "evaluate") else ()
+
+
+class WeightsMissing(Exception):
+    """A call cannot go on before the one that brings its weights."""
+
+
+class LocalWorkerActor(WorkerActor):
+    """A worker actor without threads, that shares its worker with the others."""
+
+    def __init__(self, make_worker: Callable[[], Any], node: str, proof: Callable[[], str]):
+        super().__init__(make_worker, None)
+        self._node, self._proof, self._map = node, proof, map
+
+    def ready(self) -> Ready:
+        self._worker = self._make_worker()
+        self._ready = Ready(os.getpid(), self._node, self._node, self._proof())
+        return self._ready
+
+    def _wait_until(self, holds: Callable[[], bool]) -> None:
+        if not holds():
+            raise WeightsMissing
+
+
+class LocalExecutor:
+    """Runs actors as plain objects: a worker's call is carried out when its virtual time has come, that
+    of a shard at once."""
+
+    def __init__(self, make_worker: Callable[[], Any], faults: Sequence[Fault] = ()):
+        self.happened: Counter[str] = Counter()
+        """How often each kind of fault did something."""
+        self.resize: Callable[[int], None] = lambda target: None
+        """What a scripted change of the target calls."""
+        self.wakes_in: Callable[[float], float | None] = lambda now: None
+        """For how long, from a time on, nothing matters but what is scripted or under way."""
+        self._worker, self._proof = cache(make_worker), cache(lambda: self._worker().proof())
+        self._time = 0.0
+        self._order = itertools.count()
+        self._due: list[tuple[float, int, Call | Fault]] = []
+        self._workers: dict[int, Actor] = {}
+        self._shards: list[Actor] = []
+        self._server_faults: list[Fault] = []
+        self._draining: frozenset[str] = frozenset()
+        self._objects: WeakSet[Ref] = WeakSet()
+        for fault in faults:
+            self._schedule(fault.at_s, fault)
+
+    def now(self) -> float:
+        return self._time
+
+    def check(self) -> None:
+        """There is no head."""
+
+    def draining(self) -> frozenset[str]:
+        return self._draining
+
+    def shortage(self) -> str:
+        return "the others are being started"
+
+    def start_worker(self, worker: int, avoid: frozenset[str]) -> Actor:
+        """On a node that is not to be avoided; while there is none, it waits."""
+        nodes = [node for node in NODES if node not in avoid | self._draining]
+        node = nodes[worker % len(nodes)] if nodes else ""
+        self._workers[worker] = Actor(LocalWorkerActor(self._worker, node, self._proof), worker, node)
+        return self._workers[worker]
+
+    def start_shards(self, arguments: Sequence[tuple[Any, ...]]) -> list[Actor]:
+        self._shards = [Actor(Shard(*each), number) for number, each in enumerate(arguments)]
+        return self._shards
+
+    def call(self, actor: Actor, method: str, *arguments: Any, returns: int = 1, control: bool = False) -> list[Ref]:
+        call = Call(actor, method, arguments, [Ref(actor.node) for _ in range(returns)])
+        self._objects.update(call.refs)
+        if not actor.alive:
+            self._fail(call, "died")
+        elif isinstance(actor.thing, Shard):
+            self._carry_out_on_server(call)
+        elif call.bundle and actor.trouble == "unreachable":
+            self._strike(actor)
+            self._fail(call, "unavailable")
+        elif actor.node:
+            actor.calls[call] = None
+            self._schedule(self._done_at(call, control), call)
+        return call.refs
+
+    def wait(self, refs: Sequence[Ref], longest_s: float) -> list[Ref]:
+        """Time goes by until something has come, or may matter, which need not be within `longest_s`."""
+        wakes_s = self.wakes_in(self._time)
+        until = self._time + (IDLE_S if wakes_s is None else wakes_s) if longest_s else self._time
+        while not (done := [ref for ref in refs if ref.there]):
+            if not self._due or self._due[0][0] > until:
+                self._time = until
+                break
+            time, _, due = heapq.heappop(self._due)
+            self._time = max(self._time, time)
+            if isinstance(due, Fault):
+                self._happen(due)
+                break
+            self._deliver(due)
+        return done
+
+    def get(self, refs: Sequence[Ref]) -> list[Any]:
+        assert all(ref.there for ref in refs), "nothing else can bring it"
+        return [ref.value for ref in refs]
+
+    def put(self, value: Any) -> Ref:
+        ref = Ref(value=value, there=True)
+        self._objects.add(ref)
+        return ref
+
+    def end(self, actor: Actor) -> None:
+        actor.alive = False
+        actor.calls.clear()
 
     def close(self) -> None:
         """Nothing to end."""
 
+    def _schedule(self, time_s: float, due: Call | Fault) -> None:
+        heapq.heappush(self._due, (time_s, next(self._order), due))
 
-class LocalFleet:
-    """Computes chunks in this process as `target` workers would."""
+    def _done_at(self, call: Call, control: bool) -> float:
+        if control:
+            return self._time + ANSWER_S
+        if not call.bundle:
+            return self._time + SPAWN_S
+        actor, slow = call.actor, SLOW if call.actor.trouble == "slow" else 1.0
+        call.begins_at = max(self._time, actor.free_at)
+        done_at = call.begins_at + CHUNK_S * len(call.bundle) * slow
+        if actor.trouble == "late weights" and isinstance(call.arguments[-1], Ref):
+            actor.trouble = ""
+            return done_at + LATE_S
+        actor.free_at = done_at
+        self.happened["slow"] += slow > 1
+        return done_at
+
+    def _deliver(self, call: Call) -> None:
+        """Carry out a worker's call, now that its time has come, unless something is the matter with the worker."""
+        actor = call.actor
+        if call not in actor.calls:
+            return
+        if actor.cut_until > self._time:
+            self.happened["cut"] += 1
+            self._schedule(actor.cut_until, call)
+        elif actor.trouble == "hang" and call.method != "node":
+            self.happened["hang"] += 1
+        elif call.method == "cancel" and self._has_begun(actor, call.arguments[0]):
+            del actor.calls[call]  # too late
+        else:
+            trouble = actor.trouble if call.bundle else ""
+            if trouble == "repeat" and self._value(call) is not None:
+                self._strike(actor)
+            value = self._value(call)
+            if value is None:
+                actor.waiting.append(call)
+                self.happened["late weights"] += 1
+                return
+            if trouble == "lose":
+                self._strike(actor)
+                return
+            del actor.calls[call]
+            self._finish(call, value[0])
+            for waiting in actor.waiting:
+                self._schedule(self._time, waiting)
+            actor.waiting.clear()
+
+    def _has_begun(self, actor: Actor, number: int) -> bool:
+        begun = (call for call in actor.calls if call.bundle and call.begins_at < self._time)
+        return any(call.arguments[0] == number and call not in actor.waiting for call in begun)
+
+    def _value(self, call: Call) -> tuple[Any] | None:
+        """What a call returns, or its failure; None where it has to wait for weights."""
+        arguments = [each.value if isinstance(each, Ref) else each for each in call.arguments]
+        for failure in arguments:
+            if isinstance(failure, Failure):
+                self.happened[f"lost argument of {call.method}"] += failure.kind == "lost"
+                return (failure if failure.kind == "error" else failure._replace(kind="lost"),)
+        call.actor.last_method = call.method
+        try:
+            return (getattr(call.actor.thing, call.method)(*arguments),)
+        except WeightsMissing:
+            return None
+        except Exception as error:
+            return (Failure("error", type(error).__name__, error=error),)
+
+    def _finish(self, call: Call, value: Any) -> None:
+        several = len(call.refs) > 1 and not isinstance(value, Failure)
+        for ref, each in zip(call.refs, value if several else [value] * len(call.refs), strict=True):
+            ref.value, ref.there = each, True
+        self.happened["cancelled"] += bool(call.bundle) and call.refs[0].value is None
+
+    def _fail(self, call: Call, kind: Literal["died", "unavailable"]) -> None:
+        self._finish(call, Failure(kind, "scripted"))
+
+    def _carry_out_on_server(self, call: Call) -> None:
+        results = [each for each in call.arguments if isinstance(each, Ref)]
+        takes, moves = call.method in ("take", "fold", "apply"), call.method in ("apply", "move")
+        for fault in list(self._server_faults):
+            here = fault.number % len(self._shards) == call.actor.number
+            if fault.kind == "results" and takes and results:
+                self._server_faults.remove(fault)
+                self._lose(results)
+                self.happened["results sent ahead" if call.method == "take" else "results"] += 1
+            elif moves and here and call.actor.alive and fault.kind != "results":
+                self._server_faults.remove(fault)
+                self.happened[fault.kind] += 1
+                if fault.kind == "server after":
+                    self._value(call)
+                self._kill(call.actor)
+        if call.actor.alive:
+            value = self._value(call)
+            assert value is not None
+            self._finish(call, value[0])
+        else:
+            self._fail(call, "died")
+
+    def _happen(self, fault: Fault) -> None:
+        worker, node = self._workers.get(fault.number), NODES[fault.number % len(NODES)]
+        match fault.kind:
+            case "target":
+                self.happened["target"] += 1
+                self.resize(fault.number)
+            case "drain" if self._draining | {node} != set(NODES):  # the last one is left
+                self.happened["drain"] += 1
+                self._draining |= {node}
+                for each in self._on_node(node):
+                    self._schedule(self._time + LEAVE_S, Fault(self._time, "kill", each.number))
+            case "node":
+                for each in self._on_node(node):
+                    self._kill(each)
+                self.happened["node"] += self._lose([ref for ref in self._objects if ref.node == node])
+            case "weights":
+                self.happened["weights"] += self._lose([r for r in self._objects if isinstance(r.value, Weights)])
+            case "server" if self._shards and (shard := self._shards[fault.number % len(self._shards)]).alive:
+                self.happened["server with results" if shard.last_method == "take" else "server"] += 1
+                self._kill(shard)
+            case "server before" | "server after" | "results":
+                self._server_faults.append(fault)
+            case "kill" if worker is not None and worker.alive:
+                self.happened["kill"] += 1
+                self._kill(worker)
+            case "cut" if worker is not None:
+                worker.cut_until = self._time + CUT_S
+            case "unreachable" if worker is not None and (computing := [c for c in worker.calls if c.bundle]):
+                self.happened["unreachable"] += 1
+                for call in computing:
+                    del worker.calls[call]
+                    self._fail(call, "unavailable")
+            case "hang" | "slow" | "lose" | "repeat" | "late weights" | "unreachable" if worker is not None:
+                worker.trouble = fault.kind
+
+    def _strike(self, actor: Actor) -> None:
+        """What was the matter with a worker has happened."""
+        self.happened[actor.trouble] += 1
+        actor.trouble = ""
+
+    def _on_node(self, node: str) -> list[Actor]:
+        return [worker for worker in self._workers.values() if worker.node == node and worker.alive]
+
+    def _kill(self, actor: Actor) -> None:
+        for call in actor.calls:
+            self._fail(call, "died")
+        self.end(actor)
+
+    def _lose(self, refs: Sequence[Ref]) -> int:
+        """Lose objects; how many of them there were."""
+        present = [ref for ref in refs if ref.there and not isinstance(ref.value, Failure)]
+        for ref in present:
+            ref.value = Failure("lost", "scripted")
+        return len(present)
+
+
+class LocalFleet(Fleet):
+    """A fleet in this process."""
 
     def __init__(
         self,
-        make_worker: Callable[[], Worker],
+        make_worker: Callable[[], Any],
         target: int = 1,
         min_workers: int = 1,
         faults: Sequence[Fault] = (),
         say: Callable[[str], None] = lambda text: None,
         patience: Patience = PATIENT,
+        servers: int = 1,
     ):
-        self._worker = make_worker()
-        self.proof, self.server_proof = self._worker.proof(), server_proof()
-        self._controller = Controller(target, min_workers, patience=patience)
-        self._say = say
-        self._order = itertools.count()
-        self._events: list[tuple[float, int, Event | Fault]] = []
-        self._free_at: dict[int, float] = {}
-        self._places: dict[int, str] = {}
-        self._troubles: dict[int, str] = {}
-        self._cut: dict[int, float] = {}  # until when nothing of a worker arrives
-        self._draining: frozenset[str] = frozenset()
-        self._of_server: list[str] = []
-        self._chunk_size = 1
-        self._batches: dict[int, Batch] = {}
-        self._computed: Batch | None = None
-        self.now = self._ticked = 0.0
-        for fault in faults:
-            self._at(fault.at_s, fault)
-
-    @property
-    def num_workers(self) -> int:
-        """Workers that have joined."""
-        return self._controller.num_workers
-
-    @property
-    def target(self) -> int:
-        """How many workers the run should have."""
-        return self._controller.target
-
-    def start_server(
-        self, theta: np.ndarray, optimization: Optimization, state: dict[str, Any] | None,
-        behind: np.ndarray | None = None, lag: int = 0,
-    ) -> RecoveringServer:  # fmt: skip
-        """The parameter server, here a plain object."""
-
-        def start(theta: np.ndarray, state: dict[str, Any] | None) -> LocalServer:
-            server = LocalServer(theta, optimization, state)
-            server.faults = self._of_server
-            return server
-
-        kept = Kept(state["step"] if state else 0, theta, state, behind)
-        return RecoveringServer(start, kept, self._recompute, lambda weights: weights, lag, self._say)
-
-    def meta_gradients(
-        self, weights: Weights, chunks: Sequence[Chunk], ahead: Ahead | None = None
-    ) -> list[tuple[ChunkReport, np.ndarray]]:
-        """The chunks' reports and gradients, in the order of `chunks`. Nothing is begun ahead, as nothing is idle."""
-        del ahead
-        self._chunk_size = max(self._chunk_size, chunks[0].stop - chunks[0].start)
-        return self._run(lambda chunk: self._worker.meta_gradients(weights, chunk), chunks, "train")
-
-    def evaluate(
-        self, weights: Weights, chunks: Sequence[Chunk], baselines: tuple[str, ...] = ()
-    ) -> list[dict[str, np.ndarray]]:
-        """What `Worker.evaluate` returns for each chunk, in order."""
-        return self._run(lambda chunk: self._worker.evaluate(weights, chunk, baselines), chunks, "evaluate")
-
-    def reports(self) -> list[ChunkReport]:
-        """The reports of the last meta-step's chunks, in task order."""
-        return self._computed.reports() if self._computed else []
-
-    def account(self) -> list[list[Any]]:
-        """Of each chunk of the last meta-step: first task, the task after the last, worker, attempts, seconds, who."""
-        return self._computed.account() if self._computed else []
-
-    def fetch(self, weights: Weights) -> Weights:
-        """Weights as the server returned them, here the same object."""
-        return weights
-
-    def resize(self, target: int) -> None:
-        """Have `target` workers from now on."""
-        self._perform(self._controller.on(events.Target(target), self.now))
-
-    def close(self) -> None:
-        """Nothing to end."""
-
-    def _recompute(self, weights: Weights, step: int, num_tasks: int) -> list[Any]:
-        return self.meta_gradients(weights, plan("train", step, num_tasks, self._chunk_size))
-
-    def _run(self, compute: Callable[[Chunk], Any], chunks: Sequence[Chunk], kind: str) -> list[Any]:
-        number = self._controller.batch + 1
-        batch = self._batches[number] = Batch([(chunk,) for chunk in chunks], lambda *given: (compute(given[2][0]),))
-        self._batches.pop(number - KEPT, None)
-        self._perform(self._controller.begin(batch.deals, self.now, kind))
-        while not self._controller.finished(number):
-            event = self._next()
-            if isinstance(event, events.Done) and self._controller.awaits(event.attempt):
-                self._take(event.attempt)
-            if isinstance(event, Fault):
-                self._happen(event)
-            else:
-                self._perform(self._controller.on(event, self.now))
-        results = [batch.results[deal][0] for deal in batch.deals]
-        batch.results = dict.fromkeys(batch.results, ())
-        if kind == "train":
-            self._computed = batch
-        return results
-
-    def _take(self, attempt: Attempt) -> None:
-        """What an attempt brings, now that its time has come; the first results of a chunk are the ones that count."""
-        batch = self._batches.get(attempt.batch)
-        if batch is not None:
-            (result,) = batch.submit(0, attempt.worker, attempt.chunk)
-            batch.results.setdefault(attempt.chunk, (result,))
-            batch.told[attempt] = result if isinstance(result, dict) else [result[0]]
-
-    def _next(self) -> Event | Fault:
-        """What happens next: an event, or time going by where the controller waits for that."""
-        wakes_s = self._controller.wakes_in(self.now)
-        if wakes_s is not None and (not self._events or self._events[0][0] > self.now + wakes_s):
-            self.now += wakes_s
-            return self._tick()
-        assert self._events, "the fleet waits for something that cannot happen"
-        self.now = max(self.now, self._events[0][0])
-        if self.now >= self._ticked + TICK_S:
-            return self._tick()
-        event = heapq.heappop(self._events)[2]
-        match event:
-            case events.Done(Attempt(_, _, worker)) | events.Answered(worker) if self._cut.get(worker, 0.0) > self.now:
-                self._at(self._cut[worker], event)
-                return self._next()
-        return event
-
-    def _tick(self) -> Event:
-        self._ticked = self.now
-        return events.Tick()
-
-    def _perform(self, actions: Sequence[Action]) -> None:
-        for action in actions:
-            match action:
-                case events.Spawn(worker, avoid):
-                    self._place(worker, avoid)
-                case events.Assign(attempt):
-                    attempts = self._batches[attempt.batch].attempts
-                    attempts[attempt.chunk] = attempts.get(attempt.chunk, 0) + 1
-                    self._compute(attempt)
-                case events.Ask(worker) if self._troubles.get(worker) != "hang":
-                    self._at(self.now + ANSWER_S, events.Answered(worker))
-                case events.Probe(worker, successor):
-                    self._places[successor] = self._places.pop(worker, "")
-                    self._join(successor)
-                case events.Retire(worker) | events.Abandon(worker):
-                    self._places.pop(worker, None)
-                case events.Compare(first, second) if self._batches[first.batch].differ(first, second):
-                    self._say(f"workers {first.worker} and {second.worker} computed {second.chunk} differently")
-                case events.Say(text):
-                    self._say(text)
-                case _:
-                    pass
-
-    def _place(self, worker: int, avoid: frozenset[str]) -> None:
-        """Start a worker on a node that is not to be avoided; while there is none, it waits."""
-        nodes = [node for node in NODES if node not in avoid | self._draining]
-        if nodes:
-            self._places[worker] = nodes[worker % len(nodes)]
-            self._join(worker)
-
-    def _join(self, worker: int) -> None:
-        self._at(self.now + SPAWN_S, events.Joined(worker, self._places[worker], self._places[worker]))
-
-    def _compute(self, attempt: Attempt) -> None:
-        trouble = self._troubles.get(attempt.worker)
-        takes_s = CHUNK_S * (SLOW if trouble == "slow" else 1)
-        self._free_at[attempt.worker] = max(self.now, self._free_at.get(attempt.worker, 0.0)) + takes_s
-        if trouble in ("lose", "repeat"):
-            del self._troubles[attempt.worker]
-        if trouble not in ("lose", "hang"):
-            for _ in range(2 if trouble == "repeat" else 1):
-                self._at(self._free_at[attempt.worker], events.Done(attempt))
-
-    def _happen(self, fault: Fault) -> None:
-        match fault.kind:
-            case "kill":
-                self._kill(fault.number)
-            case "unreachable":
-                self._perform(self._controller.on(events.Unreachable(fault.number, "scripted"), self.now))
-            case "cut":
-                self._cut[fault.number] = self.now + CUT_S
-            case "target":
-                self.resize(fault.number)
-            case "drain":
-                node = NODES[fault.number % len(NODES)]
-                if self._draining | {node} != set(NODES):  # the last one is left
-                    self._draining |= {node}
-                    for worker in [worker for worker, place in self._places.items() if place == node]:
-                        self._at(self.now + LEAVE_S, Fault(self.now, "kill", worker))
-                    self._perform(self._controller.on(events.Draining(self._draining), self.now))
-            case "server before" | "server after" | "results":
-                self._of_server.append(fault.kind)
-            case trouble:
-                self._troubles[fault.number] = trouble
-
-    def _kill(self, worker: int) -> None:
-        if self._places.pop(worker, None):
-            self._perform(self._controller.on(events.Lost(worker, "scripted"), self.now))
-
-    def _at(self, time_s: float, event: Event | Fault) -> None:
-        heapq.heappush(self._events, (time_s, next(self._order), event))
+        self.local = LocalExecutor(make_worker, faults)
+        super().__init__(
+            self.local, target, min_workers, say=say, servers=servers, patience=patience, server_proof=server_proof()
+        )
+        self.local.resize, self.local.wakes_in = self.resize, self.controller.wakes_in

@@ -4,17 +4,21 @@ What is summed over the elements of theta (norms) is summed over blocks at fixed
 the bits do not depend on where theta is cut.
 """
 
+import hashlib
 import math
+import os
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 
 from metadist.core.errors import Diverged
-from metadist.core.messages import ChunkReport, Weights
+from metadist.core.messages import Chunk, ChunkReport, Weights
+from metadist.core.task import TaskId
 
 BLOCK = 65_536
 
@@ -54,7 +58,7 @@ class Optimization:
 
 
 class Stats(NamedTuple):
-    """What one meta-update tells: everything a user plots of it."""
+    """Statistics of one meta-update, for plots."""
 
     loss: float
     gradient_norm: float
@@ -66,7 +70,7 @@ class Stats(NamedTuple):
 
 
 class Folded(NamedTuple):
-    """What a shard tells of a step before theta moves: of each task [T], and of each block of its slice of the mean.
+    """A shard's sums of a step before theta moves: of each task [T], and of each block of its slice of the mean.
 
     squares: of its elements, summed; limited: likewise once they are limited one by one; along: the mean times the sum
     of the tasks' gradients, each divided by its norm (NaN where only sums of gradients came).
@@ -79,7 +83,7 @@ class Folded(NamedTuple):
     along: list[float]
 
 
-class Attempt(NamedTuple):
+class Trial(NamedTuple):
     """Whether a shard of so many elements can step: the first that would not be finite, of theta or of what the
     optimizer remembers, and what of it that is; None where there is none."""
 
@@ -89,9 +93,13 @@ class Attempt(NamedTuple):
 
 
 class Shard:
-    """A contiguous slice of theta and its optimizer. For each meta-step: begin, take every chunk, fold, try, move.
+    """A contiguous slice of theta and its optimizer: an actor of its own, or one of several in this process.
 
-    What has been folded or applied can be gone through again, which changes nothing. Not thread-safe.
+    For each meta-step: take every chunk, fold, attempt, move. Arguments are as they come from the workers: `parts` are
+    the reports of each bundle of chunks, then this shard's slices of the gradients of each bundle: float rows [n, p] of
+    a chunk's tasks, or their float64 sum [p]. `first`: these are the first of their step, so that what was taken of it
+    before is forgotten. What has been folded or applied can be gone through again, which changes nothing. Not
+    thread-safe.
     """
 
     def __init__(self, theta: np.ndarray, optimization: Optimization, state: dict[str, Any] | None = None):
@@ -102,6 +110,7 @@ class Shard:
         self._optimizer = make_optimizer(self._theta[: self._cut], optimization)
         self._step = 0
         self._reports: list[ChunkReport] = []
+        self._diverged: TaskId | None = None  # the first task of the step that is not finite
         self._mean: np.ndarray | None = None
         self._folded: Folded | None = None
         self._tried: tuple[torch.Tensor, torch.optim.Optimizer] | None = None  # copies, where it is careful
@@ -119,52 +128,28 @@ class Shard:
         """Plain types and tensors from which, with theta, an equal one is built."""
         return {"step": self._step, "optimizer": deepcopy(self._optimizer.state_dict())}
 
-    def begin(self, step: int) -> None:
-        """Forget what was taken. Raises ValueError for a step out of order."""
-        if self._is_applied(step):
-            return
-        if step != self._step:
-            raise ValueError(f"the server has applied {self._step} meta-steps; it cannot apply step {step}")
-        self._reports, self._mean, self._tried = [], None, None
-        self._sum = np.zeros(self._theta.numel(), np.float64)
-        self._units: np.ndarray | None = None
+    def take(self, step: int, first: bool, *parts: Any) -> None:
+        """Add the next chunks in task order. Raises ValueError for a chunk that is not the next one, or a step out of
+        order."""
+        if first:
+            self._begin(step)
+        bundles = len(parts) // 2
+        for reports, gradients in zip(parts[:bundles], parts[bundles:], strict=True):
+            for report, gradient in zip(reports, gradients, strict=True):
+                self._add(step, report, gradient)
 
-    def take(self, step: int, report: ChunkReport, gradient: np.ndarray) -> None:
-        """Add the next chunk in task order: its slice of the float rows [n, p], or of their float64 sum [p].
-
-        Raises ValueError for a chunk that is not the next one.
-        """
-        if self._is_applied(step) or self._mean is not None:
-            return
-        chunk, expected = report.chunk, self._num_tasks()
-        if chunk[:3] != ("train", step, expected) or len(report.losses) != chunk.stop - chunk.start:
-            raise ValueError(f"meta-step {step} needs training task {expected} next; got {chunk}")
-        if gradient.ndim == 2 and not self._reports:
-            self._units = np.zeros(len(self._sum), gradient.dtype)
-        self._reports.append(report)
-        if report.first_not_finite() is not None:
-            return
-        rows = gradient.reshape(-1, len(self._sum))
-        inverse = np.divide(1, report.norms, out=np.zeros(len(report.norms)), where=report.norms > 1e-30)
-        for start in range(0, len(self._sum), BLOCK):  # each block of the rows is read from memory once
-            block = slice(start, start + BLOCK)
-            for row in rows:
-                np.add(self._sum[block], row[block], out=self._sum[block])
-            if self._units is not None:
-                self._units[block] += np.einsum("i,ij->j", inverse.astype(gradient.dtype), gradient[:, block])
-
-    def fold(self, step: int, num_tasks: int | None = None) -> Folded:
-        """Divide the sum once. Raises ValueError unless the chunks taken were tasks 0..T-1 (T is `num_tasks`, where
-        given), and Diverged for a loss or gradient that is not finite."""
+    def fold(self, step: int, first: bool, num_tasks: int | None, *parts: Any) -> Folded:
+        """Add the last chunks, and divide the sum once. Raises ValueError unless the chunks taken were tasks 0..T-1 (T
+        is `num_tasks`, where given), and Diverged for a loss or gradient that is not finite."""
+        self.take(step, first, *parts)
         if self._folded is not None and (self._is_applied(step) or self._mean is not None):
             return self._folded
         taken = self._num_tasks()
         if not taken or taken != (num_tasks or taken):
             raise ValueError(f"meta-step {step} needs {num_tasks or 'some'} tasks; got {taken}")
-        for report in self._reports:
-            task = report.first_not_finite()
-            if task is not None:
-                raise Diverged(f"task {task} has a loss or meta-gradient that is not finite", task=str(task))
+        if self._diverged is not None:
+            task = str(self._diverged)
+            raise Diverged(f"task {task} has a loss or meta-gradient that is not finite", task=task)
         self._mean = self._sum / taken
         mean = self._mean[: self._cut]
         self._folded = Folded(
@@ -176,10 +161,10 @@ class Shard:
         )
         return self._folded
 
-    def attempt(self, step: int, *folded: Folded) -> Attempt:
+    def attempt(self, step: int, *folded: Folded) -> Trial:
         """Whether the step that follows from what every shard folded, in order, leaves all finite; theta stays."""
         if self._is_applied(step):
-            return Attempt(len(self._theta))
+            return Trial(len(self._theta))
         if step != self._step or self._mean is None:
             raise ValueError(f"meta-step {step} cannot move theta: its gradients have not been folded")
         norm = root([square for shard in folded for square in shard.limited])
@@ -192,20 +177,20 @@ class Shard:
         )
         self._tried = self._theta, self._optimizer
         if not self._careful:
-            return Attempt(len(self._theta))
+            return Trial(len(self._theta))
         theta = self._theta.clone()
         self._tried = theta, make_optimizer(theta[: self._cut], self.optimization)
         self._tried[1].load_state_dict(deepcopy(self._optimizer.state_dict()))
         self._descend(*self._tried, rate)
         return first_not_finite(theta, self._tried[1])
 
-    def move(self, step: int, *folded: Folded, attempts: Sequence[Attempt] | None = None) -> tuple[Weights, Stats]:
-        """Step once, knowing what every shard folded, in order; doing it again returns the kept result. Raises
-        Diverged, and stays as it was, where theta or what its optimizer remembers would not be finite: here, or in one
-        of the shards that made these `attempts`."""
+    def move(self, step: int, *results: Any) -> tuple[Weights, Stats]:
+        """Step once, knowing what every shard folded, in order, then what each attempted; doing it again returns the
+        same result. Raises Diverged, and stays as it was, where theta or what its optimizer remembers would not be
+        finite in one of the shards."""
         if self._is_applied(step) and self._last is not None:
             return self._last
-        attempts = [self.attempt(step, *folded)] if attempts is None else attempts
+        folded, attempts = results[: len(results) // 2], results[len(results) // 2 :]
         if self._tried is None:
             raise ValueError(f"meta-step {step} cannot move theta: it has not been tried")
         stats = make_stats(folded, self.optimization.rate(step, self._num_tasks()))
@@ -225,6 +210,49 @@ class Shard:
         self._last = self.weights(), stats
         return self._last
 
+    def apply(self, step: int, first: bool, num_tasks: int | None, *parts: Any) -> tuple[Weights, Stats]:
+        """All of a step at once, where there is but one shard."""
+        folded = self.fold(step, first, num_tasks, *parts)
+        return self.move(step, folded, self.attempt(step, folded))
+
+    def pid(self) -> int:
+        """Its process."""
+        return os.getpid()
+
+    def proof(self) -> str:
+        """See `server_proof`."""
+        return server_proof()
+
+    def _begin(self, step: int) -> None:
+        if self._is_applied(step):
+            return
+        if step != self._step:
+            raise ValueError(f"the server has applied {self._step} meta-steps; it cannot apply step {step}")
+        self._reports, self._diverged, self._mean, self._tried = [], None, None, None
+        self._sum = np.zeros(self._theta.numel(), np.float64)
+        self._units: np.ndarray | None = None
+
+    def _add(self, step: int, report: ChunkReport, gradient: np.ndarray) -> None:
+        if self._is_applied(step) or self._mean is not None:
+            return
+        chunk, expected = report.chunk, self._num_tasks()
+        if chunk[:3] != ("train", step, expected) or len(report.losses) != chunk.stop - chunk.start:
+            raise ValueError(f"meta-step {step} needs training task {expected} next; got {chunk}")
+        if gradient.ndim == 2 and not self._reports:
+            self._units = np.zeros(len(self._sum), gradient.dtype)
+        self._reports.append(report)
+        self._diverged = self._diverged or report.first_not_finite()
+        if self._diverged is not None:
+            return
+        rows = gradient.reshape(-1, len(self._sum))
+        inverse = np.divide(1, report.norms, out=np.zeros(len(report.norms)), where=report.norms > 1e-30)
+        for start in range(0, len(self._sum), BLOCK):  # each block of the rows is read from memory once
+            block = slice(start, start + BLOCK)
+            for row in rows:
+                np.add(self._sum[block], row[block], out=self._sum[block])
+            if self._units is not None:
+                self._units[block] += np.einsum("i,ij->j", inverse.astype(gradient.dtype), gradient[:, block])
+
     def _descend(self, theta: torch.Tensor, optimizer: torch.optim.Optimizer, rate: float) -> None:
         """Step in place."""
         group = optimizer.param_groups[0]
@@ -239,25 +267,63 @@ class Shard:
         return self._reports[-1].chunk.stop if self._reports else 0
 
 
-class Server(Shard):
-    """All of theta in one shard: applies each meta-step once, folding per-task meta-gradients in task order in float64.
+class Server:
+    """A parameter server in this process, for a loop of one's own: all of theta and the outer optimizer."""
 
-    Without Ray it is this plain class; in a cluster one actor holds it.
-    """
+    def __init__(self, theta: np.ndarray, optimization: Optimization, state: dict[str, Any] | None = None):
+        """theta: [P]; `state` is what `snapshot` returned, to continue from."""
+        self._shard = Shard(theta, optimization, state)
+
+    def weights(self) -> Weights:
+        """theta as it is now, a copy."""
+        return self._shard.weights()
+
+    def snapshot(self) -> dict[str, Any]:
+        """See `Shard.snapshot`."""
+        return self._shard.snapshot()
 
     def apply(
         self, step: int, *chunks: tuple[ChunkReport, np.ndarray], num_tasks: int | None = None
     ) -> tuple[Weights, Stats]:
-        """Meta-update number `step` from chunks in task order; applying the last one again returns its kept result.
+        """Meta-update number `step` from chunks in task order; applying the last one again returns the same result.
 
         Each chunk is its report and float rows [n, P], or their float64 sum [P]. Raises ValueError for a step out of
         order, or training tasks that are not 0..T-1, each once (T is `num_tasks`, where given); Diverged for a loss or
         gradient that is not finite, or if theta would not be: then all is as before the step.
         """
-        self.begin(step)
-        for report, gradient in chunks:
-            self.take(step, report, gradient)
-        return self.move(step, self.fold(step, num_tasks))
+        reports, gradients = [report for report, _ in chunks], [gradient for _, gradient in chunks]
+        return self._shard.apply(step, True, num_tasks, reports, gradients)
+
+
+PROOF_SIZE = 10_007  # so few that one thread computes it, and a remainder whatever the width of a machine's vectors
+PROOF_OPTIMIZATIONS = (
+    Optimization("adam", clip_value=0.3, statistics=13),
+    Optimization("adamw", weight_decay=0.01, clip_norm=1.0),
+    Optimization("sgd", momentum=0.9, schedule="cosine"),
+)
+
+
+@cache
+def server_proof() -> str:
+    """A hash of theta after three meta-updates of every optimizer on fixed numbers: servers with the same one are taken
+    to compute the same bits. It does not depend on the job."""
+    hashed = hashlib.sha256()
+    for optimization in PROOF_OPTIMIZATIONS:
+        server = Server(_fixed_numbers(0), optimization)
+        for step in range(3):
+            rows = np.stack([_fixed_numbers(2 * step + 1), _fixed_numbers(2 * step + 2)])
+            norms = np.array([float(np.sqrt(np.square(row, dtype=np.float64).sum())) for row in rows])
+            report = ChunkReport(Chunk("train", step, 0, 2), np.zeros(2), norms, {})
+            weights, stats = server.apply(step, (report, rows))
+            hashed.update(weights.theta.tobytes() + np.array(stats).tobytes())
+    return hashed.hexdigest()[:16]
+
+
+def _fixed_numbers(stream: int) -> np.ndarray:
+    """float32 [PROOF_SIZE] in -0.5 ... 0.5, by whole-number arithmetic that is the same everywhere."""
+    index = np.arange(PROOF_SIZE, dtype=np.uint64) + np.uint64(stream * PROOF_SIZE + 1)
+    mixed = (index * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(40)
+    return (mixed.astype(np.float64) / 2**24 - 0.5).astype(np.float32)
 
 
 def slices(size: int, count: int) -> list[slice]:
@@ -290,9 +356,9 @@ def _tensors(state: dict[str, Any]) -> dict[str, Any]:
 
 def _with_tensors(state: dict[str, Any], change: Callable[[str], torch.Tensor]) -> dict[str, Any]:
     """The state with every vector of its optimizer replaced; numbers are the same in all shards."""
-    kept = _tensors(state)
-    changed = {key: change(key) if getattr(value, "ndim", 0) else value for key, value in kept.items()}
-    return {**state, "optimizer": {**state["optimizer"], "state": {0: changed} if kept else {}}}
+    tensors = _tensors(state)
+    changed = {key: change(key) if getattr(value, "ndim", 0) else value for key, value in tensors.items()}
+    return {**state, "optimizer": {**state["optimizer"], "state": {0: changed} if tensors else {}}}
 
 
 def limit(gradient: np.ndarray, optimization: Optimization) -> np.ndarray:
@@ -333,14 +399,14 @@ def remembered(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     return {name: value for name, value in state.items() if getattr(value, "ndim", 0)}
 
 
-def first_not_finite(theta: torch.Tensor, optimizer: torch.optim.Optimizer) -> Attempt:
+def first_not_finite(theta: torch.Tensor, optimizer: torch.optim.Optimizer) -> Trial:
     """Of a slice of theta after a step, and of the optimizer's moments."""
     moments = {f"the optimizer's {name}": values for name, values in remembered(optimizer).items()}
     for what, values in {"theta": theta, **moments}.items():
         bad = (~values.isfinite()).nonzero()
         if len(bad):
-            return Attempt(len(theta), int(bad[0, 0]), what)
-    return Attempt(len(theta))
+            return Trial(len(theta), int(bad[0, 0]), what)
+    return Trial(len(theta))
 
 
 def block_sums(values: np.ndarray) -> list[float]:

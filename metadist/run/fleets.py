@@ -33,9 +33,16 @@ def open_fleet(
     if own.backend == "local":
         yield LocalFleet(lambda: prepared.job.worker(prepared.constants), target, own.min_workers, say=say)
         return
-    from metadist.fleet.ray.cluster import check_gpus, claim, connect, disconnect, joins
+    from metadist.fleet.ray.cluster import (
+        GIVE_UP_S,
+        OWN_GIVE_UP_S,
+        check_gpus,
+        claim,
+        connect,
+        disconnect,
+        joins,
+    )
     from metadist.fleet.ray.fleet import RayFleet, Resources
-    from metadist.fleet.ray.head import GIVE_UP_S, OWN_GIVE_UP_S
 
     fleet: RayFleet | None = None
     with ExitStack() as stack:

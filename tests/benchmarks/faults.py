@@ -58,7 +58,7 @@ class Stage:
         """One on which a worker is, but not the driver, without whose node there is no run."""
         import ray
 
-        used = {member.node for member in self.fleet._controller.working.values()}
+        used = {member.node for member in self.fleet.controller.working.values()}
         used.discard(ray.get_runtime_context().get_node_id())
         node = next(node for node in self.nodes if node.node_id in used)
         self.nodes.remove(node)
@@ -204,8 +204,7 @@ def undisturbed(lag: int) -> str:
 
 def disturbed(name: str) -> dict[str, Any]:
     """A run through Ray with one fault in the middle of step HIT, or at its end."""
-    from metadist.fleet.ray.fleet import RayFleet
-    from metadist.fleet.ray.workers import Resources
+    from metadist.fleet.ray.fleet import RayFleet, Resources
     from metadist.run.build import Job
 
     (config, prepared), fault, said = prepared_job(), FAULTS[name], list[str]()
@@ -227,7 +226,7 @@ def disturbed(name: str) -> dict[str, Any]:
                 struck.append(thread.submit(strike, 0.05))
                 if late or name == "node added":
                     struck[0].result()
-            missing = len(stage.fleet._controller.working) < stage.fleet.target
+            missing = len(stage.fleet.controller.working) < stage.fleet.target
             if missing:
                 full.clear()
             elif struck and not full:

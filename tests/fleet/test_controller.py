@@ -4,7 +4,7 @@ import pytest
 
 from metadist.core.messages import Chunk, plan
 from metadist.fleet.controller import Controller
-from metadist.fleet.dispatch import cut_deals
+from metadist.fleet.dispatch import cut_bundles
 from metadist.fleet.events import (
     Abandon,
     Answered,
@@ -182,7 +182,7 @@ def test_no_one_is_told_to_wait_when_nothing_is_to_do():
 
 @pytest.mark.parametrize(("count", "workers"), [(0, 2), (1, 3), (8, 2), (100, 7), (512, 128), (4096, 128)])
 def test_deals_hold_every_chunk_once_in_order_and_get_smaller(count, workers):
-    deals = cut_deals(chunks(count), workers)
+    deals = cut_bundles(chunks(count), workers)
     assert [chunk for deal in deals for chunk in deal] == chunks(count)
     sizes = [len(deal) for deal in deals]
     assert sizes == sorted(sizes, reverse=True) and max(sizes, default=1) <= 8
@@ -190,8 +190,8 @@ def test_deals_hold_every_chunk_once_in_order_and_get_smaller(count, workers):
 
 
 def test_few_chunks_are_dealt_one_by_one():
-    assert [len(deal) for deal in cut_deals(chunks(8), 4)] == [1] * 8
-    assert [len(deal) for deal in cut_deals(chunks(8), 2)] == [2, 2, 1, 1, 1, 1]
+    assert [len(deal) for deal in cut_bundles(chunks(8), 4)] == [1] * 8
+    assert [len(deal) for deal in cut_bundles(chunks(8), 2)] == [2, 2, 1, 1, 1, 1]
 
 
 def test_a_batch_may_begin_before_the_last_one_is_finished_and_comes_after_it():

@@ -7,19 +7,10 @@ import pytest
 
 from metadist.core.errors import Diverged
 from metadist.core.messages import Chunk, ChunkReport, Weights, fold
-from metadist.fleet.server import (
-    BLOCK,
-    Optimization,
-    Server,
-    Shard,
-    Stats,
-    block_sums,
-    cut_state,
-    join_states,
-    root,
-    shares,
-    slices,
-)
+from metadist.fleet.actors import join_weights
+from metadist.fleet.local import LocalExecutor
+from metadist.fleet.recovery import ShardedServer
+from metadist.fleet.server import BLOCK, Optimization, Server, Shard, Stats, block_sums, root, slices
 
 SIZE = 3 * BLOCK + 17
 OPTIMIZATIONS = {
@@ -31,27 +22,29 @@ OPTIMIZATIONS = {
 
 
 class Sharded:
-    """What `RayServer` does with its actors, on plain shards."""
+    """A `ShardedServer` on shards in this process, given and returning plain values."""
 
     def __init__(self, theta: np.ndarray, optimization: Optimization, count: int, state=None):
-        self.pieces = slices(len(theta), count)
-        parts = [cut_state(state, piece) if state else None for piece in self.pieces]
-        own = shares(optimization, self.pieces)
-        self.shards = [Shard(theta[p], *given) for p, *given in zip(self.pieces, own, parts, strict=True)]
+        self.executor, self.pieces = LocalExecutor(lambda: None), slices(len(theta), count)
+        self.server = ShardedServer(self.executor, theta, optimization, state, count)
+        self.snapshot = self.server.snapshot
+
+    def results(self, chunks) -> list[list]:
+        """Each chunk as a bundle of its own."""
+        return [
+            [self.executor.put([report]), *(self.executor.put([gradient[..., piece]]) for piece in self.pieces)]
+            for report, gradient in chunks
+        ]
 
     def apply(self, step: int, *chunks, num_tasks: int | None = None) -> tuple[Weights, Stats]:
-        for shard, piece in zip(self.shards, self.pieces, strict=True):
-            shard.begin(step)
-            for report, gradient in chunks:
-                shard.take(step, report, np.ascontiguousarray(gradient[..., piece]))
-        folded = [shard.fold(step, num_tasks) for shard in self.shards]
-        tried = [shard.attempt(step, *folded) for shard in self.shards]
-        moved = [shard.move(step, *folded, attempts=tried) for shard in self.shards]
-        assert len({repr(stats) for _, stats in moved}) == 1
-        return Weights(moved[0][0].version, np.concatenate([weights.theta for weights, _ in moved])), moved[0][1]
+        refs, stats = self.server.apply(step, *self.results(chunks), num_tasks=num_tasks)
+        assert len(refs) == len(self.pieces)
+        return join_weights(self.executor.get(refs))[0], stats
 
-    def snapshot(self):
-        return join_states([shard.snapshot() for shard in self.shards])
+
+def parts(*chunks) -> list[list]:
+    """What a shard takes: reports and gradients of one bundle."""
+    return [[report for report, _ in chunks], [gradient for _, gradient in chunks]]
 
 
 def chunks(step: int, kind: str = "rows", size: int = SIZE) -> list[tuple[ChunkReport, np.ndarray]]:
@@ -128,39 +121,36 @@ def test_a_shard_goes_through_a_folded_step_again_to_the_same_bits():
     """As where the answer to a call is lost on the way and the end of the step is sent once more."""
     once, twice = (Shard(theta(), OPTIMIZATIONS["adam"]) for _ in range(2))
     for shard, times in ((once, 1), (twice, 2)):
-        shard.begin(0)
-        for report, gradient in chunks(0)[:2]:
-            shard.take(0, report, gradient)
+        shard.take(0, True, *parts(*chunks(0)[:2]))
         for _ in range(times):
-            shard.take(0, *chunks(0)[2])
-            folded = shard.fold(0, 7)
-        shard.move(0, folded)
+            folded = shard.fold(0, False, 7, *parts(chunks(0)[2]))
+        shard.move(0, folded, shard.attempt(0, folded))
     assert once.weights().theta.tobytes() == twice.weights().theta.tobytes()
 
 
 def test_a_shard_takes_nothing_of_a_step_that_it_has_not_begun():
     """Not even what continues the tasks of the step before, as where the first part of a larger one is lost."""
     shard = Shard(theta(), OPTIMIZATIONS["adam"])
-    shard.begin(0)
-    for report, gradient in chunks(0)[:2]:
-        shard.take(0, report, gradient)
-    shard.move(0, shard.fold(0, 6))
+    shard.take(0, True, *parts(*chunks(0)[:2]))
+    folded = shard.fold(0, False, 6)
+    shard.move(0, folded, shard.attempt(0, folded))
     with pytest.raises(ValueError, match="needs training task 0 next"):
-        shard.take(1, *chunks(1)[2])
+        shard.take(1, False, *parts(chunks(1)[2]))
 
 
 def test_every_shard_refuses_missing_tasks_and_moving_before_folding():
     shard = Shard(np.zeros(SIZE), OPTIMIZATIONS["adam"])
-    shard.begin(0)
     with pytest.raises(ValueError, match="needs training task 0 next"):
-        shard.take(0, *chunks(0)[1])
-    shard.take(0, *chunks(0)[0])
+        shard.take(0, True, *parts(chunks(0)[1]))
+    shard.take(0, False, *parts(chunks(0)[0]))
     with pytest.raises(ValueError, match="needs 7 tasks; got 3"):
-        shard.fold(0, 7)
+        shard.fold(0, False, 7)
     with pytest.raises(ValueError, match="have not been folded"):
+        shard.attempt(0)
+    with pytest.raises(ValueError, match="it has not been tried"):
         shard.move(0)
     with pytest.raises(ValueError, match="it cannot apply step 1"):
-        shard.begin(1)
+        shard.take(1, True)
     assert (shard.weights().theta == 0).all()
 
 
@@ -168,12 +158,8 @@ def test_what_is_not_finite_stops_every_shard():
     bad = chunks(0)
     bad[1][0].norms[2] = math.inf
     server = Sharded(theta(), OPTIMIZATIONS["adam"], 2)
-    for shard, piece in zip(server.shards, server.pieces, strict=True):
-        shard.begin(0)
-        for report, gradient in bad:
-            shard.take(0, report, gradient[..., piece])
-        with pytest.raises(Diverged, match="train:0:5"):
-            shard.fold(0)
+    with pytest.raises(Diverged, match="train:0:5"):
+        server.apply(0, *bad)
     assert server.apply(0, *chunks(0))[0].version == 1  # the chunk was computed again
 
 
@@ -190,6 +176,8 @@ def test_no_shard_moves_where_one_would_not_stay_finite(count, place):
     with pytest.raises(Diverged, match="the optimizer's exp_avg_sq infinite") as raised:
         server.apply(1, (report, rows))
     assert raised.value.element == place
-    assert server.snapshot()["step"] == 1 and all(shard.weights().version == 1 for shard in server.shards)
+    assert server.snapshot()["step"] == 1 and all(
+        part.version == 1 for part in server.executor.get(server.server.weights())
+    )
     kept, expected = (each.apply(1, *chunks(1))[0].theta for each in (server, other))
     assert np.array_equal(kept, expected)

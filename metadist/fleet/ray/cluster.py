@@ -1,4 +1,4 @@
-"""Joining a Ray cluster, or starting one on this machine."""
+"""Joining a Ray cluster, or starting one on this machine; and whether its head still answers."""
 
 import atexit
 import hashlib
@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -18,11 +19,12 @@ import ray
 from ray._common.utils import get_default_system_temp_dir
 from ray._private import ray_constants
 from ray._private import worker as ray_worker
-from ray._raylet import AuthenticationTokenLoader, Config  # pyright: ignore[reportAttributeAccessIssue]
-from ray.exceptions import RayError
+from ray._private.state import state
+from ray._raylet import AuthenticationTokenLoader, Config, GcsClient  # pyright: ignore[reportAttributeAccessIssue]
+from ray.exceptions import RayError, RpcError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from metadist.core.errors import InputError
+from metadist.core.errors import HeadLost, InputError
 
 LONGEST_FOLDER = 107 - 64  # of the path of a unix socket, what Ray's session takes
 LOOPBACK = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR  # whatever the system: 0 has Ray use the loopback interface
@@ -35,6 +37,12 @@ OWN_RAY = {
     "RAY_health_check_failure_threshold": "10",
 }
 """Environment of the processes of a Ray that is started here, where the user has not set it."""
+ASK_EVERY_S, HEAD_ANSWER_S = 1.0, 1.5  # of the head
+SAY_AFTER_S = 3.0
+DRAIN_EVERY_S = 3.0
+GIVE_UP_S = 40.0  # a cluster's head may be restarted, or its link mended, meanwhile
+OWN_GIVE_UP_S = 20.0  # nobody restarts that of a Ray of our own
+EXIT_S = 54.0  # before Ray does it (RAY_gcs_rpc_server_reconnect_timeout_s, 60)
 
 
 def connect(address: str | None, cpus: float, say: Callable[[str], None]) -> bool:
@@ -145,10 +153,10 @@ def check_gpus(per_worker: float, started: bool, say: Callable[[str], None]) -> 
     there = ray.cluster_resources().get("GPU", 0)
     if per_worker <= there:
         return
-    told = f"fleet.gpus_per_worker={per_worker:g}, but there are {there:g} GPUs"
+    shortage = f"fleet.gpus_per_worker={per_worker:g}, but there are {there:g} GPUs"
     if started:
-        raise InputError(f"{told} on this machine: set it to 0, or give fleet.address of a cluster that has them")
-    say(f"{told} in the cluster now: waiting until a node has them")
+        raise InputError(f"{shortage} on this machine: set it to 0, or give fleet.address of a cluster that has them")
+    say(f"{shortage} in the cluster now: waiting until a node has them")
 
 
 def disconnect(lost: bool = False) -> None:
@@ -170,6 +178,81 @@ def exit_without_head(code: int) -> NoReturn:
         node.kill_all_processes(check_alive=False, allow_graceful=False)
     sys.stdout.flush()
     os._exit(code)
+
+
+class HeadWatch:
+    """Asks the head for a sign of life every second, in a thread. `say` is called when it is silent and when it answers
+    again; from `give_up_s` of silence on `check` raises HeadLost. Where the driver cannot end by that, as it waits for
+    something that will never come, the process is ended with the same sentence before Ray does so without one."""
+
+    def __init__(self, say: Callable[[str], None], give_up_s: float):
+        self._say, self._give_up_s = say, give_up_s
+        self._address = ray.get_runtime_context().gcs_address
+        self._client = GcsClient(address=self._address)
+        self._silent_s = 0.0
+        self._closed = threading.Event()
+        self.draining: frozenset[str] = frozenset()
+        """Ids of the nodes that will be taken away."""
+        self._threads = [threading.Thread(target=loop, daemon=True) for loop in (self._watch, self._look)]
+        for thread in self._threads:
+            thread.start()
+
+    @property
+    def answers(self) -> bool:
+        """Whether it does: else whatever asks it something waits, for ever if it is gone."""
+        return not self._silent_s
+
+    @property
+    def lost(self) -> bool:
+        """Whether the head has been given up."""
+        return self._silent_s >= self._give_up_s
+
+    def check(self) -> None:
+        """Raises HeadLost once the head has been given up."""
+        if self.lost:
+            raise HeadLost(f"{self._sentence()}: start Ray again, then repeat the command")
+
+    def close(self) -> None:
+        """Look no more; nothing of it is under way when this returns, unless the head is silent."""
+        self._closed.set()
+        for thread in self._threads:
+            thread.join(0 if self._silent_s else 2 * HEAD_ANSWER_S)
+
+    def _sentence(self) -> str:
+        return f"Ray's head at {self._address} has not answered for {self._silent_s:.0f} s"
+
+    def _watch(self) -> None:
+        said_so = False
+        while not self._closed.wait(ASK_EVERY_S):
+            began = time.monotonic()
+            if self._answers():
+                if said_so:
+                    self._say(f"Ray's head answers again, after {self._silent_s:.0f} s: the run goes on")
+                said_so, self._silent_s = False, 0.0
+                continue
+            # by steps that are short also where this process was stopped meanwhile
+            self._silent_s += ASK_EVERY_S + min(time.monotonic() - began, 2 * HEAD_ANSWER_S)
+            if self._silent_s >= SAY_AFTER_S and not said_so:
+                said_so = True
+                self._say(f"{self._sentence()}: after {self._give_up_s:.0f} s the run is saved and ends")
+            if self._silent_s >= EXIT_S and not self._closed.is_set():
+                self._say(f"{self._sentence()}, and this process waits for it in vain: it ends here; "
+                          "start Ray again, then the same command with --resume auto goes on from the newest "
+                          "checkpoint")  # fmt: skip
+                os._exit(1)
+
+    def _look(self) -> None:
+        while not self._closed.wait(DRAIN_EVERY_S):
+            with suppress(RpcError, RayError):  # of a head that does not answer, which `_watch` tells
+                # there is no public call for it; Ray's own libraries use this one
+                self.draining = frozenset(state.get_draining_nodes())
+
+    def _answers(self) -> bool:
+        try:
+            self._client.internal_kv_exists(b"metadist", b"metadist", timeout=HEAD_ANSWER_S)
+        except (RpcError, RayError):
+            return False
+        return True
 
 
 class Writer:

@@ -147,7 +147,8 @@ import numpy as np, ray
 from ray._private import state
 from ray.cluster_utils import Cluster
 from metadist.fleet.ray.cluster import claim
-from metadist.fleet.ray.server import RayServer
+from metadist.fleet.ray.fleet import RayExecutor, Resources
+from metadist.fleet.recovery import ShardedServer
 from metadist.fleet.server import Optimization
 
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
@@ -157,7 +158,8 @@ cluster.wait_for_nodes()
 ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
 here = ray.get_runtime_context().get_node_id()
 kept = [claim(f"s3://runs/{number}", "me") for number in range(4)]
-servers = [RayServer(np.zeros(10, np.float32), Optimization(), None) for _ in range(4)]
+executor = RayExecutor(None, Resources(), print)
+servers = [ShardedServer(executor, np.zeros(10, np.float32), Optimization(), None) for _ in range(4)]
 for server in servers:
     server.pids()
 for writer in kept:

@@ -21,9 +21,8 @@ from metadist.data import importers
 from metadist.fleet.dispatch import Ahead
 from metadist.fleet.limits import Patience
 from metadist.fleet.local import LocalFleet
-from metadist.fleet.ray.server import RayServer
-from metadist.fleet.server import BLOCK, Optimization, slices
-from metadist.fleet.server_proof import server_proof
+from metadist.fleet.recovery import ShardedServer
+from metadist.fleet.server import BLOCK, Optimization, server_proof, slices
 from metadist.run.api import train
 from metadist.run.build import Job
 from metadist.run.prepare import prepare
@@ -302,8 +301,11 @@ def test_a_server_that_dies_between_two_steps_is_rebuilt(ray_cluster, tmp_path, 
 
 def test_no_server_moves_where_one_would_not_stay_finite(ray_cluster):
     """The last element of theta, on the second of two servers, meets a gradient whose square float32 cannot hold."""
-    size = 2 * BLOCK + 9
-    pieces, server = slices(size, 2), RayServer(np.ones(size, np.float32), Optimization(), None, servers=2)
+    from metadist.fleet.ray.fleet import RayExecutor, Resources
+
+    size, executor = 2 * BLOCK + 9, RayExecutor(lambda: None, Resources(), print)
+    pieces = slices(size, 2)
+    server = ShardedServer(executor, np.ones(size, np.float32), Optimization(), None, servers=2)
 
     def result(step: int, last: float):
         rows = np.ones((1, size), np.float32)
@@ -319,6 +321,7 @@ def test_no_server_moves_where_one_would_not_stay_finite(ray_cluster):
     server.apply(1, result(1, 1.0))
     assert server.snapshot()["step"] == 2
     server.close()
+    executor.close()
 
 
 def test_a_server_on_a_machine_that_computes_other_bits_is_refused_as_a_worker_is(ray_cluster, tmp_path):
@@ -344,3 +347,24 @@ def test_a_server_on_a_machine_that_computes_other_bits_is_refused_as_a_worker_i
     with pytest.raises(InputError, match=rf"parameter server \({proof}\) does not compute .* \(another\): use equal"):
         step("another")
     assert step("another", mixed=True) == "another"
+
+
+def test_failures_are_told_apart(ray_cluster):
+    from ray.exceptions import ActorDiedError, ActorUnavailableError, ObjectLostError, OutOfMemoryError, RayTaskError
+
+    from metadist.fleet.ray.fleet import failure_of
+
+    kinds = {
+        ActorDiedError(): "died",
+        ActorUnavailableError("no answer", None): "unavailable",
+        OutOfMemoryError("killed"): "out of memory",
+        RayTaskError("f", "traceback", OSError("flaky")): "error",
+        RayTaskError("f", "traceback", ActorDiedError()): "lost",
+        ObjectLostError("0" * 56, "", ""): "lost",
+    }
+    for error, kind in kinds.items():
+        assert failure_of(error).kind == kind, error
+    memory = (
+        "1 worker(s) were killed due to the node running low on memory. Memory on the node was 9GB / 10GB\nRefer to"
+    )
+    assert failure_of(OutOfMemoryError(memory)).reason == "OutOfMemoryError: Memory on the node was 9GB / 10GB"
