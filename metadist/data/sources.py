@@ -11,7 +11,7 @@ import numpy as np
 from metadist.core.errors import InputError
 from metadist.core.random import Draws
 from metadist.core.task import Examples, Split, Task, TaskId, Tasks
-from metadist.data import Table
+from metadist.data.table import Table
 
 
 class Source(Protocol):
