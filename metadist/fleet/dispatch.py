@@ -358,11 +358,11 @@ class Fleet:
             self.executor.check()
             for event in self._wait():
                 self._perform(self.controller.on(event, self.executor.now()))
-            if self._lost_weights:
-                lost, self._lost_weights = WeightsLost(self._lost_weights), None
+            if why := self._lost_weights:
+                self._lost_weights = None
                 self._perform(self.controller.drop(self.executor.now()))
                 self._under_way.clear()
-                raise lost
+                raise WeightsLost(why)
             if self.controller.state == "waiting":
                 if (signal := self._asked_to_stop()) is not None:
                     raise Interrupted(signal)

@@ -18,7 +18,6 @@ from metadist.core.messages import Weights
 from metadist.fleet.actors import Bundle, Ready, WorkerActor
 from metadist.fleet.dispatch import Fleet
 from metadist.fleet.executor import Failure
-from metadist.fleet.limits import PATIENT, Patience
 from metadist.fleet.server import Shard, server_proof
 
 SPAWN_S, CHUNK_S, ANSWER_S = 1.0, 1.0, 0.01  # virtual seconds that things take
@@ -361,7 +360,7 @@ class LocalExecutor:
 
 
 class LocalFleet(Fleet):
-    """A fleet in this process."""
+    """A fleet in this process; see `LocalExecutor` and `Fleet`, whose `options` are."""
 
     def __init__(
         self,
@@ -369,12 +368,8 @@ class LocalFleet(Fleet):
         target: int = 1,
         min_workers: int = 1,
         faults: Sequence[Fault] = (),
-        say: Callable[[str], None] = lambda text: None,
-        patience: Patience = PATIENT,
-        servers: int = 1,
+        **options: Any,
     ):
         self.local = LocalExecutor(make_worker, faults)
-        super().__init__(
-            self.local, target, min_workers, say=say, servers=servers, patience=patience, server_proof=server_proof()
-        )
+        super().__init__(self.local, target, min_workers, server_proof=server_proof(), **options)
         self.local.resize, self.local.wakes_in = self.resize, self.controller.wakes_in

@@ -22,8 +22,7 @@ def open_fleet(
     prepared: Prepared, target: int, say: Say, signals: Signals, proof: str | None = None,
     server_proof: str | None = None, writes: bool = False,
 ) -> Iterator[Any]:  # fmt: skip
-    """The fleet a job asks for, closed at the end (with Ray, if it was started here). The proofs: see
-    `RayFleet`.
+    """The fleet a job asks for, closed at the end (with Ray, if it was started here). The proofs: see `Fleet`.
 
     `writes`: it trains, so that `scale` is followed, and checkpoints are written, which one driver of a cluster may do
     in one place.
@@ -55,9 +54,11 @@ def open_fleet(
         stack.callback(lambda: claimed)  # which ends with its last reference
         resources = Resources(own.cpus_per_worker, own.gpus_per_worker, own.threads_per_worker, own.resources)
         fleet = RayFleet(
-            make_worker, target, own.min_workers, resources, own.mixed_devices, lambda: signals.received,
-            lambda: asked_target(Path(config.run_dir or "")) if writes else None, say, own.servers, patience_of(config),
-            proof, server_proof, GIVE_UP_S if joins(own.address) else OWN_GIVE_UP_S,
+            make_worker, target, own.min_workers, resources, say,
+            GIVE_UP_S if joins(own.address) else OWN_GIVE_UP_S, mixed_devices=own.mixed_devices,
+            asked_to_stop=lambda: signals.received,
+            asked_target=lambda: asked_target(Path(config.run_dir or "")) if writes else None,
+            servers=own.servers, patience=patience_of(config), proof=proof, server_proof=server_proof,
         )  # fmt: skip
         stack.callback(fleet.close)
         yield fleet

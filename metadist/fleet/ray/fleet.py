@@ -20,7 +20,6 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from metadist.fleet.dispatch import Fleet
 from metadist.fleet.executor import Failure
-from metadist.fleet.limits import PATIENT, Patience
 from metadist.fleet.ray.actors import WorkerActor
 from metadist.fleet.ray.cluster import GIVE_UP_S, HeadWatch
 from metadist.fleet.server import Shard
@@ -143,7 +142,7 @@ class RayExecutor:
 
 
 class RayFleet(Fleet):
-    """A fleet on a Ray cluster; see `RayExecutor` and `Fleet`."""
+    """A fleet on a Ray cluster; see `RayExecutor` and `Fleet`, whose `options` are."""
 
     def __init__(
         self,
@@ -151,22 +150,13 @@ class RayFleet(Fleet):
         target: int,
         min_workers: int = 1,
         resources: Resources = Resources(),  # noqa: B008
-        mixed_devices: bool = False,
-        asked_to_stop: Callable[[], int | None] = lambda: None,
-        asked_target: Callable[[], int | None] = lambda: None,
         say: Callable[[str], None] = lambda text: None,
-        servers: int = 1,
-        patience: Patience = PATIENT,
-        proof: str | None = None,
-        server_proof: str | None = None,
         head_give_up_s: float = GIVE_UP_S,
+        **options: Any,
     ):
         executor = RayExecutor(make_worker, resources, say, head_give_up_s)
         self._head = executor.head
-        super().__init__(
-            executor, target, min_workers, mixed_devices, asked_to_stop, asked_target, say, servers, patience, proof,
-            server_proof,
-        )  # fmt: skip
+        super().__init__(executor, target, min_workers, say=say, **options)
 
     @property
     def head_lost(self) -> bool:

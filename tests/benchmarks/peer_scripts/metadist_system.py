@@ -1,4 +1,4 @@
-"""metadist as it runs: a Ray fleet of two workers of one thread, a parameter server, chunks named by the driver.
+"""metadist as it runs: a fleet of two workers of one thread, a parameter server, chunks of tasks named by the driver.
 
 `--override` takes any of its settings; with `fleet.backend=local` everything is in this process, as it is for peers.
 """
