@@ -133,7 +133,7 @@ def _groups(
 ) -> dict[str, Group]:
     """The labels with their rows, parents and splits."""
     groups: dict[str, Group] = {}
-    faults = Faults("rows")
+    faults = Faults("rows", f" of {source}")
     for row in _rows(source, columns, notes, faults):
         where, split = f"line {row.line} of {source}", split_named(row.split or "train")
         if split is None:
