@@ -179,7 +179,6 @@ def _note_rounding(survey: Survey, scaling: Scaling) -> None:
 
 def _write(writer: DatasetWriter, survey: Survey, scaling: Scaling) -> None:
     """The last pass."""
-    numbered = {group.name: number for number, group in enumerate(writer.groups)}
     shared = [field.name for field in writer.fields if field.shared]
     for batch in survey.batches():
         names, codes = survey.groups(batch)
@@ -195,7 +194,7 @@ def _write(writer: DatasetWriter, survey: Survey, scaling: Scaling) -> None:
                     f"rows of {survey.source} with {share} {item!r} differ in their inputs; make them equal"
                 )
             values["index"] = items
-        writer.add(np.array([numbered[name] for name in names])[codes], values)
+        writer.add(np.array([writer.numbers[name] for name in names])[codes], values)
 
 
 def _values(fields: Sequence[Field], survey: Survey, scaling: Scaling, batch: pa.RecordBatch) -> dict[str, np.ndarray]:

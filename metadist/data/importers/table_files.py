@@ -23,9 +23,8 @@ from metadist.data.importers.delimited import (
     sniff,
     suffix,
 )  # fmt: skip
-from metadist.data.importers.names import clean
+from metadist.data.importers.names import clean, lacking
 from metadist.data.notes import Notes, shown
-from metadist.data.splits import did_you_mean
 
 FORMATS = {".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".arrow": "ipc", ".feather": "ipc", ".ipc": "ipc"}
 BATCH_ROWS = 8192
@@ -87,9 +86,7 @@ class Rows:
         """The column that is meant by a name, spaces around it or not. Raises InputError when there is none."""
         near = [name for name in self.names if name == asked] or [n for n in self.names if clean(n) == clean(asked)]
         if len(near) != 1:
-            hint = did_you_mean(asked, self.names)
-            listed = ", ".join(map(shown, self.names[:50])) + (", ..." if len(self.names) > 50 else "")
-            raise InputError(f"{shown(self.source)} has no column {asked!r}{hint}; it has {listed}")
+            raise InputError(f"{shown(self.source)} {lacking(asked, self.names)}")
         for file in self._files:
             if file.names.count(near[0]) > 1:
                 raise InputError(f"{shown(file.path)} has two columns named {near[0]!r}; rename one of them")

@@ -13,9 +13,9 @@ import numpy as np
 
 from metadist.core.errors import InputError
 from metadist.data.importers.delimited import limited_lines, open_text, sniff, suffix
-from metadist.data.importers.names import clean, note_cleaned, note_lookalikes
+from metadist.data.importers.names import clean, lacking, note_cleaned, note_lookalikes
 from metadist.data.notes import Faults, Notes, shown
-from metadist.data.splits import FRACTIONS, did_you_mean, divide, split_named
+from metadist.data.splits import FRACTIONS, divide, split_named
 from metadist.data.table import Field
 from metadist.data.tokenizer import PAD, UNKNOWN, Tokenizer, words
 from metadist.data.writer import VOCABULARY, About, DatasetWriter, Group, Progress, options_of, staging
@@ -179,7 +179,7 @@ def _row(line: int, record: dict[str, Any] | _Unusable, columns: Columns, notes:
     values: list[str | None] = []
     for column in columns:
         if column is not None and column not in record:
-            raise _Unusable(_lacking(column, list(record)))
+            raise _Unusable(lacking(column, [shown(name) for name in record]))
         value = None if column is None else _as_text(record[column])
         if column is not None and (value is None or not value.strip()):
             raise _Unusable(f"has no usable value for {column!r}")
@@ -203,11 +203,6 @@ def _as_text(value: Any) -> str | None:
     if not isinstance(value, str | int) or str(value) != str(value).encode(errors="ignore").decode():
         return None
     return str(value)
-
-
-def _lacking(column: str, names: Sequence[Any]) -> str:
-    known = [shown(name) for name in names]
-    return f"has no column {column!r}{did_you_mean(column, known)}; it has {', '.join(known[:50])}"
 
 
 def _records(source: Path, columns: Columns, notes: Notes) -> Iterator[tuple[int, dict[str, Any] | _Unusable]]:
@@ -240,7 +235,7 @@ def _csv(source: Path, wanted: list[str], notes: Notes) -> Iterator[tuple[int, d
         if header.count(clean(column)) > 1:
             raise InputError(f"{source} has two columns named {column!r}; rename one of them")
         if clean(column) not in header:
-            raise InputError(f"{source} {_lacking(column, header)}")
+            raise InputError(f"{source} {lacking(column, header)}")
     places = {column: header.index(clean(column)) for column in wanted}
     with open_text(source) as file:
         reader = csv.reader(limited_lines(file, source), delimiter=dialect.delimiter, strict=True)
