@@ -66,10 +66,8 @@ def images(
         listed = list(classes.values())
         about = About("classes", str(source), "as its source says", options, {"filter": FILTER}, notes)
         field = Field("image", "input", "uint8", (3 if mode == "color" else 1, *size), scale=1 / 255)
-        writer = DatasetWriter(
-            directory, [field], groups, about, progress=progress,
-            name_row=lambda group, row: within(listed[group][row], source),
-        )  # fmt: skip
+        name_row = lambda group, row: within(listed[group][row], source)  # noqa: E731
+        writer = DatasetWriter(directory, [field], groups, about, progress=progress, name_row=name_row)
         for name, files in classes.items():
             for file in files:
                 pixels = decoder(_picture(file, source))

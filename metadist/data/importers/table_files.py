@@ -51,10 +51,10 @@ class _File:
 
     def batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         """Those of the columns that the file has."""
-        own = [column for column in columns if column in self.names]
-        for batch in _text_batches(self, own) if self.dialect else _typed_batches(self.path, own):
+        stored = [column for column in columns if column in self.names]
+        for batch in _text_batches(self, stored) if self.dialect else _typed_batches(self.path, stored):
             for column in columns:
-                if column in self.constants and column not in own:
+                if column in self.constants and column not in stored:
                     batch = batch.append_column(column, self.constant(column, batch.num_rows))
             if batch.num_rows:
                 yield batch

@@ -1,4 +1,9 @@
-"""Labelled text (CSV, TSV or JSON lines), tokenized and padded."""
+"""Labelled text (.csv, .tsv, or .jsonl, .ndjson and .json with one object per line), tokenized and padded.
+
+Fields `tokens`: int32 (length,) and `tokens_mask`: bool (length,), True where there is a token. The groups are the
+labels. The vocabulary (0 pad, 1 unknown) comes from the train split alone and is saved as `vocabulary.json`. Rows
+without a text or label are refused, all in one message.
+"""
 
 import csv
 import json
@@ -60,11 +65,6 @@ def text(
 ) -> Path:
     """Import your own texts with labels (CSV or JSON lines).
 
-    The suffix is .csv, .tsv, .jsonl, .ndjson or .json (one object per line). Fields `tokens`: int32 (length,) and
-    `tokens_mask`: bool (length,), True where there is a token. The groups are the labels. The vocabulary (0 pad, 1
-    unknown) comes from the train split alone and is saved as `vocabulary.json`. Rows without a text or label are
-    refused, all in one message.
-
     Args:
         source: CSV or JSON lines file.
         out: directory to write.
@@ -95,14 +95,12 @@ def text(
 
         tokenizer = Tokenizer.build(train_texts, vocabulary_size)
         tokenizer.save(directory / VOCABULARY)
-        extra = {"vocabulary_size": len(tokenizer.pieces)}
-        about = About("classes", str(source), "as its source says", options, extra, notes)
+        known = {"vocabulary_size": len(tokenizer.pieces)}
+        about = About("classes", str(source), "as its source says", options, known, notes)
         fields = [Field("tokens", "input", "int32", (length,)), Field("tokens_mask", "input", "bool", (length,))]
         lines = [array("q") for _ in groups]  # of each row of each group
-        writer = DatasetWriter(
-            directory, fields, list(groups.values()), about, progress=progress,
-            name_row=lambda group, row: f"line {lines[group][row]}",
-        )  # fmt: skip
+        name_row = lambda group, row: f"line {lines[group][row]}"  # noqa: E731
+        writer = DatasetWriter(directory, fields, list(groups.values()), about, progress=progress, name_row=name_row)
         for row, tokens in _tokenized(_rows(source, columns), tokenizer, length, notes):
             lines[writer.numbers[row.label]].append(row.line)
             writer.add_row(row.label, {"tokens": tokens, "tokens_mask": tokens != PAD})
