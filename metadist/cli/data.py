@@ -21,13 +21,13 @@ class _Progress:
 
     def __init__(self) -> None:
         self._live = sys.stderr.isatty()
-        self._told = time.monotonic()
+        self._shown = time.monotonic()
 
     def __call__(self, done: int, total: int) -> None:
         now = time.monotonic()
-        if done < total and now - self._told < (0.2 if self._live else 5):
+        if done < total and now - self._shown < (0.2 if self._live else 5):
             return
-        self._told = now
+        self._shown = now
         text = f"{done} of {total} rows"
         print(f"\r{text}" if self._live else text, end="" if self._live and done < total else "\n", file=sys.stderr)
 
@@ -43,8 +43,8 @@ def _import(importer: Callable[..., Path], **options: Any) -> None:
     splits = found["splits"].items()
     sizes = ", ".join(f"{split} {part['groups']} groups with {part['rows']} rows" for split, part in splits)
     count = len(found["notes"])
-    kept = f" ({count} note{'s' * (count > 1)} above, kept in `metadist data describe`)" if count else ""
-    click.echo(f"{path}: {sizes}{kept}")
+    more = f" ({count} note{'s' * (count > 1)} above, kept in `metadist data describe`)" if count else ""
+    click.echo(f"{path}: {sizes}{more}")
 
 
 class _Importers(click.Group):

@@ -1,4 +1,9 @@
-"""Few-shot data on disk: grouped Arrow tables, sources that draw tasks from them, and importers that write them."""
+"""Few-shot data on disk: grouped Arrow tables, sources that draw tasks from them, and importers that write them.
+
+The way of a value: `importers.arrays` makes numpy arrays of the columns of a Parquet, CSV or Arrow file, `writer` puts
+them into Arrow files, `table` maps these and gathers rows, `sources` draws the rows of a task. A worker's engine makes
+tensors of a task's arrays.
+"""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

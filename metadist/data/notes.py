@@ -30,8 +30,8 @@ class Notes:
 class Faults:
     """Pictures or lines that cannot be used: refused in one sentence for all of them, or left out and noted."""
 
-    def __init__(self, what: str) -> None:
-        self.what = what
+    def __init__(self, what: str, whose: str = "") -> None:
+        self.what, self.whose = what, whose  # "rows", " of FILE"
         self._counts: Counter[str] = Counter()  # by what is wrong
         self._places: dict[str, list[str]] = {}  # the first of each
 
@@ -49,7 +49,7 @@ class Faults:
         """Raise one InputError for all of them, where there are any, of `total` pictures or lines."""
         if self.count == 1:
             ((why, (where,)),) = self._places.items()
-            raise InputError(f"{where} of {shown(source)} {why}; {remedy}")
+            raise InputError(f"{where}{self.whose} {why}; {remedy}")
         if self.count:
             rest, named = NAMED, []
             for why, places in self._places.items():

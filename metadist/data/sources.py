@@ -98,8 +98,8 @@ class TableSource(ABC):
         inputs, targets = table.gather(np.array(order))
         if not isinstance(self, ValueSource):
             labels = np.arange(len(ways))
-            own = np.concatenate([labels.repeat(self.shots), labels.repeat(self.queries)])
-            targets = (np.tile(own, len(task_ids)),)
+            labels = np.concatenate([labels.repeat(self.shots), labels.repeat(self.queries)])
+            targets = (np.tile(labels, len(task_ids)),)
         cut, each = len(ways) * self.shots, len(order) // len(task_ids)
 
         def part(arrays: tuple[np.ndarray, ...], chosen: slice) -> tuple[np.ndarray, ...]:

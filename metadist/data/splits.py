@@ -30,7 +30,7 @@ def shuffled(names: Iterable[str], seed: int) -> list[str]:
     return sorted(names, key=lambda name: hashlib.sha256(f"{seed}:{name}".encode()).digest())
 
 
-def deal(names: Iterable[str], counts: Sequence[int], seed: int) -> dict[str, Split]:
+def split_by_counts(names: Iterable[str], counts: Sequence[int], seed: int) -> dict[str, Split]:
     """Shuffle the names, then give the first `counts[0]` to train, the next to validation, the next to test."""
     order = shuffled(names, seed)
     splits: list[Split] = [split for split, count in zip(SPLITS, counts, strict=True) for _ in range(count)]
@@ -54,7 +54,7 @@ def divide(names: Iterable[str], fractions: Sequence[float], seed: int) -> dict[
         pairs = zip(fractions, counts, strict=True)
         lacking = [step * (f * len(names) - c) if f and c + step >= 1 else -np.inf for f, c in pairs]
         counts[int(np.argmax(lacking))] += step
-    return deal(names, counts, seed)
+    return split_by_counts(names, counts, seed)
 
 
 def uniforms(label: str, seed: int, count: int) -> np.ndarray:

@@ -107,11 +107,12 @@ class Table:
         self.starts, self.counts = _runs(self.path, codes, len(self.group_names))
         self.parents, self.parent_names = self._read_parents(batch)
         self.index: np.ndarray | None = None
-        shared = None
+        shared = batch
         if any(field.shared for field in self.fields):
             self.index = _view(self.path, batch, Field("index", "input", "int64", ()))
             _, shared = read_batch(self.path.parent / SHARED)
-        self._columns = {f.name: _Column(f, self._field_view(f, batch, shared)) for f in self.fields}
+        files = {False: (self.path, batch), True: (self.path.parent / SHARED, shared)}
+        self._columns = {f.name: _Column(f, _view(*files[f.shared], f)) for f in self.fields}
         self._inputs = tuple(self._columns[field.name] for field in self.fields if field.role == "input")
         self._targets = tuple(self._columns[field.name] for field in self.fields if field.role == "target")
 
@@ -151,11 +152,6 @@ class Table:
         parents = None if self.parents is None else [self.parent_names[p] for p in self.parents]
         if digest_of(self.fields, (self.kind, self.group_names, self.counts.tolist(), parents), stored) != self.digest:
             raise _damaged(self.path, "its content does not match its digest")
-
-    def _field_view(self, field: Field, batch: pa.RecordBatch, shared: pa.RecordBatch | None) -> np.ndarray:
-        if field.shared and shared is not None:
-            return _view(self.path.parent / SHARED, shared, field)
-        return _view(self.path, batch, field)
 
     def _read_parents(self, batch: pa.RecordBatch) -> tuple[np.ndarray | None, list[str]]:
         if "parent" not in batch.schema.names:

@@ -1,9 +1,11 @@
 """Small datasets, made where a test wants them."""
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
 
+from metadist.core.task import Task
 from metadist.data import About, DatasetWriter, Field, Group, staging
 
 IMAGE = Field("image", "input", "uint8", (1, 2, 3), offset=10.0, scale=0.5)
@@ -35,3 +37,13 @@ def write_example(out: Path, block: int = 4) -> tuple[np.ndarray, dict[str, np.n
             writer.add(codes[part], {name: data[part] for name, data in values.items()})
         writer.finish()
     return codes, values
+
+
+def digest(task: Task) -> str:
+    """Stands for the types, shapes and bytes of a task's arrays."""
+    content = hashlib.sha256()
+    for part in task:
+        for array in (*part.inputs, *part.targets):
+            content.update(f"{array.dtype.str} {array.shape}".encode())
+            content.update(np.ascontiguousarray(array).tobytes())
+    return content.hexdigest()[:16]

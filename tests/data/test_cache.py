@@ -22,7 +22,7 @@ def test_two_processes_share_one_build(tmp_path: Path) -> None:
         f"print(cached('sinusoid', {SMALL!r}))\n"
     )
     environment = {**os.environ, "METADIST_CACHE": str(tmp_path)}
-    command = [sys.executable, "-W", "error", "-c", code, str(time.time() + 1.5)]
+    command = [sys.executable, "-W", "error", "-c", code, str(time.time() + 0.5)]
     processes = [
         subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment),
         subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment),

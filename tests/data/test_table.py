@@ -1,4 +1,5 @@
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from metadist.core.errors import InputError
-from metadist.data import About, DatasetWriter, Field, Group, open_dataset, staging
+from metadist.data import About, DatasetWriter, Field, Group, describe, open_dataset, staging
 
 from .example import GROUPS, IMAGE, PRICE, write_example
 
@@ -238,3 +239,71 @@ def test_splits_of_different_datasets_are_refused(tmp_path: Path) -> None:
     rewrite(tmp_path / "set" / "test.arrow", lambda header: header["fields"][0].update(scale=9.0))
     with pytest.raises(InputError, match="have different fields"):
         open_dataset(tmp_path / "set")
+
+
+def aged(folder: Path) -> None:
+    """As if the files had been written long ago: what was changed just now is never reused."""
+    for file in folder.iterdir():
+        os.utime(file, ns=(file.stat().st_atime_ns, file.stat().st_mtime_ns - 10**10))
+
+
+def test_one_path_is_opened_once_while_its_files_are_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_example(tmp_path / "set")
+    aged(tmp_path / "set")
+    dataset = open_dataset(tmp_path / "set")
+    monkeypatch.chdir(tmp_path)
+    assert open_dataset("set") is dataset and open_dataset(tmp_path / "set", verify=True) is dataset
+    assert pickle.loads(pickle.dumps(dataset)) is dataset
+    for number in range(9):
+        write_example(tmp_path / f"other{number}")
+        aged(tmp_path / f"other{number}")
+        open_dataset(tmp_path / f"other{number}")
+    assert open_dataset("set") is not dataset  # the least recently opened are forgotten
+
+
+@pytest.mark.parametrize("change", ["rewritten", "replaced", "removed", "another", "in place just now"])
+def test_a_changed_dataset_is_opened_anew(tmp_path: Path, change: str) -> None:
+    out, file = tmp_path / "set", tmp_path / "set" / "train.arrow"
+    write_example(out)
+    aged(out)
+    old = open_dataset(out)
+    if change == "rewritten":
+        rewrite(file, lambda header: header.update(source="somebody else"))
+    elif change == "replaced":  # of the same size and time of change
+        rewrite(tmp_path / "set" / "test.arrow", lambda header: None)
+        stamp, content = file.stat().st_mtime_ns, file.read_bytes()
+        file.unlink()
+        file.write_bytes(content)
+        os.utime(file, ns=(stamp, stamp))
+    elif change == "removed":
+        (out / "test.arrow").unlink()
+    elif change == "another":
+        os.rename(out, tmp_path / "old")
+        write_example(out, block=2)
+    else:
+        for source in ("one", "two"):
+            rewrite(file, lambda header, source=source: header.update(source=source))
+            assert open_dataset(out).metadata["source"] == source
+    new = open_dataset(out)
+    assert new is not old
+    assert list(new.splits) == (["train", "validation"] if change == "removed" else ["train", "validation", "test"])
+    assert new.metadata["source"] == {"rewritten": "somebody else", "in place just now": "two"}.get(change, "made up")
+
+
+def test_a_description_is_complete_and_json(tmp_path: Path) -> None:
+    write_example(tmp_path / "set")
+    told = json.loads(json.dumps(describe(tmp_path / "set")))
+    assert told["kind"] == "values" and told["source"] == "made up" and told["licence"] == "none"
+    assert told["splits"]["train"] == {"groups": 2, "rows": 5, "rows_per_group": {"min": 2, "max": 3}, "parents": 2}
+    assert told["fields"][0] == {
+        "name": "image",
+        "role": "input",
+        "dtype": "uint8",
+        "shape": [1, 2, 3],
+        "offset": 10.0,
+        "scale": 0.5,
+        "shared": False,
+    }
+    assert told["ranges"] == {"image": [0, 59], "price": [0.0, 13.5]}
+    assert told["options"] == {"importer": "example"} and len(told["digest"]) == 32
+    assert told["size_bytes"] == sum(file.stat().st_size for file in (tmp_path / "set").iterdir())

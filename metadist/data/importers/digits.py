@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from metadist.data.splits import deal
+from metadist.data.splits import split_by_counts
 from metadist.data.table import Field
 from metadist.data.writer import About, DatasetWriter, Group, Progress, options_of, staging
 
@@ -39,7 +39,7 @@ def digits(
 
     with staging(out, overwrite) as directory:
         flat, labels = (np.asarray(array) for array in load_digits(return_X_y=True))
-        splits = deal([str(digit) for digit in range(10)], CLASS_COUNTS, seed)
+        splits = split_by_counts([str(digit) for digit in range(10)], CLASS_COUNTS, seed)
         groups, blocks = [], []
         for digit in range(10):
             upright = flat[labels == digit].astype(np.uint8).reshape(-1, 1, 8, 8)

@@ -64,21 +64,10 @@ def images(
             classes = _readable(source, classes, decoder)
         groups = [Group(name, splits[name], len(files)) for name, files in classes.items()]
         listed = list(classes.values())
-        writer = DatasetWriter(
-            directory,
-            [Field("image", "input", "uint8", (3 if mode == "color" else 1, *size), scale=1 / 255)],
-            groups,
-            About(
-                "classes",
-                str(source),
-                "as its source says",
-                options,
-                {"filter": FILTER},
-                notes,
-            ),
-            progress=progress,
-            name_row=lambda group, row: within(listed[group][row], source),
-        )
+        about = About("classes", str(source), "as its source says", options, {"filter": FILTER}, notes)
+        field = Field("image", "input", "uint8", (3 if mode == "color" else 1, *size), scale=1 / 255)
+        name_row = lambda group, row: within(listed[group][row], source)  # noqa: E731
+        writer = DatasetWriter(directory, [field], groups, about, progress=progress, name_row=name_row)
         for name, files in classes.items():
             for file in files:
                 pixels = decoder(_picture(file, source))

@@ -2,9 +2,10 @@
 
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from metadist.data.notes import Notes, shown
+from metadist.data.splits import did_you_mean
 
 _INVISIBLE = "\u200b\u2060\ufeff\u00ad"
 _WHOLE = re.compile(r"[+-]?\d+\.0*")
@@ -17,6 +18,12 @@ def clean(name: str) -> str:
     while outer and (outer[0] in _INVISIBLE or outer[-1] in _INVISIBLE):
         outer = outer.strip(_INVISIBLE).strip()
     return unicodedata.normalize("NFC", outer)
+
+
+def lacking(column: str, names: Sequence[str]) -> str:
+    """ "has no column ..." and which there are."""
+    listed = ", ".join(map(shown, names[:50])) + (", ..." if len(names) > 50 else "")
+    return f"has no column {column!r}{did_you_mean(column, names)}; it has {listed}"
 
 
 def means_missing(text: str) -> bool:

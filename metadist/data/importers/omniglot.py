@@ -16,7 +16,7 @@ from metadist.core.task import Split
 from metadist.data.files import files_below, made_by_tool, note_link, read_regular, require_regular, within
 from metadist.data.importers.pictures import FILE_BYTES, FILTER, Decoder, Picture, natural
 from metadist.data.notes import Notes, shown
-from metadist.data.splits import deal, shuffled
+from metadist.data.splits import shuffled, split_by_counts
 from metadist.data.table import Field
 from metadist.data.writer import About, DatasetWriter, Group, Progress, options_of, staging
 
@@ -99,7 +99,7 @@ def _groups(characters: Characters, splits: dict[str, Split], rotations: str) ->
 
 def _splits(background: Characters, evaluation: Characters, split: str, seed: int) -> dict[str, Split]:
     if split == "paper":
-        return deal([*background, *evaluation], PAPER_COUNTS, seed)
+        return split_by_counts([*background, *evaluation], PAPER_COUNTS, seed)
     alphabets = shuffled({name.split("/")[0] for name in background}, seed)
     held_out = set(alphabets[:LAKE_VALIDATION_ALPHABETS])
     splits: dict[str, Split] = dict.fromkeys(evaluation, "test")

@@ -1,4 +1,17 @@
-"""Tables (Parquet, CSV, TSV, Arrow): one column names the group, others are inputs and targets."""
+"""Tables (Parquet, CSV, TSV, Arrow): one column names the group, others are inputs and targets.
+
+Memory is bounded by a few of the source's own blocks (Parquet row groups, say). Columns are numbers, or equally long
+lists of numbers, taken as they are: integers stay integers, for embeddings. "NAME=COL,COL" stacks columns to a vector
+of floats, and an input "NAME=COL" is such a vector too; a target "NAME=COL" only gets a new name. Without targets the
+groups are the classes (kind "classes"); integer, bool and text targets make kind "labelled" (int64; texts numbered in
+sorted order, which `extra["names"]` keeps), float targets "values". Missing inputs (null, NaN) become 0 beside an input
+`NAME_mask`, True where present. Rows without a group or target, or with an infinite value, are refused.
+
+Standardized, `gather` yields (value - mean) / deviation over the train rows, and integers become floats; labels and
+booleans stay as they are. A single column keeps its values and gets its field's `offset` and `scale`, whose inverse is
+`value / field.scale + field.offset`. The elements of lists and of stacked columns are standardized one by one as they
+are stored; `extra["standardized"][field]` has their "offset" and "scale" for the same inverse.
+"""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -45,19 +58,6 @@ def table(
 ) -> Path:
     """Import your own table (Parquet, CSV, TSV or Arrow).
 
-    It is a file, or a folder of files of one format. Memory is bounded by a few of the source's own blocks (Parquet row
-    groups, say). Columns are numbers, or equally long lists of numbers, taken as they are: integers stay integers, for
-    embeddings. "NAME=COL,COL" stacks columns to a vector of floats, and an input "NAME=COL" is such a vector too; a
-    target "NAME=COL" only gets a new name. Without targets the groups are the classes (kind "classes"); integer, bool
-    and text targets make kind "labelled" (int64; texts numbered in sorted order, which `extra["names"]` keeps), float
-    targets "values". Missing inputs (null, NaN) become 0 beside an input `NAME_mask`, True where present. Rows without
-    a group or target, or with an infinite value, are refused.
-
-    Standardized, `gather` yields (value - mean) / deviation over the train rows, and integers become floats; labels and
-    booleans stay as they are. A single column keeps its values and gets its field's `offset` and `scale`, whose inverse
-    is `value / field.scale + field.offset`. The elements of lists and of stacked columns are standardized one by one as
-    they are stored; `extra["standardized"][field]` has their "offset" and "scale" for the same inverse.
-
     Args:
         source: Parquet, CSV, TSV or Arrow file, or a folder of them.
         out: directory to write.
@@ -91,15 +91,7 @@ def table(
         rows.choose(labels.columns, [column for each in asked for column in each.columns])
         survey = Survey(rows, asked, labels, kind, notes, skip_bad)
         splits = _splits(survey, fractions, seed)
-        scaling = _scaling(survey, splits) if standardize else {}
-        _note_rounding(survey, scaling)
-        fields, extra = _fields(survey, scaling)
-        parents = survey.parents
-        groups = [Group(name, splits[name], rows, parents.get(name)) for name, rows in survey.group_rows.items()]
-        about = About(survey.kind, str(source), "as its source says", options, extra, notes)
-        writer = DatasetWriter(directory, fields, groups, about, shared_rows=len(survey.items), progress=progress)
-        _write(writer, survey, scaling)
-        writer.finish()
+        _write(directory, survey, splits, standardize, options, progress)
     return Path(out)
 
 
@@ -177,9 +169,21 @@ def _note_rounding(survey: Survey, scaling: Scaling) -> None:
             survey.notes.add("fields of large numbers rounded", why, example, remedy)
 
 
-def _write(writer: DatasetWriter, survey: Survey, scaling: Scaling) -> None:
-    """The last pass."""
-    numbered = {group.name: number for number, group in enumerate(writer.groups)}
+def _write(
+    directory: Path,
+    survey: Survey,
+    splits: dict[str, Split],
+    standardize: bool,
+    options: dict[str, Any],
+    progress: Progress | None,
+) -> None:
+    """The last passes: moments where they are asked for, then the rows."""
+    scaling = _scaling(survey, splits) if standardize else {}
+    _note_rounding(survey, scaling)
+    fields, extra = _fields(survey, scaling)
+    groups = [Group(name, splits[name], n, survey.parents.get(name)) for name, n in survey.group_rows.items()]
+    about = About(survey.kind, str(survey.source), "as its source says", options, extra, survey.notes)
+    writer = DatasetWriter(directory, fields, groups, about, shared_rows=len(survey.items), progress=progress)
     shared = [field.name for field in writer.fields if field.shared]
     for batch in survey.batches():
         names, codes = survey.groups(batch)
@@ -195,7 +199,8 @@ def _write(writer: DatasetWriter, survey: Survey, scaling: Scaling) -> None:
                     f"rows of {survey.source} with {share} {item!r} differ in their inputs; make them equal"
                 )
             values["index"] = items
-        writer.add(np.array([numbered[name] for name in names])[codes], values)
+        writer.add(np.array([writer.numbers[name] for name in names])[codes], values)
+    writer.finish()
 
 
 def _values(fields: Sequence[Field], survey: Survey, scaling: Scaling, batch: pa.RecordBatch) -> dict[str, np.ndarray]:

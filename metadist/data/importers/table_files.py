@@ -23,9 +23,8 @@ from metadist.data.importers.delimited import (
     sniff,
     suffix,
 )  # fmt: skip
-from metadist.data.importers.names import clean
+from metadist.data.importers.names import clean, lacking
 from metadist.data.notes import Notes, shown
-from metadist.data.splits import did_you_mean
 
 FORMATS = {".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".arrow": "ipc", ".feather": "ipc", ".ipc": "ipc"}
 BATCH_ROWS = 8192
@@ -52,10 +51,10 @@ class _File:
 
     def batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         """Those of the columns that the file has."""
-        own = [column for column in columns if column in self.names]
-        for batch in _text_batches(self, own) if self.dialect else _typed_batches(self.path, own):
+        stored = [column for column in columns if column in self.names]
+        for batch in _text_batches(self, stored) if self.dialect else _typed_batches(self.path, stored):
             for column in columns:
-                if column in self.constants and column not in own:
+                if column in self.constants and column not in stored:
                     batch = batch.append_column(column, self.constant(column, batch.num_rows))
             if batch.num_rows:
                 yield batch
@@ -87,9 +86,7 @@ class Rows:
         """The column that is meant by a name, spaces around it or not. Raises InputError when there is none."""
         near = [name for name in self.names if name == asked] or [n for n in self.names if clean(n) == clean(asked)]
         if len(near) != 1:
-            hint = did_you_mean(asked, self.names)
-            listed = ", ".join(map(shown, self.names[:50])) + (", ..." if len(self.names) > 50 else "")
-            raise InputError(f"{shown(self.source)} has no column {asked!r}{hint}; it has {listed}")
+            raise InputError(f"{shown(self.source)} {lacking(asked, self.names)}")
         for file in self._files:
             if file.names.count(near[0]) > 1:
                 raise InputError(f"{shown(file.path)} has two columns named {near[0]!r}; rename one of them")

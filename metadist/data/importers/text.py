@@ -1,4 +1,9 @@
-"""Labelled text (CSV, TSV or JSON lines), tokenized and padded."""
+"""Labelled text (.csv, .tsv, or .jsonl, .ndjson and .json with one object per line), tokenized and padded.
+
+Fields `tokens`: int32 (length,) and `tokens_mask`: bool (length,), True where there is a token. The groups are the
+labels. The vocabulary (0 pad, 1 unknown) comes from the train split alone and is saved as `vocabulary.json`. Rows
+without a text or label are refused, all in one message.
+"""
 
 import csv
 import json
@@ -13,9 +18,9 @@ import numpy as np
 
 from metadist.core.errors import InputError
 from metadist.data.importers.delimited import limited_lines, open_text, sniff, suffix
-from metadist.data.importers.names import clean, note_cleaned, note_lookalikes
+from metadist.data.importers.names import clean, lacking, note_cleaned, note_lookalikes
 from metadist.data.notes import Faults, Notes, shown
-from metadist.data.splits import FRACTIONS, did_you_mean, divide, split_named
+from metadist.data.splits import FRACTIONS, divide, split_named
 from metadist.data.table import Field
 from metadist.data.tokenizer import PAD, UNKNOWN, Tokenizer, words
 from metadist.data.writer import VOCABULARY, About, DatasetWriter, Group, Progress, options_of, staging
@@ -60,11 +65,6 @@ def text(
 ) -> Path:
     """Import your own texts with labels (CSV or JSON lines).
 
-    The suffix is .csv, .tsv, .jsonl, .ndjson or .json (one object per line). Fields `tokens`: int32 (length,) and
-    `tokens_mask`: bool (length,), True where there is a token. The groups are the labels. The vocabulary (0 pad, 1
-    unknown) comes from the train split alone and is saved as `vocabulary.json`. Rows without a text or label are
-    refused, all in one message.
-
     Args:
         source: CSV or JSON lines file.
         out: directory to write.
@@ -95,14 +95,12 @@ def text(
 
         tokenizer = Tokenizer.build(train_texts, vocabulary_size)
         tokenizer.save(directory / VOCABULARY)
-        extra = {"vocabulary_size": len(tokenizer.pieces)}
-        about = About("classes", str(source), "as its source says", options, extra, notes)
+        known = {"vocabulary_size": len(tokenizer.pieces)}
+        about = About("classes", str(source), "as its source says", options, known, notes)
         fields = [Field("tokens", "input", "int32", (length,)), Field("tokens_mask", "input", "bool", (length,))]
         lines = [array("q") for _ in groups]  # of each row of each group
-        writer = DatasetWriter(
-            directory, fields, list(groups.values()), about, progress=progress,
-            name_row=lambda group, row: f"line {lines[group][row]}",
-        )  # fmt: skip
+        name_row = lambda group, row: f"line {lines[group][row]}"  # noqa: E731
+        writer = DatasetWriter(directory, fields, list(groups.values()), about, progress=progress, name_row=name_row)
         for row, tokens in _tokenized(_rows(source, columns), tokenizer, length, notes):
             lines[writer.numbers[row.label]].append(row.line)
             writer.add_row(row.label, {"tokens": tokens, "tokens_mask": tokens != PAD})
@@ -133,7 +131,7 @@ def _groups(
 ) -> dict[str, Group]:
     """The labels with their rows, parents and splits."""
     groups: dict[str, Group] = {}
-    faults = Faults("rows")
+    faults = Faults("rows", f" of {source}")
     for row in _rows(source, columns, notes, faults):
         where, split = f"line {row.line} of {source}", split_named(row.split or "train")
         if split is None:
@@ -179,7 +177,7 @@ def _row(line: int, record: dict[str, Any] | _Unusable, columns: Columns, notes:
     values: list[str | None] = []
     for column in columns:
         if column is not None and column not in record:
-            raise _Unusable(_lacking(column, list(record)))
+            raise _Unusable(lacking(column, [shown(name) for name in record]))
         value = None if column is None else _as_text(record[column])
         if column is not None and (value is None or not value.strip()):
             raise _Unusable(f"has no usable value for {column!r}")
@@ -203,11 +201,6 @@ def _as_text(value: Any) -> str | None:
     if not isinstance(value, str | int) or str(value) != str(value).encode(errors="ignore").decode():
         return None
     return str(value)
-
-
-def _lacking(column: str, names: Sequence[Any]) -> str:
-    known = [shown(name) for name in names]
-    return f"has no column {column!r}{did_you_mean(column, known)}; it has {', '.join(known[:50])}"
 
 
 def _records(source: Path, columns: Columns, notes: Notes) -> Iterator[tuple[int, dict[str, Any] | _Unusable]]:
@@ -240,7 +233,7 @@ def _csv(source: Path, wanted: list[str], notes: Notes) -> Iterator[tuple[int, d
         if header.count(clean(column)) > 1:
             raise InputError(f"{source} has two columns named {column!r}; rename one of them")
         if clean(column) not in header:
-            raise InputError(f"{source} {_lacking(column, header)}")
+            raise InputError(f"{source} {lacking(column, header)}")
     places = {column: header.index(clean(column)) for column in wanted}
     with open_text(source) as file:
         reader = csv.reader(limited_lines(file, source), delimiter=dialect.delimiter, strict=True)

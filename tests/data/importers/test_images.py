@@ -81,16 +81,16 @@ def refused(source: Path, tmp_path: Path, message: str) -> None:
 
 def test_damaged_pictures_are_named(folder: Path, tmp_path: Path) -> None:
     (folder / "eel" / "5.png").write_text("hello")
-    refused(folder, tmp_path, r"5\.png of .* is not a picture that can be read")
+    refused(folder, tmp_path, r"5\.png is not a picture that can be read")
     (folder / "eel" / "5.png").write_bytes(b"")
-    refused(folder, tmp_path, r"5\.png of .* is not a picture that can be read")
+    refused(folder, tmp_path, r"5\.png is not a picture that can be read")
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     for suffix in ("png", "jpg", "gif", "tiff", "bmp", "webp"):
         file = folder / "eel" / f"cut.{suffix}"
         Image.fromarray(noise).save(file)
         file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
         (folder / "eel" / "5.png").unlink(missing_ok=True)
-        refused(folder, tmp_path, rf"cut\.{suffix} of .* is not a picture that can be read or is cut short")
+        refused(folder, tmp_path, rf"cut\.{suffix} is not a picture that can be read or is cut short")
         file.unlink()
 
 

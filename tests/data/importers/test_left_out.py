@@ -159,7 +159,7 @@ def test_deep_colours_are_cut_to_their_high_byte_or_refused_where_that_is_nearly
     assert classes["ant"] == 4 and told == {"deep colours cut": 1}
     np.testing.assert_array_equal(pixels[3], (levels // 16).transpose(2, 0, 1))
     (folder / "ant" / "deep.png").write_bytes(colours_of_16_bits(levels))
-    with pytest.raises(InputError, match="deep.png of .* is a picture of 16 bits per colour that uses 14 or fewer"):
+    with pytest.raises(InputError, match="deep.png is a picture of 16 bits per colour that uses 14 or fewer"):
         images(folder, tmp_path / "other")
 
 
@@ -226,7 +226,7 @@ def test_names_that_are_not_plain_text(folder: Path, tmp_path: Path) -> None:
         Image.fromarray(noise(50 + n)).save(os.fsdecode(os.fsencode(folder / "cat") + b"/" + name))
     assert imported(folder, tmp_path)[0]["cat"] == 8
     (folder / "cat" / os.fsdecode(b"caf\xe9.png")).write_bytes(b"")
-    with pytest.raises(InputError, match=r"caf\\udce9.png of .* is not a picture"):
+    with pytest.raises(InputError, match=r"caf\\udce9.png is not a picture"):
         images(folder, tmp_path / "other")
     (folder / "cat").rename(folder / os.fsdecode(b"caf\xe9"))
     with pytest.raises(InputError, match=r"folder caf\\udce9 is not UTF-8"):
@@ -237,5 +237,5 @@ def test_a_socket_is_no_picture(folder: Path, tmp_path: Path, monkeypatch: pytes
     monkeypatch.chdir(folder / "cat")
     with socket.socket(socket.AF_UNIX) as server:
         server.bind("socket.png")
-        with pytest.raises(InputError, match="cat/socket.png of .* is a socket and no regular file"):
+        with pytest.raises(InputError, match="cat/socket.png is a socket and no regular file"):
             images(folder, tmp_path / "set")
