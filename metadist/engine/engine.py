@@ -245,8 +245,9 @@ class Engine:
                 self._cases(tasks, 0, 1)[0],
             )
             task, drawn = self._stacked(tasks, draws) if self.kind == "vmap" else self._copied(tasks[0], draws[0])
-            tensors, structure = tree_flatten((weights, task, drawn))
-            return list(record(self._compute, (structure, case), 0, 1, tensors).graph.nodes)
+            tensors, structure = tree_flatten((task, drawn))
+            nodes = record(self._compute, (structure, case), 0, 1, [*weights.values(), *tensors]).graph.nodes
+            return list(nodes)
 
     def settle(self, task: Task) -> None:
         """Decide, once, from a task at the initial theta, whether the trunk is computed apart. Whoever builds the
@@ -261,8 +262,8 @@ class Engine:
     ) -> Sequence[Tensor]:
         """Loss, meta-gradient and diagnostics of a task (vmap: of stacked tasks), as it stands or played back."""
         before = None if self._checked_weights else [weight.clone() for weight in weights.values()]
-        tensors, structure = tree_flatten((weights, task, drawn))
-        call = (structure, case), step, meta_steps, tensors
+        tensors, structure = tree_flatten((task, drawn))
+        call = (structure, case), step, meta_steps, [*weights.values(), *tensors]
         try:
             results = self._program(*call)
         except (IndexError, RuntimeError) as error:
@@ -277,8 +278,9 @@ class Engine:
     def _compute(
         self, structure: tuple[TreeSpec, _Case], step: int, meta_steps: int, tensors: Sequence[Tensor]
     ) -> Sequence[Tensor]:
-        """What `_run` returns, from the flattened weights, task and draws; this is what is recorded."""
-        weights, task, drawn = tree_unflatten(tensors, structure[0])
+        """What `_run` returns, from the tensors of weights, task and draws; this is what is recorded."""
+        weights = dict(zip(self.layout.names, tensors, strict=False))
+        task, drawn = tree_unflatten(tensors[len(weights) :], structure[0])
 
         def one(weights: Tensors, task: Task, drawn: Tensors) -> tuple[Tensor, Tensors]:
             context = Watched.by(self._program.read, step, meta_steps, drawn, *structure[1])

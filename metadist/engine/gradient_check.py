@@ -21,7 +21,7 @@ from metadist.core.task import Examples, Task, TaskId
 from metadist.engine.differentiation import Recorded, Tensors
 from metadist.engine.engine import Engine
 from metadist.engine.method import Method
-from metadist.learners import IMAML, MAML, PLATIPUS, Context, Learner, MAMLPlusPlus, Reptile
+from metadist.learners import MAML, Context, Learner
 
 QUERIES, INNER_STEPS = 8, 2  # of the task that is checked, at most
 STEPS, LARGE_STEPS = (1e-7, 1e-8, 1e-6, 1e-5), (1e-3, 1e-2)
@@ -63,18 +63,17 @@ class ValueOnly(Recorded):
 
 def claims_derivative(learner: Learner, meta_steps: int) -> bool:
     """Whether the learner's meta-gradient should be the exact derivative of the outer loss that it returns."""
-    own = type(learner).meta_gradient in (Learner.meta_gradient, MAMLPlusPlus.meta_gradient, PLATIPUS.meta_gradient)
+    its = next(kind for kind in type(learner).__mro__ if "meta_gradient" in vars(kind))
     step = meta_steps - 1
     context = Context(step, meta_steps, {}, 0, learner.phase(step, meta_steps))
-    return own and not learner.is_first_order(context)
+    return vars(its).get("exact_meta_gradient", False) and not learner.is_first_order(context)
 
 
 def plain(learner: Learner) -> Learner:
     """What differentiates the model and the loss as often as the learner does, but rightly defined: one step of MAML,
     or none for a learner that takes first derivatives only."""
-    once = isinstance(learner, Reptile) or (learner.first_order and not isinstance(learner, IMAML))
     rate = min(learner.inner_lr, 0.1)
-    return MAML(model=learner.model, loss=learner.loss, inner_lr=rate, inner_steps=0 if once else 1)
+    return MAML(model=learner.model, loss=learner.loss, inner_lr=rate, inner_steps=0 if learner.first_order else 1)
 
 
 def check_gradient(learner: Learner, method: Method, theta: np.ndarray, task: Task, meta_steps: int = 1) -> Found:

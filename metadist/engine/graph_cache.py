@@ -54,8 +54,7 @@ class Watched(Context):
         return context
 
     def _replace(self, **changes: Any) -> "Watched":
-        plain = Context(*(tuple.__getitem__(self, place) for place in range(len(self))))
-        return Watched.by(self.read, *plain._replace(**changes))
+        return Watched.by(self.read, *Context(*tuple.__iter__(self))._replace(**changes))
 
     @property
     def step(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -114,9 +113,11 @@ class Program:
     def __call__(self, structure: Any, step: int, meta_steps: int, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
         """`structure` is handed to the function as it is; with the tensors' shapes it tells recordings apart."""
         key = structure, *((tensor.shape, tensor.dtype) for tensor in tensors)
-        record = self._records.get(key) or _Record()
-        if len(self._records) < KNOWN:
-            self._records[key] = record
+        record = self._records.get(key)
+        if record is None:
+            record = _Record()
+            if len(self._records) < KNOWN:
+                self._records[key] = record
         given = structure, step, meta_steps, tensors
         if self._compiled:
             return self._run_compiled(record, *given)

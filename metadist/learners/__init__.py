@@ -60,24 +60,4 @@ LEARNERS: dict[str, tuple[type[Learner], dict[str, Any], str]] = {
 }
 """Name in a job -> class, the options that name sets, one line."""
 
-__all__ = [
-    "CAVIA",
-    "IMAML",
-    "INNER_OPTIMIZERS",
-    "LEARNERS",
-    "MAML",
-    "PLATIPUS",
-    "R2D2",
-    "Context",
-    "Differentiation",
-    "Fast",
-    "InnerOptimizer",
-    "Learner",
-    "MAMLPlusPlus",
-    "MetaCurvature",
-    "MetaSGD",
-    "ProtoMAML",
-    "ProtoNet",
-    "Reptile",
-    "TaskAdaptiveMAML",
-]
+__all__ = ["INNER_OPTIMIZERS", "LEARNERS", "Context", "Differentiation", "Fast", "InnerOptimizer", "Learner"]

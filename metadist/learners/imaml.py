@@ -50,8 +50,8 @@ class IMAML(MAML):
             raise ValueError(f"proximal={self.proximal} must be above 0, solver_steps={self.solver_steps} 1 or more")
         if self.damping < 0 or self.proximal_damping < 0:
             raise ValueError(f"damping={self.damping} and proximal_damping={self.proximal_damping} must be 0 or more")
-        if self.first_order or set(self.adapted_names()) != set(self.model.parameters):
-            raise ValueError("iMAML adapts all parameters, and has no first-order form: leave both options out")
+        if self.first_order:
+            raise ValueError("iMAML has no first-order form: leave learner.first_order out")
 
     def concern(self, means: Mapping[str, float]) -> str:
         residual, stopped = means[RESIDUAL], means[STOPPED]

@@ -51,6 +51,8 @@ class MAML(Learner):
         if not self.adapted_names():
             names = ", ".join(self.model.parameters)
             raise InputError(f"learner.adapted={self.adapted!r} matches no parameter of the model; it has: {names}")
+        if "adapted" in self.refused and set(self.adapted_names()) != set(self.model.parameters):
+            raise ValueError(f"learner.adapted: leave it out for {type(self).__name__}: {self.refused['adapted']}")
 
     def adapted_names(self) -> list[str]:
         """Names of the parameters that the inner loop changes, in the model's order."""

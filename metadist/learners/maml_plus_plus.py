@@ -1,7 +1,7 @@
 """MAML++: what makes MAML train stably, each part of it by itself."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -44,6 +44,8 @@ class MAMLPlusPlus(MAML):
     per_step_norm: bool = True
     per_step_statistics: bool = False
     trained_steps: int | None = None
+
+    exact_meta_gradient: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -39,13 +39,12 @@ class PLATIPUS(MAML):
     needs_ways: ClassVar[bool] = True
     refused: ClassVar[Mapping[str, str]] = {"adapted": "it adapts all parameters"}
     before: ClassVar[str] = "drawn from the prior"
+    exact_meta_gradient: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.samples < 1 or self.kl_weight < 0 or self.initial_std <= 0:
             raise ValueError("samples must be 1 or more, kl_weight 0 or more, initial_std above 0")
-        if set(self.adapted_names()) != set(self.model.parameters):
-            raise ValueError("PLATIPUS adapts all parameters: leave `adapted` out")
 
     def layout(self) -> Tensors:
         mean, spread = self.model.parameters, 2 * float(np.log(self.initial_std))

@@ -38,8 +38,6 @@ class Reptile(MAML):
             raise ValueError(f"inner_batch={self.inner_batch} must be 0 (the whole support set) or more")
         if not self.first_order:
             raise ValueError("Reptile has no second-order form: leave learner.first_order at true")
-        if set(self.adapted_names()) != set(self.model.parameters):
-            raise ValueError("Reptile adapts all parameters: leave `adapted` out")
 
     def draw(self, draws: Draws, support_size: int) -> dict[str, np.ndarray]:
         """minibatches: int64 [inner_steps, inner_batch] row numbers; those of one permutation are disjoint."""

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from types import FunctionType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -60,7 +60,6 @@ class Model:
         frozen = {name: value.detach() for name, value in module.named_parameters() if not value.requires_grad}
         self.constants: dict[str, Tensor] = frozen | {name: value.detach() for name, value in module.named_buffers()}
         self._places = _places(module)
-        self._owners = _owners(module)
         self._held: dict[str, Tensor] | None = None
         self.recomputes = ""
         """The layer that was seen to have activations computed again on the way back, in words; "" where none was."""
@@ -87,7 +86,7 @@ class Model:
     def norm_parameters(self) -> list[str]:
         """Names of the trainable parameters of normalisation layers."""
         layers = [path for path, layer in self.module.named_modules() if isinstance(layer, NORMS)]
-        names = {self._places[place] for place in self._places if place.rpartition(".")[0] in layers}
+        names = {own.name for place, own in self._places.items() if place.rpartition(".")[0] in layers}
         return [name for name in self.parameters if name in names]
 
     @property
@@ -115,7 +114,7 @@ class Model:
         """Whether the module has a method `features` and a layer `head`, which share no weights."""
         has_features = isinstance(getattr(type(self.module), "features", None), FunctionType)
         has_head = isinstance(getattr(self.module, "head", None), nn.Module)
-        tied = any(place.startswith(HEAD) != name.startswith(HEAD) for place, name in self._places.items())
+        tied = any(place.startswith(HEAD) != own.name.startswith(HEAD) for place, own in self._places.items())
         return has_features and has_head and not tied
 
     def features(self, weights: Mapping[str, Tensor], *inputs: Tensor) -> Any:
@@ -124,7 +123,7 @@ class Model:
 
     def head(self, weights: Mapping[str, Tensor], features: Tensor) -> Any:
         """weights (the head's suffice), features [n, ...] -> outputs [n, ...]."""
-        places = {place: name for place, name in self._places.items() if place.startswith(HEAD)}
+        places = {place: own for place, own in self._places.items() if place.startswith(HEAD)}
         assert isinstance(self.module.head, nn.Module)
         return self._call(self.module.head, places, weights, (features,))
 
@@ -142,29 +141,29 @@ class Model:
     def _call(
         self,
         module: Callable[..., Any],
-        places: Mapping[str, str],
+        places: Mapping[str, "_Place"],
         weights: Mapping[str, Tensor],
         inputs: tuple[Tensor, ...],
     ) -> Any:
         given = {**self.constants, **weights}
-        placed = {place: given[name] for place, name in places.items() if name in given}
+        placed = {place: given[own.name] for place, own in places.items() if own.name in given}
         key = weights.get(DROPOUT)
         for number, layer in enumerate(self._dropouts):
             layer.key = None if key is None else key + number * KEYS_APART
         for names, layer in zip(self.running_names, self._batch_norms.values(), strict=True):
             layer.running = (weights[names[0]], weights[names[1]]) if names[0] in weights else None
         versions = {place: _version(value) for place, value in placed.items()}
-        own = {} if self._held is None else self._held
+        before = {} if self._held is None else self._held
         try:
             for place, value in placed.items():
-                tensors, name = self._owners[place]
-                own.setdefault(place, tensors[name])
-                tensors[name] = value
+                own = places[place]
+                before.setdefault(place, own.tensors[own.key])
+                own.tensors[own.key] = value
             outputs = self._watched(module, inputs)
             self._refuse_changes(placed, versions)
         finally:
             if self._held is None:
-                self._restore(own)
+                self._restore(before)
         return outputs
 
     def _watched(self, module: Callable[..., Any], inputs: tuple[Tensor, ...]) -> Any:
@@ -182,18 +181,16 @@ class Model:
             self.recomputes = layer_of(error, self.module)
         return module(*inputs)
 
-    def _restore(self, own: Mapping[str, Tensor]) -> None:
-        for place, value in own.items():
-            tensors, name = self._owners[place]
-            tensors[name] = value
+    def _restore(self, before: Mapping[str, Tensor]) -> None:
+        for place, value in before.items():
+            self._places[place].tensors[self._places[place].key] = value
 
     def _refuse_changes(self, placed: Mapping[str, Tensor], versions: Mapping[str, int]) -> None:
         """Raise InputError where forward changed a weight or buffer, or put another in its place."""
         for place, value in placed.items():
-            tensors, name = self._owners[place]
-            changed = _version(value) != versions[place]
-            if changed or tensors.get(name) is not value:
-                kind = "buffer" if self._places[place] in self.constants else "weight"
+            own, changed = self._places[place], _version(value) != versions[place]
+            if changed or own.tensors.get(own.key) is not value:
+                kind = "buffer" if own.name in self.constants else "weight"
                 raise InputError(
                     f"the model {'changed' if changed else 'assigned'} its {kind} {place!r} in forward, which tasks "
                     "would leak through: keep no state between calls, compute it anew in each"
@@ -239,33 +236,32 @@ def with_keyed_dropout(module: nn.Module) -> tuple[nn.Module, list[Dropout]]:
     return module, [layer for layer in module.modules() if isinstance(layer, Dropout) and layer.p > 0]
 
 
-def _places(module: nn.Module) -> dict[str, str]:
-    """Each place of a parameter or buffer -> its name, which tied ones share. A layer used under two names has one
-    place: torch's own `tie_weights` sets it twice and does not restore it (pytorch#164759)."""
+class _Place(NamedTuple):
+    """A parameter or buffer of a module: its name, which tied ones share, and the layer's own dictionary that it is in
+    under a key."""
+
+    name: str
+    tensors: dict[str, Any]
+    key: str
+
+
+def _places(module: nn.Module) -> dict[str, _Place]:
+    """Each path of a parameter or buffer. A layer used under two names has one: torch's own `tie_weights` sets it twice
+    and does not restore it (pytorch#164759)."""
     names: dict[int, str] = {}
-    places: dict[str, str] = {}
+    places: dict[str, _Place] = {}
     for path, layer in module.named_modules():
-        for own in (layer.named_parameters, layer.named_buffers):
-            for name, tensor in own(recurse=False, remove_duplicate=False):
-                place = f"{path}.{name}" if path else name
-                places[place] = names.setdefault(id(tensor), place)
+        for tensors in (layer._parameters, layer._buffers):
+            for key, tensor in tensors.items():
+                if tensor is not None:
+                    place = f"{path}.{key}" if path else key
+                    places[place] = _Place(names.setdefault(id(tensor), place), tensors, key)
     return places
 
 
 def _version(tensor: Tensor) -> int:
     """Goes up with every change in place; 0 where torch does not count (inference mode)."""
     return 0 if tensor.is_inference() else tensor._version
-
-
-def _owners(module: nn.Module) -> dict[str, tuple[dict[str, Any], str]]:
-    """Each place of a parameter or buffer -> the layer's own dictionary that it is in, and its name there."""
-    return {
-        f"{path}.{name}" if path else name: (tensors, name)
-        for path, layer in module.named_modules()
-        for tensors in (layer._parameters, layer._buffers)
-        for name, tensor in tensors.items()
-        if tensor is not None
-    }
 
 
 def replace_weight_norms(module: nn.Module) -> None:

@@ -7,22 +7,19 @@ import torch
 from torch import Tensor, nn
 
 from metadist.core.task import Task
-from metadist.learners import (
-    CAVIA,
-    IMAML,
-    MAML,
-    PLATIPUS,
-    R2D2,
-    Learner,
-    MAMLPlusPlus,
-    MetaCurvature,
-    MetaSGD,
-    ProtoMAML,
-    ProtoNet,
-    Reptile,
-    TaskAdaptiveMAML,
-)
+from metadist.learners import LEARNERS, Learner
+from metadist.learners.cavia import CAVIA
+from metadist.learners.heads import ClosedForm
+from metadist.learners.imaml import IMAML
 from metadist.learners.inner_optimizers import SGD, Adam
+from metadist.learners.maml import MAML
+from metadist.learners.maml_plus_plus import MAMLPlusPlus
+from metadist.learners.meta_sgd import MetaSGD
+from metadist.learners.platipus import PLATIPUS
+from metadist.learners.prototypes import ProtoMAML
+from metadist.learners.reptile import Reptile
+from metadist.learners.ridge import R2D2
+from metadist.learners.task_adaptive import TaskAdaptiveMAML
 from metadist.models import Model
 from metadist.models.layers import BatchNorm
 from metadist.models.losses import cross_entropy, mean_squared_error
@@ -62,23 +59,18 @@ class Case(NamedTuple):
         inputs, outputs = (2, 1) if self.regression else (4, 3)
         model = Model(Split(inputs, outputs, self.context, self.norm))
         loss: Callable[..., Tensor] = mean_squared_error if self.regression else cross_entropy
-        steps = {} if self.kind in (R2D2, ProtoNet) else {"inner_steps": 3, "inner_lr": 0.2}
+        steps = {} if issubclass(self.kind, ClosedForm) else {"inner_steps": 3, "inner_lr": 0.2}
         return self.kind(model=model, loss=loss, **(steps | self.options | changes))
 
     def task(self, seed: int = 0) -> Task:
         return regression_task(seed) if self.regression else classification_task(seed)
 
 
-CASES = {
-    "maml": Case(MAML),
-    "fomaml": Case(MAML, {"first_order": True}),
+OPTIONS = {
     "maml, regression": Case(MAML, {}, True),
-    "anil": Case(MAML, {"adapted": "head.*"}),
-    "boil": Case(MAML, {"adapted": "body.*"}),
     "maml, momentum": Case(MAML, {"inner_optimizer": SGD(0.9)}),
     "maml, nesterov": Case(MAML, {"inner_optimizer": SGD(0.9, nesterov=True)}),
     "maml, adam": Case(MAML, {"inner_optimizer": Adam(), "inner_lr": 0.05}),
-    "meta_sgd": Case(MetaSGD),
     "meta_sgd, positive": Case(MetaSGD, {"positive": True}, True),
     "maml++": Case(MAMLPlusPlus, {"multi_step_until": 10}),
     "maml++, regression": Case(MAMLPlusPlus, {"multi_step_until": 10, "rate_per_step": False}, True),
@@ -86,7 +78,6 @@ CASES = {
     "maml++, last step": Case(MAMLPlusPlus),
     "maml++, statistics": Case(MAMLPlusPlus, {"per_step_statistics": True, "multi_step_until": 1}, norm=BatchNorm),
     "maml++, first order": Case(MAMLPlusPlus, {"first_order_until": 5}),
-    "task_adaptive": Case(TaskAdaptiveMAML),
     "task_adaptive, head": Case(TaskAdaptiveMAML, {"adapted": "head.*"}, True),
     "reptile": Case(Reptile, {"inner_batch": 2}),
     "reptile, adam": Case(Reptile, {"inner_optimizer": Adam(beta1=0.0), "inner_lr": 0.05}),
@@ -94,14 +85,13 @@ CASES = {
     "imaml, neumann": Case(IMAML, {"inner_steps": 20, "proximal": 3.0, "solver": "neumann"}, True),
     "platipus": Case(PLATIPUS, {"samples": 3, "kl_weight": 1e-3}),
     "platipus, regression": Case(PLATIPUS, {"samples": 3, "kl_weight": 1e-3, "predicts": "values"}, True),
-    "meta_curvature": Case(MetaCurvature),
     "cavia": Case(CAVIA, {}, True, 3),
     "r2d2": Case(R2D2, {"initial_lambda": 2.0}),
     "r2d2, regression": Case(R2D2, {"initial_lambda": 2.0}, True),
-    "protomaml": Case(ProtoMAML),
     "protomaml, head": Case(ProtoMAML, {"adapted": "head.*"}),
     "protomaml, body": Case(ProtoMAML, {"adapted": "body.*"}),
-    "protonet": Case(ProtoNet),
 }
+CASES = {name: Case(kind, options) for name, (kind, options, _) in LEARNERS.items()} | OPTIONS
+"""Every learner as its name in a job has it, unless it needs options to be tried at all, and with others."""
 OWN_ESTIMATOR = [name for name, case in CASES.items() if case.kind in (Reptile, IMAML)]
 FIRST_ORDER = ["fomaml", "maml++, first order"]

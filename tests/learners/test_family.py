@@ -11,7 +11,7 @@ from metadist.core.random import Draws
 from metadist.core.task import Task, TaskId
 from metadist.engine import Engine, Method
 from metadist.engine.gradient_check import ValueOnly
-from metadist.learners import LEARNERS, Learner
+from metadist.learners import Learner
 from metadist.models.losses import accuracy
 
 from .family import CASES, FIRST_ORDER, OWN_ESTIMATOR, Case
@@ -52,10 +52,6 @@ def descended(case: Case) -> int:
     """How many elements of theta are no statistics."""
     engine = Engine(case.learner(), "loop")
     return engine.layout.size - engine.num_statistics
-
-
-def test_every_learner_has_a_case():
-    assert {case.kind for case in CASES.values()} == {kind for kind, _, _ in LEARNERS.values()}
 
 
 @pytest.mark.parametrize("name", EXACT)
