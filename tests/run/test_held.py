@@ -1,10 +1,9 @@
 """A run directory that is removed, replaced or moved while a run writes to it, or a place of two runs."""
 
+import importlib
 import json
 import os
 import shutil
-import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -22,6 +21,7 @@ from metadist.core.files import LineFile, read_file
 from metadist.core.lock import DriverLock
 from metadist.run.api import train
 from metadist.tracking.jsonl import read_metrics
+from tests.cli.command import run
 
 JOB = [
     "data.family=digits", "task.ways=3", "task.shots=1", "task.queries=2", "model.name=mlp", "model.hidden=[4]",
@@ -38,39 +38,62 @@ def checkpoint(step: int) -> Checkpoint:
     return Checkpoint(step, {"w": np.zeros(3, np.float32)}, {}, "", {}, {"run_dir": "/runs/one"})
 
 
-def saved(journal: Path) -> bool:
-    return journal.exists() and any("done" in record for record in read_journal(journal))
+def saved(journal: Path, step: int) -> bool:
+    return any(record.get("done") == step for record in read_journal(journal))
+
+
+LINES = """
+import numpy as np
+from metadist import Draws, Task
+
+struck = None  # called once, while the tasks of step 6 are made: after the checkpoint of step 4
+
+class Lines:
+    outputs = 1
+
+    def __init__(self, seed):
+        self.seed = seed
+
+    def __call__(self, task_id):
+        global struck
+        if task_id.split == "train" and task_id.step == 6 and struck:
+            strike, struck = struck, None
+            strike()
+        x = Draws(self.seed, task_id).uniform(8).astype(np.float32)[:, None]
+        return Task.of(x[:4], x[:4], x[4:], x[4:])
+"""
 
 
 @pytest.mark.parametrize("what", ["run", "kept"])
 @pytest.mark.parametrize("loss", ["removed", "moved", "replaced"])
-def test_a_run_ends_where_its_directory_is_no_longer_the_one_it_took(tmp_path, what, loss):
+def test_a_run_ends_where_its_directory_is_no_longer_the_one_it_took(tmp_path, monkeypatch, what, loss):
     """With exit code 1 and one sentence, and without making it again or writing to the one in its place."""
-    command = [sys.executable, "-m", "metadist", "train", *JOB, "meta_steps=1000000", "run_dir=run",
-               "checkpoint.location=kept", "-q"]  # fmt: skip
-    driver = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    try:
-        deadline = time.monotonic() + 100
-        while not saved(tmp_path / "run" / "journal.jsonl"):
-            assert driver.poll() is None and time.monotonic() < deadline
-            time.sleep(0.05)
-        os.kill(driver.pid, signal.SIGSTOP)  # so that it is one moment
+    (tmp_path / "tests_lines.py").write_text(LINES)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "tests_lines", raising=False)
+    before: list[tuple[Path, int]] = []
+
+    def sizes() -> list[tuple[Path, int]]:
+        return sorted((path, path.stat().st_size) for path in (tmp_path / what).rglob("*"))
+
+    def strike() -> None:
+        while not saved(tmp_path / "run" / "journal.jsonl", 4):
+            time.sleep(0.01)
         (tmp_path / what).rename(tmp_path / "elsewhere")
         if loss == "removed":
             shutil.rmtree(tmp_path / "elsewhere")
         if loss == "replaced":
             shutil.copytree(tmp_path / "elsewhere", tmp_path / what)
-        for half in (tmp_path / what).rglob(".tmp_*"):  # of a checkpoint that was being written at that moment
-            shutil.rmtree(half)
-        before = sorted((path, path.stat().st_size) for path in (tmp_path / what).rglob("*"))
-        os.kill(driver.pid, signal.SIGCONT)
-        _, said = driver.communicate(timeout=100)
-    finally:
-        driver.kill()
-    assert driver.returncode == 1
-    *_, sentence = said.splitlines()  # after those of the run's start and of a slow disk
+        before.extend(sizes())
+
+    importlib.import_module("tests_lines").struck = strike
+    own = [setting for setting in JOB if setting.partition("=")[0] not in ("data.family", "checkpoint.every")]
+    own += ["data.source=tests_lines:Lines", "checkpoint.every=4", "meta_steps=1000", "run_dir=run"]
+    done = run("train", *own, "checkpoint.location=kept", "-q", cwd=tmp_path)
+    assert done.returncode == 1
+    *_, sentence = done.stderr.splitlines()
     assert "was removed, replaced or moved while a run was writing to it" in sentence and "--resume auto" in sentence
-    assert sorted((path, path.stat().st_size) for path in (tmp_path / what).rglob("*")) == before
+    assert sizes() == before
     assert (tmp_path / what).exists() == (loss == "replaced")
 
 

@@ -23,14 +23,6 @@ JOB = [
 ]  # fmt: skip
 
 
-@pytest.fixture(autouse=True, scope="module")
-def no_figures():
-    """Two thirds of these runs would be drawing."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("matplotlib.figure.Figure.savefig", lambda self, path, **_: Path(path).write_bytes(b""))
-        yield
-
-
 def job(run_dir: Path, *overrides: str) -> Config:
     return load_config([], [*JOB, f"run_dir={run_dir}", *overrides])
 

@@ -4,9 +4,9 @@ import dataclasses
 import json
 import shutil
 import socket
-import subprocess
 import sys
 import textwrap
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -20,6 +20,7 @@ from metadist.core.task import TaskId
 from metadist.run.api import evaluate, train
 from metadist.run.replay import replay, replay_task
 from metadist.run.trust import unloadable
+from tests.cli.command import run
 
 JOB = [
     "data.family=digits", "task.ways=3", "task.shots=1", "task.queries=2", "model.name=mlp", "model.hidden=[4]",
@@ -57,9 +58,7 @@ class Net(torch.nn.Sequential):
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Path:
     run_dir = tmp_path_factory.mktemp("trust") / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("matplotlib.figure.Figure.savefig", lambda self, path, **_: Path(path).write_bytes(b""))
-        train(load_config([], [*JOB, f"run_dir={run_dir}"]), quiet=True)
+    train(load_config([], [*JOB, f"run_dir={run_dir}"]), quiet=True)
     return run_dir
 
 
@@ -145,10 +144,7 @@ def test_what_the_user_types_is_his_own(trained, tmp_path):
     (tmp_path / "own_net.py").write_text(textwrap.dedent(EVIL))
     job = [*(o for o in JOB if not o.startswith("model")), "model.name=own_net:Net", "run_dir=run"]
 
-    def command(*arguments: str) -> subprocess.CompletedProcess:
-        line = [sys.executable, "-m", "metadist", *arguments]
-        return subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, timeout=120)
-
+    command = partial(run, cwd=tmp_path)
     assert command("train", *job, "-q").returncode == 0
     (tmp_path / "imported").unlink()
     refused = command("evaluate", "run")
