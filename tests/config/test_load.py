@@ -187,5 +187,5 @@ def test_numbers_of_base_sixty_and_dates_are_no_numbers(tmp_path, text):
         ([written(tmp_path, "job.yaml", f"max_time_s: {text}\n")], [DATA]),
         ([], [f"max_time_s={text}", DATA]),
     ):
-        with pytest.raises(InputError, match=f"max_time_s='{text}' .*: input should be a valid number"):
+        with pytest.raises(InputError, match=f"max_time_s='{text}'"):
             load_config(files, overrides)

@@ -153,7 +153,7 @@ def test_given_weights_are_where_training_starts(tmp_path):
     save_file(named, tmp_path / "start.safetensors")
     prepared = prepare(job(tmp_path / "run", f"model.weights={tmp_path / 'start.safetensors'}"), [])
     assert np.all(prepared.theta == 0.5)
-    with pytest.raises(InputError, match="does not fit the model"):
+    with pytest.raises(InputError, match="start.safetensors"):
         prepare(job(tmp_path / "run", f"model.weights={tmp_path / 'start.safetensors'}", "model.hidden=[17]"), [])
 
 
@@ -161,7 +161,7 @@ def test_a_run_from_before_a_setting_existed_goes_on_while_that_is_at_its_defaul
     settings = bound_settings(job(tmp_path / "run"))
     del settings["optimizer"]["delay"], settings["engine"], settings["seed"]
     check_settings({"settings": settings}, job(tmp_path / "run"))
-    with pytest.raises(InputError, match=r"changed: engine.kind 'auto' -> 'loop'; optimizer.delay 0 -> 1: change it"):
+    with pytest.raises(InputError, match=r"engine.kind 'auto' -> 'loop'; optimizer.delay 0 -> 1"):
         check_settings({"settings": settings}, job(tmp_path / "run", "optimizer.delay=1", "engine.kind=loop"))
 
 
@@ -198,7 +198,7 @@ def test_a_run_goes_on_where_it_was_moved_to(tmp_path):
 def test_what_goes_on_from_another_run_needs_a_place_of_its_own(tmp_path):
     train(job(tmp_path / "one", "meta_steps=2"), quiet=True)
     train(job(tmp_path / "two", "meta_steps=2"), quiet=True)
-    with pytest.raises(InputError, match=r"two already holds another run: --resume auto continues that one; set run_d"):
+    with pytest.raises(InputError, match=r"two .*run_dir"):
         train(job(tmp_path / "two"), resume=tmp_path / "one", quiet=True)
 
 

@@ -101,7 +101,7 @@ def test_a_line_is_appended_to_the_file_at_its_path_only(tmp_path):
     lines = LineFile(tmp_path / "f", 0)
     lines.append("one")
     (tmp_path / "f").rename(tmp_path / "g")
-    with pytest.raises(PlaceLost, match="was removed, replaced or moved"):
+    with pytest.raises(PlaceLost):
         lines.append("two")
     (tmp_path / "f").write_text("other")
     with pytest.raises(PlaceLost):
@@ -140,7 +140,7 @@ def test_who_takes_over_a_place_at_a_uri_ends_the_run_before(tmp_path):
     first.claim("/runs/one")
     first.save(checkpoint(1))
     second.claim("/runs/two")
-    with pytest.raises(PlaceLost, match=r"was taken over by another run \(/runs/two\)"):
+    with pytest.raises(PlaceLost, match="/runs/two"):
         first.save(checkpoint(2))
     second.save(checkpoint(2))
     assert second.steps() == [1, 2]
@@ -156,7 +156,7 @@ def test_a_place_with_another_runs_checkpoints_is_refused(tmp_path, uri):
 
     run("one", "meta_steps=2")
     for resume in ("auto", tmp_path / "one"):
-        with pytest.raises(InputError, match=f"holds the checkpoints of the run in {tmp_path / 'one'}: set checkpoint"):
+        with pytest.raises(InputError, match=f"{tmp_path / 'one'}.*checkpoint.location"):
             run("two", "meta_steps=4", resume=resume)
     assert not (tmp_path / "two").exists()
     (tmp_path / "one").rename(tmp_path / "moved")
@@ -180,7 +180,7 @@ def test_a_run_whose_only_checkpoint_lost_its_mark_does_not_start_anew_unsaid(tm
     train(config, quiet=True)
     (tmp_path / "run" / "checkpoints" / "step_00000002" / "meta.json").unlink()
     before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
-    with pytest.raises(InputError, match=r"restore the meta.json of step_00000002, or remove"):
+    with pytest.raises(InputError, match="meta.json of step_00000002"):
         train(config, resume="auto", quiet=True)
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
 
@@ -193,9 +193,7 @@ def test_a_submitted_job_is_refused_where_its_run_would_be_thrown_away(tmp_path,
     train(load_config([], [*own, "run_dir=runs/here"]), quiet=True)  # by hand, in such a directory
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
     for setting in ("run_dir=runs/one", "run_dir=null", "checkpoint.location=kept", "model.weights=w.safetensors"):
-        with pytest.raises(
-            InputError, match="would vanish with the job.*absolute paths on storage that all nodes share"
-        ):
+        with pytest.raises(InputError, match=setting.partition("=")[0]):
             train(load_config([], [*own, f"run_dir={tmp_path / 'run'}", setting]), quiet=True)
     assert not (package / "runs" / "one").exists()
     train(load_config([], [*own, f"run_dir={tmp_path / 'run'}"]), quiet=True)
@@ -209,16 +207,16 @@ def test_only_regular_files_of_reasonable_size_are_read(tmp_path):
     for name in ("pipe", "zero", "."):
         with pytest.raises((InputError, IsADirectoryError)):
             read_file(tmp_path / name)
-    with pytest.raises(InputError, match="has 1099511627776 bytes"):
+    with pytest.raises(InputError, match="large .*1099511627776"):
         read_file(tmp_path / "large")
-    with pytest.raises(InputError, match="no regular file"):
+    with pytest.raises(InputError, match="pipe"):
         load_config([tmp_path / "pipe"])
     (tmp_path / "run").mkdir()
     for name, read in (("journal.jsonl", read_journal), ("metrics.jsonl", read_metrics), ("config.yaml", config_of)):
         os.mkfifo(tmp_path / "run" / name)
-        with pytest.raises(InputError, match=f"{name} is no regular file"):
+        with pytest.raises(InputError, match=name):
             read(tmp_path / "run" / name)
-    with pytest.raises(InputError, match="config.yaml is no regular file"):
+    with pytest.raises(InputError, match="config.yaml"):
         metadist.load(tmp_path / "run")
 
 
@@ -228,7 +226,7 @@ def test_a_checkpoint_of_pipes_and_devices_is_refused_at_once(tmp_path, name):
     for make in (os.mkfifo, lambda path: path.symlink_to("/dev/zero")):
         (folder / name).unlink()
         make(folder / name)
-        with pytest.raises(InputError, match="is no regular file|There is no checkpoint"):
+        with pytest.raises(InputError):
             CheckpointStore(tmp_path, say=print).load("step_00000001")
 
 

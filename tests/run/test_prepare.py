@@ -14,11 +14,6 @@ JOB = [
 EVALUATED: list[Split] = ["test"]
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path_factory, monkeypatch):
-    monkeypatch.setenv("METADIST_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
-
-
 def refusal(*overrides: str) -> str:
     with pytest.raises(InputError) as raised:
         prepare(load_config([], [*JOB, *overrides]), EVALUATED)

@@ -104,7 +104,7 @@ def test_results_that_cannot_be_written_are_one_sentence(tmp_path, monkeypatch, 
             raise OSError(errno.EROFS, os.strerror(errno.EROFS))
         replaced(source, target)
 
-    with monkeypatch.context() as patch, pytest.raises(StorageFailed, match=r"results\.json .*Read-only file system"):
+    with monkeypatch.context() as patch, pytest.raises(StorageFailed, match="results.json .*Read-only"):
         patch.setattr(os, "replace", full)
         train(job(tmp_path / "run"), quiet=True)
     finish(tmp_path / "run", undisturbed)
@@ -120,7 +120,7 @@ def test_a_directory_that_cannot_be_written_to_is_refused_at_once(tmp_path, monk
 
     (tmp_path / "run").mkdir()
     monkeypatch.setattr(os, "open", read_only)
-    with pytest.raises(InputError, match=r"run cannot be written to \(Read-only file system\): choose another"):
+    with pytest.raises(InputError, match="Read-only"):
         train(job(tmp_path / "run"), quiet=True)
 
 

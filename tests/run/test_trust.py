@@ -118,7 +118,7 @@ def test_what_is_no_part_of_its_seam_is_not_called_even_with_trust(stranger, set
         if setting == "loss" and name == "evil_module:run":
             continue  # a function of a trusted module, called with two tensors, is what a loss is
         run_dir = stranger(SETTINGS[setting] % name)
-        with pytest.raises(InputError, match=f"{setting}={name} in .* is not called: a saved run may name"):
+        with pytest.raises(InputError, match=f"{setting}={name}"):
             replay(run_dir, print, trust_code=True)
         shutil.rmtree(run_dir)
     assert not Path("executed").exists()
@@ -131,7 +131,7 @@ def test_a_trusted_model_is_loaded(trained, tmp_path, monkeypatch, name):
     job = [*(o for o in JOB if not o.startswith("model")), f"model.name=own_module:{name}", "learner.inner_lr=0.1"]
     config = load_config([], [*job, "run_dir=run"])
     train(config, quiet=True)
-    with pytest.raises(InputError, match="the code of own_module"):
+    with pytest.raises(InputError, match="own_module.*--trust-code"):
         metadist.load("run")
     metadist.load("run", trust_code=True)
     assert replay("run", print, trust_code=True)["hashes_compared"] == 2
@@ -165,7 +165,7 @@ def test_no_address_is_dialled(stranger):
         port = server.getsockname()[1]
         for address in (f"127.0.0.1:{port}", f"ray://127.0.0.1:{port}", f"http://user:hunter2@127.0.0.1:{port}"):
             run_dir = stranger(f"fleet: {{backend: ray, address: '{address}'}}\n")
-            with pytest.raises(InputError, match=r"names an address \(fleet.address=") as raised:
+            with pytest.raises(InputError, match="fleet.address=") as raised:
                 evaluate(load_config([run_dir / "config.yaml"]), run_dir, say=print)
             assert "hunter2" not in str(raised.value)
             metadist.load(run_dir)
@@ -186,13 +186,13 @@ def test_no_place_elsewhere_is_followed(stranger, tmp_path, uri):
                lambda: replay_task(run_dir, TaskId("train", 1, 0)),
                lambda: train(load_config([], [*JOB, f"run_dir={tmp_path / 'new'}"]), resume=run_dir)]  # fmt: skip
     for way in refused:
-        with pytest.raises(InputError, match=r"names a place elsewhere \(checkpoint.location="):
+        with pytest.raises(InputError, match="checkpoint.location="):
             way()
     assert sorted(place.rglob("*")) == before and not (tmp_path / "new").exists()
     metadist.load(run_dir, trust_code=True)
     evaluate(config, run_dir, say=print, own={"checkpoint.location"})
     job = [*JOB, f"run_dir={tmp_path / 'new'}", f"checkpoint.location={config.checkpoint.location}", "meta_steps=3"]
-    with pytest.raises(InputError, match="holds the checkpoints of the run in"):
+    with pytest.raises(InputError, match="checkpoint.location"):
         train(load_config([], job), resume="auto", quiet=True)
 
 
