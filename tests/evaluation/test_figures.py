@@ -7,7 +7,6 @@ import pytest
 from metadist.core.errors import InputError
 from metadist.evaluation.figures import CurvePoint, adaptation_curve, training_curve
 
-
 pytestmark = pytest.mark.usefixtures("figures")
 
 
