@@ -35,13 +35,12 @@ def test_what_it_prints_put_into_a_job_gives_that_method(method):
 
 
 def test_a_small_job_is_measured():
-    config = load_config(
-        [], ["data.family=digits", "model.name=mlp", "task.ways=3", "meta_batch_size=8", "engine.chunk_size=4"]
-    )
+    job = ["data.family=digits", "model.name=mlp", "task.ways=3", "meta_batch_size=8", "engine.chunk_size=4"]
+    config = load_config([], [*job, "learner.first_order=true"])
     said: list[str] = []
-    found = measure(config, 0.3, compiled=False, say=said.append)
+    found = measure(config, 0.1, compiled=False, say=said.append)
     rates = [row["tasks_per_s"] for row in found["methods"]]
-    assert len(rates) == 6 and rates == sorted(rates, reverse=True) and min(rates) > 1
+    assert len(rates) == 2 and rates == sorted(rates, reverse=True) and min(rates) > 1
     assert [row["overrides"] for row in found["methods"] if row["auto"]] == [
         "engine.kind=vmap engine.differentiation=unroll"
     ]
