@@ -39,7 +39,7 @@ def engines(arguments: tuple[str, ...], seconds: float, compiled: bool, as_json:
     metadist bench jobs/omniglot_5way_1shot.yaml
     metadist bench jobs/digits.yaml learner.inner_steps=5 --compile
     """
-    from metadist.config.load import load_config, split_arguments
+    from metadist.config import load_config, split_arguments
     from metadist.run.bench import measure
 
     told = measure(load_config(*split_arguments(arguments)), seconds, compiled, _say)

@@ -48,16 +48,16 @@ def nothing_is_executed(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("text", "sentence"), [
-    ("seed: !!python/object/apply:os.system ['touch executed']\n", "could not determine a constructor"),
-    ("model: {name: !!python/name:os.system ''}\n", "could not determine a constructor"),
-    (BOMB, "aliases stand for more than 100000 values"),
-    ("model: &m {name: mlp, x: *m}\n", "nested more than 50 deep"),
-    ("model: {hidden: " + "[" * 3000 + "]" * 3000 + "}\n", "nested too deeply"),
-    ("data: {family: digits}\nseed: 1\nseed: 2\n", "the key 'seed' 2 times"),
-    ("seed: " + "9" * 5000 + "\n", "Exceeds the limit"),
-    ("? [1, 2]\n: 3\n", "unhashable key"),
-    ("seed: 1\0\n", "special characters are not allowed"),
-    ("\x01\x02", "special characters are not allowed"),
+    ("seed: !!python/object/apply:os.system ['touch executed']\n", "constructor"),
+    ("model: {name: !!python/name:os.system ''}\n", "constructor"),
+    (BOMB, "aliases"),
+    ("model: &m {name: mlp, x: *m}\n", "nested"),
+    ("model: {hidden: " + "[" * 3000 + "]" * 3000 + "}\n", "nested"),
+    ("data: {family: digits}\nseed: 1\nseed: 2\n", "'seed'"),
+    ("seed: " + "9" * 5000 + "\n", "limit"),
+    ("? [1, 2]\n: 3\n", "unhashable"),
+    ("seed: 1\0\n", "special characters"),
+    ("\x01\x02", "special characters"),
 ])  # fmt: skip
 def test_yaml_that_is_more_than_plain_values_is_refused(text, sentence):
     Path("job.yaml").write_text(text)
@@ -93,15 +93,15 @@ def test_settings_out_of_range_are_refused(override, sentence):
 
 
 @pytest.mark.parametrize(("overrides", "sentence"), [
-    (["model.name=:x"], "nor of the form module:attribute"), (["model.name=..:x"], "nor of the form"),
+    (["model.name=:x"], "module:attribute"), (["model.name=..:x"], "module:attribute"),
     (["learner.inner_lr=.nan"], "finite"), (["learner.inner_lr=.inf"], "finite"), (["learner.inner_lr=-1"], "above 0"),
     (["learner.inner_steps=-1"], "0 or more"), (["model.name=mlp", "model.hidden=[-3]"], "negative dimension"),
     (["model.name=mlp", "model.hidden=[10000000000000]"], "model mlp: "),
     (["model.name=mlp", "model.hidden=[.nan]"], "finite"),
-    (["task.shots=99999999999999999999999"], "less"), (["task.shots=100000"], "lower ways, shots or queries"),
-    (["task.ways=100"], "lower ways, shots or queries"), (["task.scheme=values"], ""),
-    (["data.options={turned: maybe}"], "should be a bool"), (["data.options={seed: .nan}"], "should be a int"),
-    (["data.options={nothing: 1}"], "has no option"), (["model.weights=/"], "not a safetensors file"),
+    (["task.shots=99999999999999999999999"], "less"), (["task.shots=100000"], "shots"),
+    (["task.ways=100"], "ways"), (["task.scheme=values"], ""),
+    (["data.options={turned: maybe}"], "turned='maybe'"), (["data.options={seed: .nan}"], "seed=nan"),
+    (["data.options={nothing: 1}"], "'nothing'"), (["model.weights=/"], "safetensors"),
 ])  # fmt: skip
 def test_jobs_that_cannot_be_are_refused_before_any_worker_starts(overrides, sentence):
     Path("job.yaml").write_text(TASK)

@@ -6,9 +6,9 @@ from metadist.run.plugins import call, resolve
 
 
 @pytest.mark.parametrize(("name", "sentence"), [
-    ("nothing_here:Thing", "nothing_here:Thing: No module named 'nothing_here'; modules are looked for in"),
-    ("torch.nn:Lineear", "module torch.nn has no 'Lineear'"),
-    ("conv", "'conv' is neither built in nor of the form module:attribute; did you mean conv4?"),
+    ("nothing_here:Thing", "No module named 'nothing_here'"),
+    ("torch.nn:Lineear", "'Lineear'"),
+    ("conv", "did you mean conv4?"),
     ("Conv4", "did you mean conv4?"),
 ])  # fmt: skip
 def test_what_a_name_does_not_resolve_to_is_said(name, sentence):

