@@ -21,7 +21,7 @@ def bench(arguments: tuple[str, ...], seconds: float, compiled: bool, as_json: b
     metadist bench jobs/omniglot_5way_1shot.yaml
     metadist bench jobs/digits.yaml learner.inner_steps=5 --compile
     """
-    from metadist.config.load import load_config, split_arguments
+    from metadist.config import load_config, split_arguments
     from metadist.run.bench import measure
 
     measured = measure(load_config(*split_arguments(arguments)), seconds, compiled, _say)

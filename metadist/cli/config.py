@@ -30,7 +30,7 @@ def show(arguments: tuple[str, ...]) -> None:
     \b
     metadist config show jobs/digits.yaml meta_lr=1e-2
     """
-    from metadist.config.load import dump_config, load_config, split_arguments
+    from metadist.config import dump_config, load_config, split_arguments
 
     click.echo(dump_config(load_config(*split_arguments(arguments))), nl=False)
 
@@ -45,7 +45,7 @@ def validate(arguments: tuple[str, ...]) -> None:
 
     Whether data, model, loss and learner fit together is what `metadist train --dry-run` finds out.
     """
-    from metadist.config.load import load_config, split_arguments
+    from metadist.config import load_config, split_arguments
 
     load_config(*split_arguments(arguments))
     click.echo("valid")

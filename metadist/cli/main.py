@@ -60,7 +60,7 @@ def train(
     \b
     metadist train jobs/digits.yaml num_workers=2 --resume auto
     """
-    from metadist.config.load import load_config, split_arguments
+    from metadist.config import load_config, split_arguments
     from metadist.run import api
     from metadist.run.directory import finite
 
@@ -95,7 +95,7 @@ def evaluate(run_directory: Path, arguments: tuple[str, ...], checkpoint: str, a
     \b
     metadist evaluate runs/digits evaluation.inner_steps=10 evaluation.transductive=false
     """
-    from metadist.config.load import given_settings, load_config, split_arguments
+    from metadist.config import given_settings, load_config, split_arguments
     from metadist.run import evaluate as evaluation
     from metadist.run.directory import config_file, finite
 

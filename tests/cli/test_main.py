@@ -94,7 +94,7 @@ def test_evaluate_refuses_other_settings_of_training(trained):
     for change in ("meta_lr=3", "learner.inner_optimizer=adam"):
         done = run("evaluate", "runs/small", change, cwd=trained)
         assert done.returncode == 2
-        assert f"a run is evaluated as it was trained; changed: {change.partition('=')[0]}" in done.stderr
+        assert change.partition("=")[0] in done.stderr
 
 
 def test_a_closed_form_is_reported_as_what_it_is(tmp_path):

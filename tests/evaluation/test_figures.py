@@ -7,6 +7,8 @@ import pytest
 from metadist.core.errors import InputError
 from metadist.evaluation.figures import CurvePoint, adaptation_curve, training_curve
 
+pytestmark = pytest.mark.usefixtures("figures")
+
 
 def png_size(path):
     data = path.read_bytes()
@@ -36,9 +38,9 @@ def test_training_curves_skip_what_is_absent_or_not_finite(tmp_path):
 
 
 def test_nothing_to_draw_is_an_input_error(tmp_path):
-    with pytest.raises(InputError, match="no results"):
+    with pytest.raises(InputError):
         adaptation_curve([], "nothing", tmp_path / "a.png")
-    with pytest.raises(InputError, match="no training numbers"):
+    with pytest.raises(InputError):
         training_curve([{"step": 1, "time": 0.0}], tmp_path / "a.png")
 
 

@@ -13,11 +13,6 @@ from metadist.run.build import Job
 FEW = ["model.name=mlp", "fleet.backend=local", "evaluation.test_tasks=10"]
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("METADIST_CACHE", str(tmp_path / "cache"))
-
-
 def sinusoid(*overrides: str):
     job = ["data.family=sinusoid", "data.options={groups: [50, 5, 5], points: 30}", "task.shots=10", "task.queries=10"]
     config = load_config([], [*job, *FEW, "evaluation.joint_steps=30", *overrides])
@@ -46,10 +41,7 @@ def test_joint_training_lowers_the_loss_of_all_curves_together():
     tasks = [Job(config).source(TaskId("train", 0, index)) for index in range(100)]
     before, after = (
         engine.evaluate(theta, tasks, {"loss": mean_squared_error})["loss"].mean()
-        for theta in (
-            engine.initial_theta(),
-            engine.layout.flatten(joint(config, shapes).weights()),
-        )
+        for theta in (engine.initial_theta(), engine.layout.flatten(joint(config, shapes).weights()))
     )
     assert after < 0.85 * before
 
@@ -98,7 +90,7 @@ def test_fine_tuning_takes_the_learners_rate_where_that_is_one_for_all_weights(o
 
 
 def test_what_the_joint_baseline_cannot_take_is_refused():
-    with pytest.raises(InputError, match="joint, for classes, needs a built-in model"):
+    with pytest.raises(InputError, match="joint.*model"):
         Job(*digits("model.name=my_model:Net")).check_joint()
-    with pytest.raises(InputError, match="joint, for classes, trains its own weights"):
+    with pytest.raises(InputError, match="joint.*weights"):
         Job(*digits("model.weights=w.safetensors")).check_joint()

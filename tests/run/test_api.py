@@ -39,7 +39,7 @@ def test_training_stops_when_validation_no_longer_improves(tmp_path):
 
 
 def test_training_stops_at_the_time_limit_and_resumes_from_there(tmp_path):
-    limited = job(tmp_path / "run", "max_time_s=0.5", "meta_steps=100000", "evaluation.every=0")
+    limited = job(tmp_path / "run", "max_time_s=0.2", "meta_steps=100000", "evaluation.every=0")
     told = train(limited, quiet=True)
     assert told["ended_by"] == "time limit"
     assert 0 < told["meta_steps"] < 100000
@@ -112,16 +112,28 @@ def test_a_resumed_run_deals_the_batches_that_its_journal_has(tmp_path):
     assert [row["tasks"] for row in read_journal(tmp_path / "run" / "journal.jsonl") if "tasks" in row] == [2] * 4
 
 
-def test_mlflow_holds_the_run_and_a_resume_continues_it(tmp_path):
-    train(job(tmp_path / "runs" / "one", "meta_steps=4", mlflow=True), quiet=True)
-    train(job(tmp_path / "runs" / "one", "meta_steps=6", mlflow=True), resume="auto", quiet=True)
-    client = MlflowClient(f"sqlite:///{tmp_path / 'runs' / 'mlflow.db'}")
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> Path:
+    """A directory of runs, which share a database of MLflow: to make one takes longer than such a run."""
+    return tmp_path_factory.mktemp("runs")
+
+
+def recorded(run_dir: Path):
+    """MLflow's client, and what it holds of a run."""
+    client = MlflowClient(f"sqlite:///{run_dir.parent / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("metadist")
     assert experiment is not None
-    (run,) = client.search_runs([experiment.experiment_id])
+    found = client.search_runs([experiment.experiment_id])
+    (run,) = [run for run in found if run.data.tags["metadist.run_dir"] == str(run_dir)]
+    return client, run
+
+
+def test_mlflow_holds_the_run_and_a_resume_continues_it(runs, figures):
+    train(job(runs / "one", "meta_steps=4", mlflow=True), quiet=True)
+    train(job(runs / "one", "meta_steps=6", mlflow=True), resume="auto", quiet=True)
+    client, run = recorded(runs / "one")
     assert run.info.status == "FINISHED"
     assert run.data.params["learner.inner_lr"] == "0.1"
-    assert run.data.tags["metadist.run_dir"].endswith("one")
     assert run.inputs.dataset_inputs[0].dataset.digest
     steps = [metric.step for metric in client.get_metric_history(run.info.run_id, "validation/accuracy")]
     assert steps == [2, 4, 6]
@@ -129,15 +141,11 @@ def test_mlflow_holds_the_run_and_a_resume_continues_it(tmp_path):
     assert artifacts >= {"config.yaml", "results.json", "adaptation_curve.png", "training_curve.png", "tasks.arrow"}
 
 
-def test_divergence_is_a_failed_run_with_its_weights_saved(tmp_path):
-    with pytest.raises(Diverged, match="lower learner.inner_lr"):
-        train(job(tmp_path / "runs" / "two", "learner.inner_lr=1e30", "learner.inner_steps=3", mlflow=True), quiet=True)
-    client = MlflowClient(f"sqlite:///{tmp_path / 'runs' / 'mlflow.db'}")
-    experiment = client.get_experiment_by_name("metadist")
-    assert experiment is not None
-    (run,) = client.search_runs([experiment.experiment_id])
-    assert run.info.status == "FAILED"
-    assert CheckpointStore(tmp_path / "runs" / "two" / "checkpoints").steps()
+def test_divergence_is_a_failed_run_with_its_weights_saved(runs):
+    with pytest.raises(Diverged, match="learner.inner_lr"):
+        train(job(runs / "two", "learner.inner_lr=1e30", "learner.inner_steps=3", mlflow=True), quiet=True)
+    assert recorded(runs / "two")[1].info.status == "FAILED"
+    assert CheckpointStore(runs / "two" / "checkpoints").steps()
 
 
 def test_given_weights_are_where_training_starts(tmp_path):
@@ -147,7 +155,7 @@ def test_given_weights_are_where_training_starts(tmp_path):
     save_file(named, tmp_path / "start.safetensors")
     prepared = prepare(Job(job(tmp_path / "run", f"model.weights={tmp_path / 'start.safetensors'}")), [])
     assert np.all(prepared.theta == 0.5)
-    with pytest.raises(InputError, match="does not fit the model"):
+    with pytest.raises(InputError, match="start.safetensors"):
         prepare(Job(job(tmp_path / "run", f"model.weights={tmp_path / 'start.safetensors'}", "model.hidden=[17]")), [])
 
 
@@ -155,7 +163,7 @@ def test_a_run_from_before_a_setting_existed_goes_on_while_that_is_at_its_defaul
     settings = bound_settings(job(tmp_path / "run"))
     del settings["optimizer"]["delay"], settings["engine"], settings["seed"]
     check_settings({"settings": settings}, job(tmp_path / "run"))
-    with pytest.raises(InputError, match=r"changed: engine.kind 'auto' -> 'loop'; optimizer.delay 0 -> 1: change it"):
+    with pytest.raises(InputError, match=r"engine.kind 'auto' -> 'loop'; optimizer.delay 0 -> 1"):
         check_settings({"settings": settings}, job(tmp_path / "run", "optimizer.delay=1", "engine.kind=loop"))
 
 
@@ -192,7 +200,7 @@ def test_a_run_goes_on_where_it_was_moved_to(tmp_path):
 def test_what_goes_on_from_another_run_needs_a_place_of_its_own(tmp_path):
     train(job(tmp_path / "one", "meta_steps=2"), quiet=True)
     train(job(tmp_path / "two", "meta_steps=2"), quiet=True)
-    with pytest.raises(InputError, match=r"two already holds another run: --resume auto continues that one; set run_d"):
+    with pytest.raises(InputError, match=r"two .*run_dir"):
         train(job(tmp_path / "two"), resume=tmp_path / "one", quiet=True)
 
 

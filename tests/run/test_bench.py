@@ -17,9 +17,9 @@ def engine(learner=MAML, method="vmap", **options) -> Engine:
 def test_every_way_to_compute_a_learner_is_tried_once_its_own_first():
     own = Method("vmap", "remat", spacing=3)
     found = methods(engine(method=own, inner_steps=3), compiled=True)
-    assert found[0] == own and len(found) == len(set(found)) == 7
+    assert found[0] == own and len(found) == len(set(found)) == 9
     assert {(m.kind, m.differentiation) for m in found} == {(k, d) for k in ("loop", "vmap")
-                                                           for d in ("unroll", "remat")}  # fmt: skip
+                                                           for d in ("unroll", "remat", "adjoint")}  # fmt: skip
     assert [m.kind for m in found if m.compiled] == ["loop", "vmap"]
 
 
@@ -28,20 +28,19 @@ def test_without_second_derivatives_or_gpu_there_is_less_to_try():
     assert len(methods(engine(Reptile), compiled=False)) == 2
 
 
-@pytest.mark.parametrize("method", [Method("loop"), Method("vmap", "remat"), Method("loop", compiled=True)])
+@pytest.mark.parametrize("method", [Method("loop"), Method("vmap", "adjoint"), Method("loop", compiled=True)])
 def test_what_it_prints_put_into_a_job_gives_that_method(method):
     job = ["data.family=digits", "model.name=mlp", "learner.inner_steps=3", *overrides(method).split()]
     assert Job(load_config([], job)).worker().engine.method == method
 
 
 def test_a_small_job_is_measured():
-    config = load_config(
-        [], ["data.family=digits", "model.name=mlp", "task.ways=3", "meta_batch_size=8", "engine.chunk_size=4"]
-    )
+    job = ["data.family=digits", "model.name=mlp", "task.ways=3", "meta_batch_size=8", "engine.chunk_size=4"]
+    config = load_config([], [*job, "learner.first_order=true"])
     said: list[str] = []
-    found = measure(config, 0.3, compiled=False, say=said.append)
+    found = measure(config, 0.1, compiled=False, say=said.append)
     rates = [row["tasks_per_s"] for row in found["methods"]]
-    assert len(rates) == 4 and rates == sorted(rates, reverse=True) and min(rates) > 1
+    assert len(rates) == 2 and rates == sorted(rates, reverse=True) and min(rates) > 1
     assert [row["overrides"] for row in found["methods"] if row["auto"]] == [
         "engine.kind=vmap engine.differentiation=unroll"
     ]

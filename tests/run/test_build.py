@@ -58,27 +58,26 @@ def test_a_text_model_has_the_datas_vocabulary_unless_the_job_says_otherwise():
     assert Job(config, TEXT).fresh_model().parameters["embedding.weight"].shape[0] == 70
 
 
-@pytest.mark.parametrize(("override", "sentence"), [
-    ("learner.inner_lrr=0.1", "learner maml has no option 'inner_lrr'; did you mean inner_lr?"),
-    ("learner.inner_steps=1.5", "learner maml: inner_steps=1.5: input should be a valid integer"),
-    ("learner.inner_lr=fast", "learner maml: inner_lr='fast': input should be a valid number"),
-    ("learner.name=mamml", "'mamml' is neither built in nor of the form module:attribute; did you mean maml?"),
-    ("learner.adapted=haed.*", "learner.adapted='haed.*' matches no parameter of the model"),
-    ("model.hiden=[3]", "model mlp has no option 'hiden'; did you mean hidden?"),
-    ("model.hidden=3", "model mlp: hidden=3: input should be"),
-    ("model.name=mpl", "'mpl' is neither built in nor of the form module:attribute; did you mean mlp?"),
-    ("model.name=torch.nn:Linear", "torch.nn:Linear needs the option 'in_features'"),
-    ("model.name=fractions:Fraction", "fractions:Fraction is no torch.nn.Module class, nor a function"),
-    ("learner.name=torch.nn:Linear", "learner.name=torch.nn:Linear is not a metadist.Learner class"),
-    ("loss=hinge", "'hinge' is neither built in"),
-    ("loss=mse", "loss=mse does not suit tasks whose targets are classes: take cross_entropy, or auto"),
-    ("learner.name=MAML", "did you mean maml?"),
-    ("learner.inner_lr=true", "learner maml: inner_lr=True: input should be a number, not true or false"),
+@pytest.mark.parametrize(("override", "told"), [
+    ("learner.inner_lrr=0.1", "maml .*'inner_lrr'.* inner_lr"),
+    ("learner.inner_steps=1.5", "maml: inner_steps=1.5: .*integer"),
+    ("learner.inner_lr=fast", "maml: inner_lr='fast': .*number"),
+    ("learner.name=mamml", "'mamml' .*maml"),
+    ("learner.name=MAML", "'MAML' .*maml"),
+    ("learner.adapted=haed.*", "learner.adapted='haed.*'"),
+    ("learner.inner_lr=true", "maml: inner_lr=True: .*number"),
+    ("learner.name=torch.nn:Linear", "learner.name=torch.nn:Linear .*metadist.Learner"),
+    ("model.hiden=[3]", "mlp .*'hiden'.* hidden"),
+    ("model.hidden=3", "mlp: hidden=3"),
+    ("model.name=mpl", "'mpl' .*mlp"),
+    ("model.name=torch.nn:Linear", "torch.nn:Linear .*'in_features'"),
+    ("model.name=fractions:Fraction", "fractions:Fraction .*torch.nn.Module"),
+    ("loss=hinge", "'hinge'"),
+    ("loss=mse", "loss=mse .*cross_entropy"),
 ])  # fmt: skip
-def test_options_are_checked_against_what_they_are_options_of(override, sentence):
-    with pytest.raises(InputError) as raised:
+def test_options_are_checked_against_what_they_are_options_of(override, told):
+    with pytest.raises(InputError, match=told):
         Job(config_of("model.name=mlp", override), VECTORS).engine()
-    assert sentence in str(raised.value)
 
 
 @pytest.mark.parametrize(("learner", "option", "reason"), [
@@ -88,26 +87,26 @@ def test_options_are_checked_against_what_they_are_options_of(override, sentence
 ])  # fmt: skip
 def test_an_option_that_would_say_nothing_is_refused(learner, option, reason):
     key, _, value = option.partition("=")
-    with pytest.raises(InputError, match=rf"learner {learner} takes no learner\.{key}, .*{reason}.*{key}=null"):
+    with pytest.raises(InputError, match=rf"learner {learner} .*learner\.{key}.*{reason}.*{key}=null"):
         Job(config_of(f"learner.name={learner}", f"learner.{option}"), VECTORS).engine()
     if key in ("inner_lr", "inner_steps"):
         config = config_of(f"learner.name={learner}", f"evaluation.{option}", f"learner.{key}=null")
-        with pytest.raises(InputError, match=f"learner {learner} takes no evaluation.{key}, .*{reason}"):
+        with pytest.raises(InputError, match=f"learner {learner} .*evaluation.{key}.*{reason}"):
             Job(config, VECTORS).evaluation_engine()
 
 
 def test_a_learner_without_options_suggests_none():
-    with pytest.raises(InputError, match="learner protonet has no option 'inner_optimizer'; it has none"):
+    with pytest.raises(InputError, match="protonet .*'inner_optimizer'"):
         Job(config_of("learner.name=protonet", "learner.inner_optimizer=adam"), VECTORS).engine()
 
 
 def test_cross_entropy_is_not_for_values():
-    with pytest.raises(InputError, match="loss=cross_entropy does not suit tasks whose targets are values: take mse"):
+    with pytest.raises(InputError, match="loss=cross_entropy .*mse"):
         _ = Job(config_of("loss=cross_entropy"), CURVES).loss
 
 
 def test_a_second_order_reptile_is_an_input_error():
-    with pytest.raises(InputError, match="learner reptile takes no learner.first_order, it has no second-order form"):
+    with pytest.raises(InputError, match="reptile .*learner.first_order"):
         Job(config_of("learner.name=reptile", "learner.first_order=false"), VECTORS).engine()
 
 
@@ -200,22 +199,17 @@ def test_the_server_gets_its_settings():
 
 def test_initial_weights_are_read_from_a_file(tmp_path):
     config = config_of("model.name=mlp", "model.hidden=[]", f"model.weights={tmp_path / 'w.safetensors'}")
-    with pytest.raises(InputError, match="is not a safetensors file that can be read"):
+    with pytest.raises(InputError, match="w.safetensors"):
         Job(config, VECTORS).fresh_model()
     save_file({"head.weight": np.ones((3, 4), np.float32), "head.bias": np.full(3, 2, np.float32)},
               tmp_path / "w.safetensors")  # fmt: skip
     assert Job(config, VECTORS).engine().initial_theta().tolist() == [1] * 12 + [2] * 3
     save_file({"head.weight": np.ones((2, 4), np.float32)}, tmp_path / "w.safetensors")
-    with pytest.raises(InputError, match="does not fit the model"):
+    with pytest.raises(InputError, match="w.safetensors"):
         Job(config, VECTORS).fresh_model()
 
 
-@pytest.fixture
-def cache(tmp_path_factory, monkeypatch):
-    monkeypatch.setenv("METADIST_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
-
-
-def test_training_from_scratch_is_for_the_classes_of_evaluation(cache):
+def test_training_from_scratch_is_for_the_classes_of_evaluation():
     """A learner that takes any number of ways may be judged on more than its model has outputs."""
     own = ["task.ways=2", "task.queries=3", "evaluation.ways=3", "learner.name=protonet", "model.name=mlp"]
     worker = Job(config_of(*own, "evaluation.scratch_steps=2")).worker()
@@ -224,7 +218,7 @@ def test_training_from_scratch_is_for_the_classes_of_evaluation(cache):
     assert found["from_scratch/accuracy"].shape == (2,)
 
 
-def test_sources_of_training_and_evaluation_differ_as_the_job_says(cache):
+def test_sources_of_training_and_evaluation_differ_as_the_job_says():
     config = config_of("task.ways=3", "task.shots=2", "evaluation.ways=2", "evaluation.queries=4", "evaluation.shots=3")
     training, evaluation = Job(config).source, Job(config).evaluation_source
     assert isinstance(training, ClassSource) and isinstance(evaluation, ClassSource)
@@ -232,7 +226,7 @@ def test_sources_of_training_and_evaluation_differ_as_the_job_says(cache):
     assert (evaluation.ways, evaluation.shots, evaluation.queries) == (2, 3, 4)
 
 
-def test_shapes_are_read_off_a_task(cache):
+def test_shapes_are_read_off_a_task():
     config = config_of("task.ways=3")
     image = {"dtype": "uint8", "offset": 0.0, "scale": 1 / 16}
     assert Job(config).shapes == Shapes([[1, 8, 8]], False, None, 3, True, [image], [], ["float32"])
@@ -243,7 +237,7 @@ def test_shapes_are_read_off_a_task(cache):
 
 def test_missing_data_names_the_command_that_makes_it(tmp_path):
     config = load_config([], [f"data.path={tmp_path / 'none'}"])
-    with pytest.raises(InputError, match=r"there is no data in .*none: make it with `metadist data \.\.\. --out"):
+    with pytest.raises(InputError, match=r"none: .*`metadist data \.\.\. --out"):
         _ = Job(config).source
 
 
@@ -264,9 +258,9 @@ def test_a_users_own_source_gets_the_seed_and_its_options(tmp_path, monkeypatch)
     worker = Job(config).worker()
     report, rows = worker.meta_gradients(Weights(0, worker.engine.initial_theta().numpy()), Chunk("train", 0, 0, 2))
     assert np.isfinite(report.losses).all() and rows.shape == (2, worker.engine.layout.size)
-    with pytest.raises(InputError, match="tests_own_source:Lines needs the option 'slope'"):
+    with pytest.raises(InputError, match="tests_own_source:Lines .*'slope'"):
         _ = Job(load_config([], own)).source
-    with pytest.raises(InputError, match="has no option 'slop'; did you mean slope?"):
+    with pytest.raises(InputError, match="'slop'.* slope"):
         _ = Job(load_config([], [*own, "data.options={slop: 2}"])).source
 
 

@@ -110,7 +110,7 @@ def test_a_diverged_evaluation_is_no_chance_and_no_best(tmp_path, capfd):
     assert all(math.isnan(row["validation/accuracy"]) for row in rows)
     learner = metadist.load(tmp_path / "run")
     x = np.random.default_rng(0).random((6, 1, 8, 8), np.float32)
-    with pytest.raises(Diverged, match="lower evaluation.inner_lr"):
+    with pytest.raises(Diverged, match="evaluation.inner_lr"):
         learner.adapt(x, np.arange(6) % 3).predict(x)
 
 
@@ -135,8 +135,7 @@ def test_the_best_by_loss_is_the_lowest(own, judged, best):
 
 def test_a_step_that_would_not_stay_finite_ends_the_run_and_saves_what_was_before(own):
     spiked = own("spiked", "data.options={spike: 1e22, at: 3}", "evaluation.every=0")
-    where = r"infinite or NaN: set optimizer.clip_norm .*\(it begins in \S+(weight|bias)"
-    with pytest.raises(Diverged, match=rf"meta-step 3: .* make the optimizer's exp_avg_sq {where}"):
+    with pytest.raises(Diverged, match=r"meta-step 3.*exp_avg_sq.*optimizer.clip_norm.*\S+(weight|bias)"):
         train(spiked, quiet=True)
     plain = train(own("plain", "meta_steps=3", "evaluation.every=0"), quiet=True)
     kept = CheckpointStore(_metrics(spiked).parent / "checkpoints").load("latest")

@@ -1,10 +1,9 @@
 """A run directory that is removed, replaced or moved while a run writes to it, or a place of two runs."""
 
+import importlib
 import json
 import os
 import shutil
-import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -22,6 +21,7 @@ from metadist.core.files import LineFile, read_file
 from metadist.core.lock import DriverLock
 from metadist.run.api import train
 from metadist.tracking.jsonl import read_metrics
+from tests.cli.command import run
 
 JOB = [
     "data.family=digits", "task.ways=3", "task.shots=1", "task.queries=2", "model.name=mlp", "model.hidden=[4]",
@@ -38,39 +38,62 @@ def checkpoint(step: int) -> Checkpoint:
     return Checkpoint(step, {"w": np.zeros(3, np.float32)}, {}, "", {}, {"run_dir": "/runs/one"})
 
 
-def saved(journal: Path) -> bool:
-    return journal.exists() and any("done" in record for record in read_journal(journal))
+def saved(journal: Path, step: int) -> bool:
+    return any(record.get("done") == step for record in read_journal(journal))
+
+
+LINES = """
+import numpy as np
+from metadist import Draws, Task
+
+struck = None  # called once, while the tasks of step 6 are made: after the checkpoint of step 4
+
+class Lines:
+    outputs = 1
+
+    def __init__(self, seed):
+        self.seed = seed
+
+    def __call__(self, task_id):
+        global struck
+        if task_id.split == "train" and task_id.step == 6 and struck:
+            strike, struck = struck, None
+            strike()
+        x = Draws(self.seed, task_id).uniform(8).astype(np.float32)[:, None]
+        return Task.of(x[:4], x[:4], x[4:], x[4:])
+"""
 
 
 @pytest.mark.parametrize("what", ["run", "kept"])
 @pytest.mark.parametrize("loss", ["removed", "moved", "replaced"])
-def test_a_run_ends_where_its_directory_is_no_longer_the_one_it_took(tmp_path, what, loss):
+def test_a_run_ends_where_its_directory_is_no_longer_the_one_it_took(tmp_path, monkeypatch, what, loss):
     """With exit code 1 and one sentence, and without making it again or writing to the one in its place."""
-    command = [sys.executable, "-m", "metadist", "train", *JOB, "meta_steps=1000000", "run_dir=run",
-               "checkpoint.location=kept", "-q"]  # fmt: skip
-    driver = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    try:
-        deadline = time.monotonic() + 100
-        while not saved(tmp_path / "run" / "journal.jsonl"):
-            assert driver.poll() is None and time.monotonic() < deadline
-            time.sleep(0.05)
-        os.kill(driver.pid, signal.SIGSTOP)  # so that it is one moment
+    (tmp_path / "tests_lines.py").write_text(LINES)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "tests_lines", raising=False)
+    before: list[tuple[Path, int]] = []
+
+    def sizes() -> list[tuple[Path, int]]:
+        return sorted((path, path.stat().st_size) for path in (tmp_path / what).rglob("*"))
+
+    def strike() -> None:
+        while not saved(tmp_path / "run" / "journal.jsonl", 4):
+            time.sleep(0.01)
         (tmp_path / what).rename(tmp_path / "elsewhere")
         if loss == "removed":
             shutil.rmtree(tmp_path / "elsewhere")
         if loss == "replaced":
             shutil.copytree(tmp_path / "elsewhere", tmp_path / what)
-        for half in (tmp_path / what).rglob(".tmp_*"):  # of a checkpoint that was being written at that moment
-            shutil.rmtree(half)
-        before = sorted((path, path.stat().st_size) for path in (tmp_path / what).rglob("*"))
-        os.kill(driver.pid, signal.SIGCONT)
-        _, said = driver.communicate(timeout=100)
-    finally:
-        driver.kill()
-    assert driver.returncode == 1
-    *_, sentence = said.splitlines()  # after those of the run's start and of a slow disk
+        before.extend(sizes())
+
+    importlib.import_module("tests_lines").struck = strike
+    own = [setting for setting in JOB if setting.partition("=")[0] not in ("data.family", "checkpoint.every")]
+    own += ["data.source=tests_lines:Lines", "checkpoint.every=4", "meta_steps=1000", "run_dir=run"]
+    done = run("train", *own, "checkpoint.location=kept", "-q", cwd=tmp_path)
+    assert done.returncode == 1
+    *_, sentence = done.stderr.splitlines()
     assert "was removed, replaced or moved while a run was writing to it" in sentence and "--resume auto" in sentence
-    assert sorted((path, path.stat().st_size) for path in (tmp_path / what).rglob("*")) == before
+    assert sizes() == before
     assert (tmp_path / what).exists() == (loss == "replaced")
 
 
@@ -78,7 +101,7 @@ def test_a_line_is_appended_to_the_file_at_its_path_only(tmp_path):
     lines = LineFile(tmp_path / "f", 0)
     lines.append("one")
     (tmp_path / "f").rename(tmp_path / "g")
-    with pytest.raises(PlaceLost, match="was removed, replaced or moved"):
+    with pytest.raises(PlaceLost):
         lines.append("two")
     (tmp_path / "f").write_text("other")
     with pytest.raises(PlaceLost):
@@ -117,7 +140,7 @@ def test_who_takes_over_a_place_at_a_uri_ends_the_run_before(tmp_path):
     first.claim("/runs/one")
     first.save(checkpoint(1))
     second.claim("/runs/two")
-    with pytest.raises(PlaceLost, match=r"was taken over by another run \(/runs/two\)"):
+    with pytest.raises(PlaceLost, match="/runs/two"):
         first.save(checkpoint(2))
     second.save(checkpoint(2))
     assert second.steps() == [1, 2]
@@ -133,7 +156,7 @@ def test_a_place_with_another_runs_checkpoints_is_refused(tmp_path, uri):
 
     run("one", "meta_steps=2")
     for resume in ("auto", tmp_path / "one"):
-        with pytest.raises(InputError, match=f"holds the checkpoints of the run in {tmp_path / 'one'}: set checkpoint"):
+        with pytest.raises(InputError, match=f"{tmp_path / 'one'}.*checkpoint.location"):
             run("two", "meta_steps=4", resume=resume)
     assert not (tmp_path / "two").exists()
     (tmp_path / "one").rename(tmp_path / "moved")
@@ -157,7 +180,7 @@ def test_a_run_whose_only_checkpoint_lost_its_mark_does_not_start_anew_unsaid(tm
     train(config, quiet=True)
     (tmp_path / "run" / "checkpoints" / "step_00000002" / "meta.json").unlink()
     before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
-    with pytest.raises(InputError, match=r"restore the meta.json of step_00000002, or remove"):
+    with pytest.raises(InputError, match="meta.json of step_00000002"):
         train(config, resume="auto", quiet=True)
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
 
@@ -170,9 +193,7 @@ def test_a_submitted_job_is_refused_where_its_run_would_be_thrown_away(tmp_path,
     train(load_config([], [*own, "run_dir=runs/here"]), quiet=True)  # by hand, in such a directory
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
     for setting in ("run_dir=runs/one", "run_dir=null", "checkpoint.location=kept", "model.weights=w.safetensors"):
-        with pytest.raises(
-            InputError, match="would vanish with the job.*absolute paths on storage that all nodes share"
-        ):
+        with pytest.raises(InputError, match=setting.partition("=")[0]):
             train(load_config([], [*own, f"run_dir={tmp_path / 'run'}", setting]), quiet=True)
     assert not (package / "runs" / "one").exists()
     train(load_config([], [*own, f"run_dir={tmp_path / 'run'}"]), quiet=True)
@@ -186,16 +207,16 @@ def test_only_regular_files_of_reasonable_size_are_read(tmp_path):
     for name in ("pipe", "zero", "."):
         with pytest.raises((InputError, IsADirectoryError)):
             read_file(tmp_path / name)
-    with pytest.raises(InputError, match="has 1099511627776 bytes"):
+    with pytest.raises(InputError, match="large .*1099511627776"):
         read_file(tmp_path / "large")
-    with pytest.raises(InputError, match="no regular file"):
+    with pytest.raises(InputError, match="pipe"):
         load_config([tmp_path / "pipe"])
     (tmp_path / "run").mkdir()
     for name, read in (("journal.jsonl", read_journal), ("metrics.jsonl", read_metrics), ("config.yaml", config_of)):
         os.mkfifo(tmp_path / "run" / name)
-        with pytest.raises(InputError, match=f"{name} is no regular file"):
+        with pytest.raises(InputError, match=name):
             read(tmp_path / "run" / name)
-    with pytest.raises(InputError, match="config.yaml is no regular file"):
+    with pytest.raises(InputError, match="config.yaml"):
         metadist.load(tmp_path / "run")
 
 
@@ -205,7 +226,7 @@ def test_a_checkpoint_of_pipes_and_devices_is_refused_at_once(tmp_path, name):
     for make in (os.mkfifo, lambda path: path.symlink_to("/dev/zero")):
         (folder / name).unlink()
         make(folder / name)
-        with pytest.raises(InputError, match="is no regular file|There is no checkpoint"):
+        with pytest.raises(InputError):
             CheckpointStore(tmp_path, say=print).load("step_00000001")
 
 

@@ -61,12 +61,12 @@ def test_tensors_and_lists_are_taken_too(run):
 def test_wrong_shapes_and_labels_are_told(run):
     folder, (task, *_) = run
     learner = metadist.load(folder)
-    with pytest.raises(metadist.InputError, match=r"the model takes \[n, 1, 8, 8\]"):
+    with pytest.raises(metadist.InputError, match=r"\[n, 1, 8, 8\]"):
         learner.adapt(np.zeros((3, 8, 8), np.float32), [0, 1, 2])
     for labels in (task.support.targets[0] + 0.5, np.full(15, np.nan), task.support.targets[0][:, None], [None] * 15):
-        with pytest.raises(metadist.InputError, match=r"labels must be texts or whole numbers, shape \[n\]"):
+        with pytest.raises(metadist.InputError, match=r"labels .*\[n\]"):
             learner.adapt(task.support.inputs[0], labels)
-    with pytest.raises(metadist.InputError, match=r"has 15 different labels and the model 3 outputs: take fewer"):
+    with pytest.raises(metadist.InputError, match="15 .*labels.* 3 outputs"):
         learner.adapt(task.support.inputs[0], range(15))
 
 

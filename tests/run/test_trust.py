@@ -4,9 +4,9 @@ import dataclasses
 import json
 import shutil
 import socket
-import subprocess
 import sys
 import textwrap
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -21,6 +21,7 @@ from metadist.run.api import train
 from metadist.run.evaluate import evaluate
 from metadist.run.replay import replay, replay_task
 from metadist.run.trust import unloadable
+from tests.cli.command import run
 
 JOB = [
     "data.family=digits", "task.ways=3", "task.shots=1", "task.queries=2", "model.name=mlp", "model.hidden=[4]",
@@ -58,9 +59,7 @@ class Net(torch.nn.Sequential):
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Path:
     run_dir = tmp_path_factory.mktemp("trust") / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("matplotlib.figure.Figure.savefig", lambda self, path, **_: Path(path).write_bytes(b""))
-        train(load_config([], [*JOB, f"run_dir={run_dir}"]), quiet=True)
+    train(load_config([], [*JOB, f"run_dir={run_dir}"]), quiet=True)
     return run_dir
 
 
@@ -120,7 +119,7 @@ def test_what_is_no_part_of_its_seam_is_not_called_even_with_trust(stranger, set
         if setting == "loss" and name == "evil_module:run":
             continue  # a function of a trusted module, called with two tensors, is what a loss is
         run_dir = stranger(SETTINGS[setting] % name)
-        with pytest.raises(InputError, match=f"{setting}={name} in .* is not called: a saved run may name"):
+        with pytest.raises(InputError, match=f"{setting}={name}"):
             replay(run_dir, print, trust_code=True)
         shutil.rmtree(run_dir)
     assert not Path("executed").exists()
@@ -133,7 +132,7 @@ def test_a_trusted_model_is_loaded(trained, tmp_path, monkeypatch, name):
     job = [*(o for o in JOB if not o.startswith("model")), f"model.name=own_module:{name}", "learner.inner_lr=0.1"]
     config = load_config([], [*job, "run_dir=run"])
     train(config, quiet=True)
-    with pytest.raises(InputError, match="the code of own_module"):
+    with pytest.raises(InputError, match="own_module.*--trust-code"):
         metadist.load("run")
     metadist.load("run", trust_code=True)
     assert replay("run", print, trust_code=True)["hashes_compared"] == 2
@@ -146,10 +145,7 @@ def test_what_the_user_types_is_his_own(trained, tmp_path):
     (tmp_path / "own_net.py").write_text(textwrap.dedent(EVIL))
     job = [*(o for o in JOB if not o.startswith("model")), "model.name=own_net:Net", "run_dir=run"]
 
-    def command(*arguments: str) -> subprocess.CompletedProcess:
-        line = [sys.executable, "-m", "metadist", *arguments]
-        return subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, timeout=120)
-
+    command = partial(run, cwd=tmp_path)
     assert command("train", *job, "-q").returncode == 0
     (tmp_path / "imported").unlink()
     refused = command("evaluate", "run")
@@ -170,7 +166,7 @@ def test_no_address_is_dialled(stranger):
         port = server.getsockname()[1]
         for address in (f"127.0.0.1:{port}", f"ray://127.0.0.1:{port}", f"http://user:hunter2@127.0.0.1:{port}"):
             run_dir = stranger(f"fleet: {{backend: ray, address: '{address}'}}\n")
-            with pytest.raises(InputError, match=r"names an address \(fleet.address=") as raised:
+            with pytest.raises(InputError, match="fleet.address=") as raised:
                 evaluate(load_config([run_dir / "config.yaml"]), run_dir, say=print)
             assert "hunter2" not in str(raised.value)
             metadist.load(run_dir)
@@ -191,13 +187,13 @@ def test_no_place_elsewhere_is_followed(stranger, tmp_path, uri):
                lambda: replay_task(run_dir, TaskId("train", 1, 0)),
                lambda: train(load_config([], [*JOB, f"run_dir={tmp_path / 'new'}"]), resume=run_dir)]  # fmt: skip
     for way in refused:
-        with pytest.raises(InputError, match=r"names a place elsewhere \(checkpoint.location="):
+        with pytest.raises(InputError, match="checkpoint.location="):
             way()
     assert sorted(place.rglob("*")) == before and not (tmp_path / "new").exists()
     metadist.load(run_dir, trust_code=True)
     evaluate(config, run_dir, say=print, own={"checkpoint.location"})
     job = [*JOB, f"run_dir={tmp_path / 'new'}", f"checkpoint.location={config.checkpoint.location}", "meta_steps=3"]
-    with pytest.raises(InputError, match="holds the checkpoints of the run in"):
+    with pytest.raises(InputError, match="checkpoint.location"):
         train(load_config([], job), resume="auto", quiet=True)
 
 

@@ -171,6 +171,7 @@ cluster.shutdown()
 """
 
 
+@pytest.mark.wide
 def test_the_server_and_the_claim_of_an_object_store_are_on_the_drivers_node():
     """Of three; soft affinity without CPUs put them on any."""
     done = subprocess.run([sys.executable, "-c", NODES], capture_output=True, text=True, timeout=150)

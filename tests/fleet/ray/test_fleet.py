@@ -55,7 +55,7 @@ def test_per_user_labelled_table(tmp_path):
     assert told["accuracy"]["after"]["mean"] > 0.75
 
 
-def test_two_input_table(ray_cluster, tmp_path):
+def test_two_input_table(tmp_path):
     """y = slope of the group * x1 + x2, from two input fields of different width."""
     rng = np.random.default_rng(0)
     groups = np.repeat(np.arange(100), 30)
@@ -65,7 +65,8 @@ def test_two_input_table(ray_cluster, tmp_path):
     pa.csv.write_csv(pa.table(columns), tmp_path / "two.csv")
     importers.table(tmp_path / "two.csv", tmp_path / "data", group="g", inputs=["one=p", "two=q,r"], targets=["y"])
     task = ["task.shots=10", "task.queries=10", "learner.inner_lr=0.05", "learner.inner_steps=2", "model.hidden=[32]"]
-    told = go(tmp_path, f"data.path={tmp_path / 'data'}", *task, "meta_steps=150", "meta_lr=0.01", "meta_batch_size=16")
+    task += ["meta_steps=150", "meta_lr=0.01", "meta_batch_size=16", "fleet.backend=local"]
+    told = go(tmp_path, f"data.path={tmp_path / 'data'}", *task)
     assert told["loss"]["after"]["mean"] < 0.6 * told["loss"]["before"]["mean"]
 
 
@@ -219,6 +220,7 @@ def test_theta_on_two_servers_is_the_one_of_a_local_run(ray_cluster, tmp_path):
     """More than one block of parameters, and so many chunks a step that results are also sent ahead."""
     job = ["data.family=digits", "task.ways=3", "model.name=mlp", "model.hidden=[256, 256]", "meta_batch_size=40"]
     job += ["meta_steps=3", "engine.chunk_size=1", "optimizer.clip_norm=0.1", "evaluation.test_tasks=2"]
+    job += ["num_workers=1"]
     thetas = [
         train(load_config([], [*SMALL[:-1], *job, f"run_dir={tmp_path / name}", option]), quiet=True)["theta_sha256"]
         for name, option in (("local", "fleet.backend=local"), ("ray", "fleet.servers=2"))
@@ -242,6 +244,7 @@ def test_an_exception_that_does_not_come_again_costs_a_worker_where_the_job_allo
     )
     monkeypatch.chdir(tmp_path)
     job = ["data.source=flaky:Lines", "model.name=mlp", "meta_steps=4", "meta_batch_size=8", "engine.chunk_size=2"]
+    job += ["num_workers=1"]
 
     def theta(name: str, *overrides: str) -> str:
         own = [f"data.options={{flag: '{tmp_path / name}.flag'}}", f"run_dir={tmp_path / name}"]
@@ -258,11 +261,13 @@ def test_an_exception_that_does_not_come_again_costs_a_worker_where_the_job_allo
 def test_an_evaluation_on_training_tasks_is_no_training(ray_cluster, tmp_path):
     """So many chunks that, of a meta-step, the first results would go to the server before the last have come."""
     job = ["data.family=digits", "task.ways=3", "model.name=mlp", "model.hidden=[8]", "meta_steps=1"]
-    told = go(tmp_path, *job, "evaluation.split=train", "evaluation.test_tasks=80", "engine.chunk_size=1")
+    told = go(
+        tmp_path, *job, "evaluation.split=train", "evaluation.test_tasks=80", "engine.chunk_size=1", "num_workers=1"
+    )
     assert told["evaluated_step"] == 1
 
 
-@pytest.mark.parametrize(("servers", "lag"), [(1, 0), (2, 1)])
+@pytest.mark.parametrize(("servers", "lag"), [(1, 0), pytest.param(2, 1, marks=pytest.mark.wide)])
 def test_a_server_that_dies_between_two_steps_is_rebuilt(ray_cluster, tmp_path, servers, lag):
     from metadist.fleet.ray.fleet import RayFleet
 
