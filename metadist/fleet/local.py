@@ -339,7 +339,7 @@ class LocalExecutor:
                 worker.trouble = fault.kind
 
     def _strike(self, actor: Actor) -> None:
-        """What was the matter with a worker has happened."""
+        """Count what is the matter with a worker, and end it."""
         self.happened[actor.trouble] += 1
         actor.trouble = ""
 
