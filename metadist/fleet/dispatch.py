@@ -47,10 +47,10 @@ class Call(NamedTuple):
 
 @dataclass
 class Batch:
-    """Bundles to compute at some weights (None: at the newest there are when one is assigned), and their results so far.
+    """Bundles to compute at some weights (None: at the newest when each is assigned), and their results so far.
 
-    results: references, of each bundle's first result; returned: of each attempt the reports, or the measurements; lags:
-    of each attempt how many meta-steps old its weights are.
+    results: references, of each bundle's first result; returned: of each attempt the reports, or the measurements;
+    lags: of each attempt how many meta-steps old its weights are.
     """
 
     method: Literal["meta_gradients", "evaluate"]
