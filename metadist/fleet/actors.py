@@ -1,4 +1,4 @@
-"""What runs inside a worker's process. Light to import: a process pays for torch only when its worker computes."""
+"""The worker actor. Light to import: a process pays for torch only when its worker computes."""
 
 import os
 import socket

@@ -38,7 +38,7 @@ class Ahead(NamedTuple):
 
 
 class Call(NamedTuple):
-    """A call under way: its number, the attempt that it is, and references to what it will return."""
+    """A call under way: its number, the attempt it belongs to, and references to its results."""
 
     number: int
     attempt: Attempt
@@ -47,9 +47,11 @@ class Call(NamedTuple):
 
 @dataclass
 class Batch:
-    """Bundles to compute at some weights (None: at the newest there are when one is assigned), and what has come:
-    references to the first results of each bundle, what each attempt returned beside gradients, and of how old weights,
-    in steps, it is."""
+    """Bundles to compute at some weights (None: at the newest when each is assigned), and their results so far.
+
+    results: references, of each bundle's first result; returned: of each attempt the reports, or the measurements;
+    lags: of each attempt how many meta-steps old its weights are.
+    """
 
     method: Literal["meta_gradients", "evaluate"]
     bundles: Sequence[Bundle]
@@ -445,7 +447,7 @@ class Fleet:
         self._calls = {ref: call for ref, call in self._calls.items() if call.attempt.worker != worker}
 
     def _wait(self) -> list[Event]:
-        """What happened, after a while at most."""
+        """The next events: finished calls, and time going by."""
         done = self.executor.wait([*self._calls, *self.roster.refs], TICK_S)
         found = [self._event(ref, value) for ref, value in zip(done, self.executor.get(done), strict=True)]
         happened: list[Event] = [event for event in found if event is not None]
@@ -456,7 +458,7 @@ class Fleet:
         return happened
 
     def _event(self, ref: Ref, value: Any) -> Event | None:
-        """What a finished call means. An exception of our own or the user's code is raised here, as it was there."""
+        """The event that a finished call is. An exception of our own or the user's code is raised here again."""
         call = self._calls.pop(ref, None)
         if call is None:
             return self.roster.event(ref, value)
@@ -476,7 +478,7 @@ class Fleet:
         return events.Done(attempt)
 
     def _take(self, call: Call, value: list[Any]) -> None:
-        """What an attempt returned; the first results of a bundle are the ones that count."""
+        """Accept what an attempt returned; the first results of a bundle are the ones that count."""
         batch = self._batches.get(call.attempt.batch)
         if batch is not None:
             batch.results.setdefault(call.attempt.chunk, call.refs)

@@ -6,7 +6,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 from metadist.fleet.events import Kind
 
 Ref = Any
-"""Stands for an object: what a call will return, or what was put. Can be hashed, and be an argument of a call."""
+"""A reference to an object: the result of a call, or what was put. Hashable; may be an argument of another call."""
 Actor = Any
 
 
@@ -43,7 +43,7 @@ class Executor(Protocol):
         ...
 
     def shortage(self) -> str:
-        """What workers that have not joined are waiting for."""
+        """Which resources are missing for the workers that have not joined, in words."""
         ...
 
     def start_worker(self, worker: int, avoid: frozenset[str]) -> Actor:
@@ -55,11 +55,11 @@ class Executor(Protocol):
         ...
 
     def call(self, actor: Actor, method: str, *arguments: Any, returns: int = 1, control: bool = False) -> list[Ref]:
-        """Have an actor call a method after what it already has, or, if `control`, while it computes."""
+        """Call a method of an actor: after the calls it already has, or, with `control`, while it computes."""
         ...
 
     def wait(self, refs: Sequence[Ref], longest_s: float) -> list[Ref]:
-        """Those of which it is known what is behind them, as soon as that is any, after so many seconds at most."""
+        """References whose objects exist or have failed: at least one, unless `longest_s` seconds go by first."""
         ...
 
     def get(self, refs: Sequence[Ref]) -> list[Any]:
@@ -75,5 +75,5 @@ class Executor(Protocol):
         ...
 
     def close(self) -> None:
-        """Nothing more will be asked for."""
+        """Release what the executor itself holds."""
         ...

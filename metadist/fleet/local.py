@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from math import inf
 from typing import Any, Literal, NamedTuple
 from weakref import WeakSet
 
@@ -78,13 +79,14 @@ class Actor:
 
 @dataclass(eq=False, slots=True)
 class Call:
-    """A call under way; `bundle`: it is to compute something."""
+    """A call under way, which takes so long once it has begun; `bundle`: it is to compute something."""
 
     actor: Actor
     method: str
     arguments: tuple[Any, ...]
     refs: list[Ref]
-    begins_at: float = 0.0
+    takes_s: float = 0.0
+    outcome: tuple[Any] | None = None
 
     @property
     def bundle(self) -> Bundle:
@@ -170,23 +172,25 @@ class LocalExecutor:
             self._fail(call, "unavailable")
         elif actor.node:
             actor.calls[call] = None
-            self._schedule(self._done_at(call, control), call)
+            self._schedule(self._begins_at(call, control), call)
         return call.refs
 
     def wait(self, refs: Sequence[Ref], longest_s: float) -> list[Ref]:
-        """Time goes by until something has come, or may matter, which need not be within `longest_s`."""
-        wakes_s = self.wakes_in(self._time)
-        until = self._time + (IDLE_S if wakes_s is None else wakes_s) if longest_s else self._time
-        while not (done := [ref for ref in refs if ref.there]):
-            if not self._due or self._due[0][0] > until:
+        """Where nothing is due within `longest_s`, the clock is put forward to when something is, or matters."""
+        until = self._time + longest_s
+        while not (done := [ref for ref in refs if ref.there]) and longest_s:
+            next_s = self._due[0][0] if self._due else inf
+            if next_s > until:
+                wakes_s = self.wakes_in(self._time)
+                until = max(until, self._time + (IDLE_S if wakes_s is None else wakes_s))
+            if next_s > until:
                 self._time = until
                 break
-            time, _, due = heapq.heappop(self._due)
-            self._time = max(self._time, time)
+            self._time, due = max(self._time, next_s), heapq.heappop(self._due)[2]
             if isinstance(due, Fault):
                 self._happen(due)
                 break
-            self._deliver(due)
+            self._go_on(due)
         return done
 
     def get(self, refs: Sequence[Ref]) -> list[Any]:
@@ -208,23 +212,20 @@ class LocalExecutor:
     def _schedule(self, time_s: float, due: Call | Fault) -> None:
         heapq.heappush(self._due, (time_s, next(self._order), due))
 
-    def _done_at(self, call: Call, control: bool) -> float:
-        if control:
-            return self._time + ANSWER_S
+    def _begins_at(self, call: Call, control: bool) -> float:
         if not call.bundle:
-            return self._time + SPAWN_S
-        actor, slow = call.actor, SLOW if call.actor.trouble == "slow" else 1.0
-        call.begins_at = max(self._time, actor.free_at)
-        done_at = call.begins_at + CHUNK_S * len(call.bundle) * slow
+            return self._time + (ANSWER_S if control else SPAWN_S)
+        actor, begins_at, slow = call.actor, max(self._time, call.actor.free_at), call.actor.trouble == "slow"
+        self.happened["slow"] += slow
+        call.takes_s = CHUNK_S * len(call.bundle) * (SLOW if slow else 1)
+        actor.free_at = begins_at + call.takes_s
         if actor.trouble == "late weights" and isinstance(call.arguments[-1], Ref):
             actor.trouble = ""
-            return done_at + LATE_S
-        actor.free_at = done_at
-        self.happened["slow"] += slow > 1
-        return done_at
+            return begins_at + LATE_S
+        return begins_at
 
-    def _deliver(self, call: Call) -> None:
-        """Carry out a worker's call, now that its time has come, unless something is the matter with the worker."""
+    def _go_on(self, call: Call) -> None:
+        """Begin or end a worker's call, now that its time has come, unless something is the matter with the worker."""
         actor = call.actor
         if call not in actor.calls:
             return
@@ -233,29 +234,28 @@ class LocalExecutor:
             self._schedule(actor.cut_until, call)
         elif actor.trouble == "hang" and call.method != "node":
             self.happened["hang"] += 1
-        elif call.method == "cancel" and self._has_begun(actor, call.arguments[0]):
-            del actor.calls[call]  # too late
+        elif call.outcome is None:
+            self._begin(call)
+        elif actor.trouble == "lose" and call.bundle:
+            self._strike(actor)
         else:
-            trouble = actor.trouble if call.bundle else ""
-            if trouble == "repeat" and self._value(call) is not None:
-                self._strike(actor)
-            value = self._value(call)
-            if value is None:
-                actor.waiting.append(call)
-                self.happened["late weights"] += 1
-                return
-            if trouble == "lose":
-                self._strike(actor)
-                return
             del actor.calls[call]
-            self._finish(call, value[0])
-            for waiting in actor.waiting:
-                self._schedule(self._time, waiting)
-            actor.waiting.clear()
+            self._finish(call, call.outcome[0])
 
-    def _has_begun(self, actor: Actor, number: int) -> bool:
-        begun = (call for call in actor.calls if call.bundle and call.begins_at < self._time)
-        return any(call.arguments[0] == number and call not in actor.waiting for call in begun)
+    def _begin(self, call: Call) -> None:
+        actor = call.actor
+        call.outcome = self._value(call)
+        if call.outcome is None:
+            actor.waiting.append(call)
+            self.happened["late weights"] += 1
+            return
+        if actor.trouble == "repeat" and call.bundle:
+            self._strike(actor)
+            call.outcome = self._value(call)
+        for waiting in actor.waiting:  # for weights that may have come, or to be cancelled
+            self._schedule(self._time, waiting)
+        actor.waiting.clear()
+        self._schedule(self._time + call.takes_s, call)
 
     def _value(self, call: Call) -> tuple[Any] | None:
         """What a call returns, or its failure; None where it has to wait for weights."""
@@ -339,7 +339,7 @@ class LocalExecutor:
                 worker.trouble = fault.kind
 
     def _strike(self, actor: Actor) -> None:
-        """What was the matter with a worker has happened."""
+        """Count what is the matter with a worker, and end it."""
         self.happened[actor.trouble] += 1
         actor.trouble = ""
 

@@ -112,10 +112,10 @@ class ShardedServer:
         return join_states(self._ask("snapshot"))
 
     def copy(self, step: int, behind: Sequence[Ref] | None) -> Callable[[], Snapshot | None]:
-        """A snapshot after `step` meta-steps: a function that returns it once it has come."""
+        """Ask for a snapshot after `step` meta-steps: a function that returns it once it is there, until then None."""
         refs, count = [*self.weights(), *self._call_all("snapshot"), *(behind or ())], len(self._shards)
 
-        def come() -> Snapshot | None:
+        def poll() -> Snapshot | None:
             if len(self._executor.wait(refs, 0.0)) < len(refs):
                 return None
             parts = self._get(lambda: refs)
@@ -123,7 +123,7 @@ class ShardedServer:
             before = join_weights(parts[2 * count :])[0].theta.copy() if behind else None
             return Snapshot(step, theta, states, before)
 
-        return come
+        return poll
 
     def pids(self) -> list[int]:
         """The actors' processes."""

@@ -44,7 +44,7 @@ class Roster:
         self._joining[self._call(actor, "still_there", control=True)] = successor
 
     def ask(self, worker: int) -> None:
-        """For a sign of life, which an actor gives while it computes."""
+        """Ask a worker for a sign of life, which its actor gives while it computes."""
         if worker in self.actors:
             self._asked[self._call(self.actors[worker], "still_there", control=True)] = worker
 
@@ -71,7 +71,7 @@ class Roster:
         return lost
 
     def event(self, ref: Ref, value: Any) -> Event | None:
-        """What an answer means."""
+        """The event that an answer is, if any."""
         if ref in self._placing:
             self._placed_at[self._placing.pop(ref)] = self._executor.now()  # what failed fails `ready` too
         elif ref in self._asked:

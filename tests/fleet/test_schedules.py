@@ -22,7 +22,7 @@ from metadist.fleet.worker import Worker
 from tests.fleet.test_worker import make_worker
 
 BLOCKS, SCHEDULES = 20, 120
-STEPS, TASKS, CHUNK_SIZE = 7, 9, 2
+STEPS, TASKS, CHUNK_SIZE = 6, 9, 2
 KINDS = sorted(get_args(Kind))
 LOSSES = ("server", "server before", "server after", "results", "weights", "node")  # of what only the server had
 WORKER = make_worker()
