@@ -1,7 +1,7 @@
 """What a checkpoint directory holds, every byte verified at loading, no pickle.
 
-`step_00001200/` holds `weights.safetensors`, `trainer.pt`, `config.yaml` and, written last as the commit mark,
-`meta.json` with the size and sha256 of the others.
+A directory holds `weights.safetensors`, `trainer.pt`, `config.yaml` and, written last as the commit mark, `meta.json`
+with the size and sha256 of the others.
 """
 
 import hashlib
@@ -31,7 +31,6 @@ WEIGHTS, TRAINER, CONFIG, META = "weights.safetensors", "trainer.pt", "config.ya
 MOST_BYTES = {WEIGHTS: 1 << 38, CONFIG: MOST_TEXT_BYTES}
 MOST_TRAINER_WEIGHTS, MOST_TRAINER_BYTES = 8, 1 << 26  # times the bytes of the weights, and more for the rest
 FILES = (WEIGHTS, TRAINER, CONFIG, META)  # in the order in which they are written
-
 
 _ABSENT = arrow_fs.FileType.NotFound
 _IN_TRAINER = re.compile(r"torch\._utils _rebuild_tensor_v2|collections OrderedDict|torch \w+Storage")
@@ -63,7 +62,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     plain InputError for what a later metadist wrote, and for a `trainer.pt` that holds code.
     """
     fs, root = open_location(str(path))
-    meta = _read_meta(fs, root, path)
+    meta = read_meta(fs, root, path)
     contents: dict[str, bytes] = {}
     for file, expected in meta["files"].items():
         found = fs.get_file_info(f"{root}/{file}")
@@ -115,8 +114,8 @@ def _encode_trainer(trainer: dict[str, Any]) -> bytes:
     try:
         torch.load(io.BytesIO(buffer.getvalue()), map_location="cpu", weights_only=True)
     except UnpicklingError as error:
-        reason = str(error).splitlines()[0]
-        raise TypeError(f"The trainer state may hold only plain values and tensors ({reason})") from error
+        why = str(error).splitlines()[0]
+        raise TypeError(f"The trainer state may hold only plain values and tensors ({why})") from error
     return buffer.getvalue()
 
 
@@ -157,7 +156,8 @@ def _check_size(content: bytes) -> None:
                 raise ValueError(f"it names {argument}")
 
 
-def _read_meta(fs: arrow_fs.FileSystem, root: str, path: str | Path) -> dict[str, Any]:
+def read_meta(fs: arrow_fs.FileSystem, root: str, path: str | Path) -> dict[str, Any]:
+    """What `meta.json` in the directory `root` says, verified; `path` is its name in errors."""
     found = fs.get_file_info(f"{root}/{META}")
     if found.type != arrow_fs.FileType.File:
         raise _damaged(path, META, "is missing" if found.type == _ABSENT else "is no regular file")
@@ -219,10 +219,6 @@ def _foreign(path: str | Path, what: str) -> InputError:
 
 def _sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
-
-
-def step_name(step: int) -> str:
-    return f"step_{step:08d}"
 
 
 def open_location(location: str) -> tuple[arrow_fs.FileSystem, str]:

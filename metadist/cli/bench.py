@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from metadist.cli.arguments import split_arguments
+from metadist.core.redaction import to_stderr
 
 
 class _WithDefault(click.Group):
@@ -44,7 +45,7 @@ def engines(arguments: tuple[str, ...], seconds: float, compiled: bool, as_json:
     from metadist.config import load_config
     from metadist.run.bench import measure
 
-    told = measure(load_config(*split_arguments(arguments)), seconds, compiled, _say)
+    told = measure(load_config(*split_arguments(arguments)), seconds, compiled, to_stderr)
     click.echo(json.dumps(told, indent=2) if as_json else present_engines(told))
 
 
@@ -99,9 +100,9 @@ def scaling(quick: bool, as_json: bool, **options: Any) -> None:
         options["simulated"], options["chunk_s"], options["parameters"], options["chunks"], steps=options["steps"]
     )
     with redirect_stdout(sys.stderr):  # where Ray writes what it thinks of so many workers
-        started = connect(None, max(counts), _say)
+        started = connect(None, max(counts), to_stderr)
         try:
-            told = measuring.report(asked, options["servers"], counts, _say)
+            told = measuring.report(asked, options["servers"], counts, to_stderr)
         finally:
             if started:
                 disconnect()
@@ -140,7 +141,3 @@ def _table(rows: Sequence[dict[str, Any]]) -> str:
 
 def _cell(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr)

@@ -9,6 +9,8 @@ from typing import Any
 
 import click
 
+from metadist.core.redaction import to_stderr
+
 
 def _out(command: Callable[..., None]) -> Callable[..., None]:
     """The options every importer has."""
@@ -56,7 +58,7 @@ def _import(importer: str, **options: Any) -> None:
     path = getattr(importers, importer)(**options, progress=_Progress())
     found = describe(path)
     for note in found["notes"]:
-        print(f"note: {sentence(note)}", file=sys.stderr)
+        to_stderr(f"note: {sentence(note)}")
     splits = found["splits"].items()
     told = ", ".join(f"{split} {part['groups']} groups with {part['rows']} rows" for split, part in splits)
     count = len(found["notes"])

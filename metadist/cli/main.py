@@ -17,7 +17,8 @@ from metadist.cli.arguments import quoted, split_arguments
 from metadist.cli.bench import bench
 from metadist.cli.data import data
 from metadist.core.errors import Diverged, EvaluationFailed, HeadLost, InputError, Interrupted, StorageFailed
-from metadist.core.redaction import redact
+from metadist.core.files import finite
+from metadist.core.redaction import to_stderr
 
 ANY_ARGUMENTS = {"ignore_unknown_options": True}
 TRUST = click.option("--trust-code", is_flag=True, help="Follow the code, address and places that a saved run names.")
@@ -60,7 +61,6 @@ def train(
     """
     from metadist import config as configuration
     from metadist.run import api as run
-    from metadist.run.directory import finite
     from metadist.run.trust import trust_flag
 
     files, overrides = split_arguments(arguments)
@@ -102,13 +102,12 @@ def evaluate(run_directory: Path, arguments: tuple[str, ...], checkpoint: str, a
     from metadist import config as configuration
     from metadist.config.load import given_settings
     from metadist.run import api as run
-    from metadist.run.directory import finite
     from metadist.run.predictor import config_file
 
     files, overrides = split_arguments(arguments)
     config = configuration.load_config([config_file(run_directory), *files], overrides)
     own = given_settings(files, overrides)
-    told = run.evaluate(config, run_directory, checkpoint=checkpoint, say=_to_stderr, trust_code=trust_code, own=own)
+    told = run.evaluate(config, run_directory, checkpoint=checkpoint, say=to_stderr, trust_code=trust_code, own=own)
     click.echo(json.dumps(finite(told), indent=2) if as_json else f"{report(told)}\n\nresults    {told['folder']}")
 
 
@@ -143,7 +142,7 @@ def replay(run_directory: Path, verify: bool, task_name: str | None, trust_code:
     from metadist.run import replay as replaying
 
     if task_name is None:
-        click.echo(json.dumps(replaying.replay(run_directory, _to_stderr, trust_code=trust_code), indent=2))
+        click.echo(json.dumps(replaying.replay(run_directory, to_stderr, trust_code=trust_code), indent=2))
         return
     try:
         task_id = TaskId.parse(task_name)
@@ -257,10 +256,6 @@ def _figure(metric: str, point: dict[str, float]) -> str:
     return f"{point['mean']:.4f} ± {point['ci95']:.4f}"
 
 
-def _to_stderr(text: str) -> None:
-    print(redact(text), file=sys.stderr)
-
-
 def _interrupt(number: int, frame: FrameType | None) -> None:
     del frame
     raise Interrupted(number)
@@ -295,10 +290,10 @@ def _run_command() -> int:
         return 128 + error.signal_number
     except Exception as error:  # noqa: BLE001 - the last resort; its traceback is one -v away
         if verbose:
-            _to_stderr(traceback.format_exc())
+            to_stderr(traceback.format_exc())
         known = isinstance(error, InputError | Diverged | StorageFailed | EvaluationFailed | HeadLost)
         hint = "" if known or verbose else " (-v shows the traceback)"
-        _to_stderr(f"metadist: {'' if known else type(error).__name__ + ': '}{error}{hint}")
+        to_stderr(f"metadist: {'' if known else type(error).__name__ + ': '}{error}{hint}")
         code = 2 if isinstance(error, InputError) else 3 if isinstance(error, Diverged) else 1
         if isinstance(error, HeadLost):
             from metadist.fleet.ray.cluster import exit_without_head

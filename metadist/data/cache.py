@@ -10,11 +10,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from metadist.core.errors import InputError
+from metadist.core.errors import InputError, did_you_mean
 from metadist.data import fields, splits, table, writer
 from metadist.data.importers.digits import digits
 from metadist.data.importers.sinusoid import sinusoid
-from metadist.data.splits import did_you_mean
 from metadist.data.table import FORMAT_VERSION
 
 FAMILIES: dict[str, Callable[..., Path]] = {"digits": digits, "sinusoid": sinusoid}
@@ -29,7 +28,7 @@ def cached(family: str, options: Mapping[str, Any] | None = None) -> Path:
     """
     if family not in FAMILIES:
         raise InputError(
-            f"{family!r} is no built-in data set{did_you_mean(family, FAMILIES)}; take {' or '.join(FAMILIES)}"
+            f"{family!r} is no built-in data set, take {' or '.join(FAMILIES)}{did_you_mean(family, FAMILIES)}"
         )
     build = FAMILIES[family]
     known = {name: parameter.default for name, parameter in inspect.signature(build).parameters.items()}
@@ -38,7 +37,7 @@ def cached(family: str, options: Mapping[str, Any] | None = None) -> Path:
     options = options or {}
     for name in options:
         if name not in known:
-            raise InputError(f"{family} has no option {name!r}{did_you_mean(name, known)}; it has {', '.join(known)}")
+            raise InputError(f"{family} has no option {name!r}; it has {', '.join(known)}{did_you_mean(name, known)}")
         if isinstance(known[name], int | str) and type(options[name]) is not type(known[name]):
             raise InputError(f"{family}: {name}={options[name]!r} should be a {type(known[name]).__name__}")
     chosen = {**known, **options}

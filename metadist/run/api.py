@@ -15,8 +15,7 @@ from metadist.checkpoint.store import CheckpointStore
 from metadist.config import Config, load_config
 from metadist.config.load import shown
 from metadist.core.errors import EvaluationFailed, HeadLost, Interrupted, StorageFailed
-from metadist.core.files import private_files, reason, writing
-from metadist.core.lock import DriverLock, here
+from metadist.core.files import DriverLock, here, private_files, reason, writing
 from metadist.core.messages import Weights
 from metadist.core.task import Split
 from metadist.evaluation.figures import training_curve
@@ -210,8 +209,6 @@ def make_trainer(
             "journal.jsonl has for it"
         )
     noted = state["progress"] if state and own else {}
-    if checkpoint and own and checkpoint.run.get("best"):  # its process may have died before it could say so
-        store.point_best_to(checkpoint.step)
     return Trainer(
         config,
         run_dir=run_dir,

@@ -1,7 +1,6 @@
 """What a run directory holds, and whether a run may begin or go on in it."""
 
 import json
-import math
 import os
 import shlex
 from dataclasses import replace
@@ -13,7 +12,7 @@ from metadist.checkpoint.store import CheckpointStore
 from metadist.config import Config, dump_config
 from metadist.config.load import parse_config
 from metadist.core.errors import InputError
-from metadist.core.files import read_file, reason, replace_text
+from metadist.core.files import finite, read_file, reason, replace_text
 from metadist.core.redaction import redacted
 from metadist.run.identity import bound_settings
 from metadist.run.predictor import config_file, read_checkpoint, saved_place
@@ -90,7 +89,7 @@ def find_checkpoint(config: Config, run_dir: Path, resume: str | Path | None) ->
     except OSError as error:
         raise InputError(f"checkpoints cannot be kept in {location(config, run_dir)}: {error}") from error
     if not found:
-        lost = store.tell_passed_over()
+        lost = store.report_incomplete()
         if lost and local_folder(store.location):  # where a checkpoint appears whole or not at all
             raise InputError(
                 f"no checkpoint in {store.location} is complete: restore the meta.json of {lost[-1]}, or remove these "
@@ -187,12 +186,3 @@ def asked_target(run_dir: Path) -> int | None:
 def write_json(told: Any, path: Path) -> None:
     """Results as strict JSON; a number that is not finite is null."""
     replace_text(path, json.dumps(finite(redacted(told)), indent=2, allow_nan=False) + "\n")
-
-
-def finite(value: Any) -> Any:
-    """The same with None for each number that is not finite, which JSON does not have."""
-    if isinstance(value, dict):
-        return {key: finite(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [finite(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -110,10 +110,18 @@ def test_a_resumed_run_deals_the_batches_that_its_journal_has(tmp_path):
     assert [row["tasks"] for row in read_journal(tmp_path / "run" / "journal.jsonl") if "tasks" in row] == [2] * 4
 
 
-def test_mlflow_holds_the_run_and_a_resume_continues_it(tmp_path):
-    train(job(tmp_path / "runs" / "one", "meta_steps=4", mlflow=True), quiet=True)
-    train(job(tmp_path / "runs" / "one", "meta_steps=6", mlflow=True), resume="auto", quiet=True)
-    client = MlflowClient(f"sqlite:///{tmp_path / 'runs' / 'mlflow.db'}")
+@pytest.fixture
+def runs(tmp_path, mlflow_database) -> Path:
+    """Where runs find an MLflow database."""
+    (tmp_path / "runs").mkdir()
+    shutil.copy(mlflow_database, tmp_path / "runs")
+    return tmp_path / "runs"
+
+
+def test_mlflow_holds_the_run_and_a_resume_continues_it(runs):
+    train(job(runs / "one", "meta_steps=4", mlflow=True), quiet=True)
+    train(job(runs / "one", "meta_steps=6", mlflow=True), resume="auto", quiet=True)
+    client = MlflowClient(f"sqlite:///{runs / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("metadist")
     assert experiment is not None
     (run,) = client.search_runs([experiment.experiment_id])
@@ -127,15 +135,15 @@ def test_mlflow_holds_the_run_and_a_resume_continues_it(tmp_path):
     assert artifacts >= {"config.yaml", "results.json", "adaptation_curve.png", "training_curve.png", "tasks.arrow"}
 
 
-def test_divergence_is_a_failed_run_with_its_weights_saved(tmp_path):
+def test_divergence_is_a_failed_run_with_its_weights_saved(runs):
     with pytest.raises(Diverged, match="lower learner.inner_lr"):
-        train(job(tmp_path / "runs" / "two", "learner.inner_lr=1e30", "learner.inner_steps=3", mlflow=True), quiet=True)
-    client = MlflowClient(f"sqlite:///{tmp_path / 'runs' / 'mlflow.db'}")
+        train(job(runs / "two", "learner.inner_lr=1e30", "learner.inner_steps=3", mlflow=True), quiet=True)
+    client = MlflowClient(f"sqlite:///{runs / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("metadist")
     assert experiment is not None
     (run,) = client.search_runs([experiment.experiment_id])
     assert run.info.status == "FAILED"
-    assert CheckpointStore(tmp_path / "runs" / "two" / "checkpoints").steps()
+    assert CheckpointStore(runs / "two" / "checkpoints").steps()
 
 
 def test_given_weights_are_where_training_starts(tmp_path):

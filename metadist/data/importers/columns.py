@@ -12,12 +12,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 
-from metadist.core.errors import InputError
+from metadist.core.errors import InputError, did_you_mean
 from metadist.data.files import files_below, open_regular, require_regular, within
 from metadist.data.importers.delimited import LINE_BYTES, Dialect, TextColumn, packed, sniff, suffix
 from metadist.data.names import clean
 from metadist.data.notes import Notes, shown
-from metadist.data.splits import did_you_mean
 
 pc: Any = pyarrow.compute  # its functions are made at run time, which type checkers do not see
 FORMATS = {".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".arrow": "ipc", ".feather": "ipc", ".ipc": "ipc"}
@@ -60,7 +59,7 @@ class Rows:
         if len(near) != 1:
             hint = did_you_mean(asked, self.names)
             listed = ", ".join(map(shown, self.names[:50])) + (", ..." if len(self.names) > 50 else "")
-            raise InputError(f"{shown(self.source)} has no column {asked!r}{hint}; it has {listed}")
+            raise InputError(f"{shown(self.source)} has no column {asked!r}; it has {listed}{hint}")
         twice = next((file for file in self._files if file.names.count(near[0]) > 1), None)
         if twice is not None:
             raise InputError(f"{shown(twice.path)} has two columns named {near[0]!r}; rename one of them")

@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from metadist.core.errors import InputError
+from metadist.core.errors import InputError, did_you_mean
 from metadist.core.task import Split
 from metadist.data.importers.delimited import LINE_BYTES, limited_lines, open_text, sniff, suffix
 from metadist.data.names import clean, note_cleaned, note_lookalikes
 from metadist.data.notes import Notes, shown
-from metadist.data.splits import FRACTIONS, did_you_mean, divide, split_named
+from metadist.data.splits import FRACTIONS, divide, split_named
 from metadist.data.table import Field
 from metadist.data.tokenizer import PAD, UNKNOWN, Tokenizer, words
 from metadist.data.writer import VOCABULARY, About, DatasetWriter, Group, Progress, staging
@@ -226,7 +226,7 @@ def _named(value: Any) -> str | None:
 
 def _lacking(column: str, names: Sequence[Any]) -> str:
     known = [shown(name) for name in names]
-    return f"has no column {column!r}{did_you_mean(column, known)}; it has {', '.join(known[:50])}"
+    return f"has no column {column!r}; it has {', '.join(known[:50])}{did_you_mean(column, known)}"
 
 
 def _records(source: Path, columns: Columns, notes: Notes, faults: Faults) -> Iterator[tuple[int, dict[str, Any]]]:
