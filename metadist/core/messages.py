@@ -72,8 +72,8 @@ def fold(gradients: Sequence[np.ndarray], size: int) -> np.ndarray:
     return total
 
 
-def bits(told: Sequence[ChunkReport] | Mapping[str, np.ndarray]) -> bytes:
+def bits(answer: Sequence[ChunkReport] | Mapping[str, np.ndarray]) -> bytes:
     """What must be equal of two workers' answers to one question: losses and gradients' norms, or measurements."""
-    if isinstance(told, Mapping):
-        return b"".join(values.tobytes() for values in told.values())
-    return b"".join(report.losses.tobytes() + report.norms.tobytes() for report in told)
+    if isinstance(answer, Mapping):
+        return b"".join(values.tobytes() for values in answer.values())
+    return b"".join(report.losses.tobytes() + report.norms.tobytes() for report in answer)

@@ -14,7 +14,6 @@ import os
 import posixpath
 import re
 import shlex
-import sys
 import threading
 import time
 import uuid
@@ -25,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from metadist.core.files import parse_json_line, replace_text
-from metadist.core.redaction import command_line, redact, redacted
+from metadist.core.redaction import redact, redacted
 from metadist.tracking import Status, Tracker
 
 if TYPE_CHECKING:
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Metric
 
 OFFSET_FILE = "mlflow_offset"
-_BATCH_BYTES = 1 << 17
+_BATCH_BYTES = 1 << 15  # about 1000 values
 FLUSH_EVERY_S = 2.0
 FIRST_BACKOFF_S, LAST_BACKOFF_S = 5.0, 300.0
 _CLOSING_ATTEMPTS, _CLOSING_PAUSE_S = 2, 0.5
@@ -183,7 +182,7 @@ class MlflowTracker(Tracker):
         client = MlflowClient(tracking_uri=self._uri)
         if not self._continue_run(client):
             gone = self._run_id
-            tags = _context_tags() | ({"resumed_from_run": gone} if gone else {})
+            tags = {"mlflow.user": _user()} | ({"resumed_from_run": gone} if gone else {})
             experiment_id = self._experiment_id(client)
             run = client.create_run(experiment_id, start_time=self._started_ms, run_name=self._run_name, tags=tags)
             self._run_id = run.info.run_id
@@ -372,18 +371,11 @@ def clean_key(key: str) -> str:
     return posixpath.normpath(clean).lstrip("./") or "_"
 
 
-def _context_tags() -> dict[str, str]:
-    """What MLflow shows in the run list; only its global API, not the client, would fill these in."""
+def _user() -> str:
     try:
-        user = getpass.getuser()
+        return getpass.getuser()
     except (KeyError, OSError):
-        user = str(os.getuid())
-    command = command_line([Path(sys.argv[0]).name, *sys.argv[1:]])
-    return {
-        "mlflow.user": user,
-        "mlflow.source.name": command[:_TAG_CHARS],
-        "mlflow.source.type": "LOCAL",
-    }
+        return str(os.getuid())
 
 
 def database_file(uri: str) -> Path | None:
