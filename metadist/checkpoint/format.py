@@ -163,8 +163,9 @@ def read_meta(fs: arrow_fs.FileSystem, root: str, path: str | Path) -> dict[str,
         raise _damaged(path, META, "is missing" if found.type == _ABSENT else "is no regular file")
     if found.size > MOST_META_BYTES:
         raise _damaged(path, META, f"has {found.size} bytes, more than any description of a checkpoint")
+    content = _read(fs, root, path, META)
     try:
-        meta = json.loads(_read(fs, root, path, META))
+        meta = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise _damaged(path, META, f"is not JSON ({error})") from error
     if not isinstance(meta, dict) or type(meta.get("format")) is not int or meta["format"] < 1:

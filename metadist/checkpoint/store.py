@@ -168,11 +168,12 @@ class CheckpointStore:
         pointed = self._pointed()
         return (name for name in reversed(names) if name == pointed or self._was_best(name))
 
-    def _was_best(self, name: str) -> bool:
+    def _was_best(self, name: str) -> bool | None:
+        """None where it cannot be read, which may be for the moment only."""
         try:
             return bool(read_meta(self._fs, f"{self._root}/{name}", name)["run"].get("best"))
-        except InputError:
-            return False
+        except InputError as error:
+            return None if isinstance(error.__cause__, OSError) else False
 
     def _pointed(self) -> str | None:
         """The name in the file `best`, which an earlier metadist kept beside the checkpoints."""
@@ -218,7 +219,8 @@ class CheckpointStore:
         names = self._complete()
         reached = [name for name in names if _order(name)[0] <= step]
         last_of_step = {_order(name)[0]: name for name in reached}
-        kept = {*list(last_of_step.values())[-self._keep_last :], next(self._best(reached), None)}
+        unread = [name for name in reached if self._was_best(name) is None]
+        kept = {*list(last_of_step.values())[-self._keep_last :], *unread, next(self._best(reached), None)}
         for name in reached:
             if name not in kept:
                 self._delete(name)

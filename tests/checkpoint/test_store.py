@@ -1,4 +1,5 @@
 import dataclasses
+import errno
 import hashlib
 import json
 import os
@@ -112,6 +113,27 @@ def test_a_step_saved_again_goes_to_a_directory_of_its_own(location, tmp_path):
     for step in (7, 8):
         store.save(example(step))
     assert store.steps() == [6, 7, 8] and len(os.listdir(root)) == 3
+
+
+def test_a_best_that_cannot_be_read_for_a_moment_is_not_deleted(location, tmp_path):
+    store = CheckpointStore(location, keep_last=1)
+    store.save(example(1))
+    store.save(example(2), best=True)
+    real = store._fs
+
+    class Failing:
+        def open_input_stream(self, path):
+            if path.endswith("step_00000002/meta.json"):
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            return real.open_input_stream(path)
+
+        def __getattr__(self, name):
+            return getattr(real, name)
+
+    store._fs = Failing()  # pyright: ignore[reportAttributeAccessIssue]
+    store.save(example(3))
+    assert CheckpointStore(location).steps() == [2, 3]
+    assert CheckpointStore(location).load("best").step == 2
 
 
 def test_directories_of_an_earlier_metadist_are_read(location, tmp_path):
