@@ -32,7 +32,6 @@ MOST_BYTES = {WEIGHTS: 1 << 38, CONFIG: MOST_TEXT_BYTES}
 MOST_TRAINER_WEIGHTS, MOST_TRAINER_BYTES = 8, 1 << 26  # times the bytes of the weights, and more for the rest
 FILES = (WEIGHTS, TRAINER, CONFIG, META)  # in the order in which they are written
 
-_ABSENT = arrow_fs.FileType.NotFound
 _IN_TRAINER = re.compile(r"torch\._utils _rebuild_tensor_v2|collections OrderedDict|torch \w+Storage")
 
 
@@ -65,15 +64,11 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     meta = read_meta(fs, root, path)
     contents: dict[str, bytes] = {}
     for file, expected in meta["files"].items():
-        found = fs.get_file_info(f"{root}/{file}")
-        if found.type != arrow_fs.FileType.File:
-            raise _damaged(path, file, "is missing" if found.type == _ABSENT else "is no regular file")
-        if found.size != expected["bytes"]:
-            raise _damaged(path, file, f"has {found.size} bytes instead of {expected['bytes']}")
-        if found.size > MOST_BYTES.get(
-            file, MOST_TRAINER_WEIGHTS * meta["files"][WEIGHTS]["bytes"] + MOST_TRAINER_BYTES
-        ):
-            raise _foreign(path, f"has {found.size} bytes in {file}, more than training writes,")
+        size = _size(fs, root, path, file)
+        if size != expected["bytes"]:
+            raise _damaged(path, file, f"has {size} bytes instead of {expected['bytes']}")
+        if size > MOST_BYTES.get(file, MOST_TRAINER_WEIGHTS * meta["files"][WEIGHTS]["bytes"] + MOST_TRAINER_BYTES):
+            raise _foreign(path, f"has {size} bytes in {file}, more than training writes,")
         content = _read(fs, root, path, file)
         if _sha256(content) != expected["sha256"]:
             raise _damaged(path, file, "has changed since it was written (its sha256 differs)")
@@ -158,11 +153,8 @@ def _check_size(content: bytes) -> None:
 
 def read_meta(fs: arrow_fs.FileSystem, root: str, path: str | Path) -> dict[str, Any]:
     """What `meta.json` in the directory `root` says, verified; `path` is its name in errors."""
-    found = fs.get_file_info(f"{root}/{META}")
-    if found.type != arrow_fs.FileType.File:
-        raise _damaged(path, META, "is missing" if found.type == _ABSENT else "is no regular file")
-    if found.size > MOST_META_BYTES:
-        raise _damaged(path, META, f"has {found.size} bytes, more than any description of a checkpoint")
+    if (size := _size(fs, root, path, META)) > MOST_META_BYTES:
+        raise _damaged(path, META, f"has {size} bytes, more than any description of a checkpoint")
     content = _read(fs, root, path, META)
     try:
         meta = json.loads(content)
@@ -196,6 +188,14 @@ def _describes(meta: dict[str, Any]) -> bool:
         and isinstance(metrics, dict)
         and isinstance(meta.get("run"), dict)
     )
+
+
+def _size(fs: arrow_fs.FileSystem, root: str, path: str | Path, file: str) -> int:
+    found = fs.get_file_info(f"{root}/{file}")
+    if found.type != arrow_fs.FileType.File:
+        absent = found.type == arrow_fs.FileType.NotFound
+        raise _damaged(path, file, "is missing" if absent else "is no regular file")
+    return found.size or 0
 
 
 def _read(fs: arrow_fs.FileSystem, root: str, path: str | Path, file: str) -> bytes:
