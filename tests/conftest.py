@@ -59,6 +59,16 @@ def omniglot_folder() -> Path:
 
 
 @pytest.fixture(scope="session")
+def mlflow_database(tmp_path_factory) -> Path:
+    """An MLflow database as new, to be copied: making one takes seconds."""
+    from metadist.tracking.mlflow import make_database
+
+    folder = tmp_path_factory.mktemp("mlflow")
+    make_database(folder / "mlflow.db", folder / "mlartifacts")
+    return folder / "mlflow.db"
+
+
+@pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
     """One local Ray for all tests that need actors; it claims more CPUs than there are, so that workers can join."""
     import ray

@@ -1,7 +1,7 @@
 """What a checkpoint directory holds, every byte verified at loading, no pickle.
 
-`step_00001200/` holds `weights.safetensors`, `trainer.pt`, `config.yaml` and, written last as the commit mark,
-`meta.json` with the size and sha256 of the others.
+A directory holds `weights.safetensors`, `trainer.pt`, `config.yaml` and, written last as the commit mark, `meta.json`
+with the size and sha256 of the others.
 """
 
 import hashlib
@@ -32,8 +32,6 @@ MOST_BYTES = {WEIGHTS: 1 << 38, CONFIG: MOST_TEXT_BYTES}
 MOST_TRAINER_WEIGHTS, MOST_TRAINER_BYTES = 8, 1 << 26  # times the bytes of the weights, and more for the rest
 FILES = (WEIGHTS, TRAINER, CONFIG, META)  # in the order in which they are written
 
-
-_ABSENT = arrow_fs.FileType.NotFound
 _IN_TRAINER = re.compile(r"torch\._utils _rebuild_tensor_v2|collections OrderedDict|torch \w+Storage")
 
 
@@ -63,18 +61,14 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     plain InputError for what a later metadist wrote, and for a `trainer.pt` that holds code.
     """
     fs, root = open_location(str(path))
-    meta = _read_meta(fs, root, path)
+    meta = read_meta(fs, root, path)
     contents: dict[str, bytes] = {}
     for file, expected in meta["files"].items():
-        found = fs.get_file_info(f"{root}/{file}")
-        if found.type != arrow_fs.FileType.File:
-            raise _damaged(path, file, "is missing" if found.type == _ABSENT else "is no regular file")
-        if found.size != expected["bytes"]:
-            raise _damaged(path, file, f"has {found.size} bytes instead of {expected['bytes']}")
-        if found.size > MOST_BYTES.get(
-            file, MOST_TRAINER_WEIGHTS * meta["files"][WEIGHTS]["bytes"] + MOST_TRAINER_BYTES
-        ):
-            raise _foreign(path, f"has {found.size} bytes in {file}, more than training writes,")
+        size = _size(fs, root, path, file)
+        if size != expected["bytes"]:
+            raise _damaged(path, file, f"has {size} bytes instead of {expected['bytes']}")
+        if size > MOST_BYTES.get(file, MOST_TRAINER_WEIGHTS * meta["files"][WEIGHTS]["bytes"] + MOST_TRAINER_BYTES):
+            raise _foreign(path, f"has {size} bytes in {file}, more than training writes,")
         content = _read(fs, root, path, file)
         if _sha256(content) != expected["sha256"]:
             raise _damaged(path, file, "has changed since it was written (its sha256 differs)")
@@ -115,8 +109,8 @@ def _encode_trainer(trainer: dict[str, Any]) -> bytes:
     try:
         torch.load(io.BytesIO(buffer.getvalue()), map_location="cpu", weights_only=True)
     except UnpicklingError as error:
-        reason = str(error).splitlines()[0]
-        raise TypeError(f"The trainer state may hold only plain values and tensors ({reason})") from error
+        why = str(error).splitlines()[0]
+        raise TypeError(f"The trainer state may hold only plain values and tensors ({why})") from error
     return buffer.getvalue()
 
 
@@ -157,14 +151,13 @@ def _check_size(content: bytes) -> None:
                 raise ValueError(f"it names {argument}")
 
 
-def _read_meta(fs: arrow_fs.FileSystem, root: str, path: str | Path) -> dict[str, Any]:
-    found = fs.get_file_info(f"{root}/{META}")
-    if found.type != arrow_fs.FileType.File:
-        raise _damaged(path, META, "is missing" if found.type == _ABSENT else "is no regular file")
-    if found.size > MOST_META_BYTES:
-        raise _damaged(path, META, f"has {found.size} bytes, more than any description of a checkpoint")
+def read_meta(fs: arrow_fs.FileSystem, root: str, path: str | Path) -> dict[str, Any]:
+    """What `meta.json` in the directory `root` says, verified; `path` is its name in errors."""
+    if (size := _size(fs, root, path, META)) > MOST_META_BYTES:
+        raise _damaged(path, META, f"has {size} bytes, more than any description of a checkpoint")
+    content = _read(fs, root, path, META)
     try:
-        meta = json.loads(_read(fs, root, path, META))
+        meta = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise _damaged(path, META, f"is not JSON ({error})") from error
     if not isinstance(meta, dict) or type(meta.get("format")) is not int or meta["format"] < 1:
@@ -197,6 +190,14 @@ def _describes(meta: dict[str, Any]) -> bool:
     )
 
 
+def _size(fs: arrow_fs.FileSystem, root: str, path: str | Path, file: str) -> int:
+    found = fs.get_file_info(f"{root}/{file}")
+    if found.type != arrow_fs.FileType.File:
+        absent = found.type == arrow_fs.FileType.NotFound
+        raise _damaged(path, file, "is missing" if absent else "is no regular file")
+    return found.size or 0
+
+
 def _read(fs: arrow_fs.FileSystem, root: str, path: str | Path, file: str) -> bytes:
     try:
         return read(fs, f"{root}/{file}")
@@ -219,10 +220,6 @@ def _foreign(path: str | Path, what: str) -> InputError:
 
 def _sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
-
-
-def step_name(step: int) -> str:
-    return f"step_{step:08d}"
 
 
 def open_location(location: str) -> tuple[arrow_fs.FileSystem, str]:

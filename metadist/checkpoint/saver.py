@@ -1,8 +1,10 @@
 """Checkpoints written beside the training: the loop hands over a snapshot and goes on."""
 
+import queue
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
@@ -19,37 +21,39 @@ PAUSE_S = 1.0
 
 
 class Saver:
-    """Writes checkpoints in a thread of its own, one at a time and in the order of their steps, and journals the hash
-    of theta once a checkpoint is complete.
+    """Writes checkpoints in one thread, by step, and journals the hash of theta once a checkpoint is complete.
 
-    Of what is not written yet, the newest best and the newest other are kept: a store slower than the run delays no
-    step, but passes checkpoints over. What could not be written is told to `say` and tried again with the next one;
-    after three failures in a row every call raises StorageFailed.
+    Of those that wait, the newest best and the newest other count: a store slower than the run delays no step, but
+    passes checkpoints over. One that could not be written is reported to `say` and tried again with the next; after
+    three failures in a row every call raises StorageFailed.
     """
 
     def __init__(self, store: CheckpointStore, journal: Journal, say: Callable[[str], None]) -> None:
         self.store = store
         self._journal, self._say = journal, say
-        self._changed = threading.Condition()
-        self._owed: dict[bool, tuple[Checkpoint, np.ndarray]] = {}  # by whether it is the best
-        self._busy = self._closed = self._slow_told = False
+        self._waiting: dict[bool, tuple[Checkpoint, np.ndarray]] = {}  # by whether it is the best
+        self._lock = threading.Lock()
+        self._calls: queue.Queue[bool] = queue.Queue(maxsize=1)  # True: write all that waits; False: end
         self._failures = 0
+        self._slow_said = False
         self._fatal: Exception | None = None
-        self._thread: threading.Thread | None = None
+        self._thread = threading.Thread(target=self._serve, name="metadist-saver", daemon=True)
+        self._thread.start()
 
     def save(self, checkpoint: Checkpoint, theta: np.ndarray, *, best: bool) -> None:
         """Hand over a snapshot, of which nothing may change from now on; `theta` [P] is what its hash is of."""
         self.check()
-        with self._changed:
-            passed_over = self._owed.get(best)
-            self._owed[best] = checkpoint, theta
-        if passed_over and not self._failures and not self._slow_told:
-            self._slow_told = True
+        with self._lock:
+            passed_over = self._waiting.get(best)
+            self._waiting[best] = checkpoint, theta
+        if passed_over and not self._failures and not self._slow_said:
+            self._slow_said = True
             self._say(
                 f"the checkpoint of step {passed_over[0].step} was passed over for that of step {checkpoint.step}: "
                 "writing takes longer than the steps between (said once), set checkpoint.every higher"
             )
-        self._wake()
+        with suppress(queue.Full):  # a call is to come that will see this one
+            self._calls.put_nowait(True)
 
     def check(self) -> None:
         """Raises what ended saving, if anything did."""
@@ -58,67 +62,54 @@ class Saver:
 
     def flush(self) -> None:
         """Wait until everything is written; what fails is tried again, until it is given up with StorageFailed."""
-        self._wait()
-        while self._owed and self._fatal is None:
+        self._calls.join()
+        while self._waiting and self._fatal is None:
             time.sleep(PAUSE_S)
-            self._wake()
-            self._wait()
+            self._try_again()
         self.check()
 
     def close(self) -> None:
         """Wait for what is being written, try once what could not be, and end the thread."""
-        self._wait()
-        if self._owed and self._fatal is None:
-            self._wake()
-            self._wait()
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()
-        if self._thread is not None:
+        self._calls.join()
+        if self._waiting and self._fatal is None:
+            self._try_again()
+        if self._thread.is_alive():
+            self._calls.put(False)
             self._thread.join()
 
-    def _wake(self) -> None:
-        with self._changed:
-            self._busy = True
-            self._changed.notify_all()
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._serve, name="metadist-saver", daemon=True)
-            self._thread.start()
-
-    def _wait(self) -> None:
-        with self._changed:
-            self._changed.wait_for(lambda: not self._busy)
+    def _try_again(self) -> None:
+        self._calls.put(True)
+        self._calls.join()
 
     def _serve(self) -> None:
-        """Write what is owed whenever woken, until there is nothing left or something fails."""
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._busy or self._closed)
-                if not self._busy:
-                    return
-                best = min(self._owed, key=lambda kind: self._owed[kind][0].step, default=None)
-                if best is None or self._fatal is not None:
-                    self._busy = False
-                    self._changed.notify_all()
-                    continue
-                owed = self._owed.pop(best)
+        going_on = True
+        while going_on:
+            going_on = self._calls.get()
+            if going_on:
+                self._write_waiting()
+            self._calls.task_done()
+
+    def _write_waiting(self) -> None:
+        """Writes what waits, the earliest step first, until nothing does or one fails, which then waits again."""
+        while self._waiting and self._fatal is None:
+            with self._lock:
+                best = min(self._waiting, key=lambda best: self._waiting[best][0].step)
+                snapshot = self._waiting.pop(best)
             try:
-                self._write(*owed, best)
+                self._write(*snapshot, best)
                 self._failures = 0
             except Exception as error:  # noqa: BLE001 - raised in the driver's thread, by `check`
-                self._note(error, owed[0].step)
-                with self._changed:
-                    self._owed.setdefault(best, owed)
-                    self._busy = False
-                    self._changed.notify_all()
+                with self._lock:
+                    self._waiting.setdefault(best, snapshot)
+                self._count_failure(error, snapshot[0].step)
+                return
 
     def _write(self, checkpoint: Checkpoint, theta: np.ndarray, best: bool) -> None:
         hashed = theta_sha256(theta)
-        run = {**checkpoint.run, "theta_sha256": hashed, "best": best}
-        self.store.save(replace(checkpoint, run=run), best=best)
+        self.store.save(replace(checkpoint, run={**checkpoint.run, "theta_sha256": hashed, "best": best}), best=best)
         self._journal.append({"done": checkpoint.step, "theta_sha256": hashed}, sync=True)
 
-    def _note(self, error: Exception, step: int) -> None:
+    def _count_failure(self, error: Exception, step: int) -> None:
         if isinstance(error, PlaceLost) or not isinstance(error, OSError | ArrowException):
             self._fatal = error
             return

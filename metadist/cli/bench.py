@@ -1,11 +1,12 @@
 """`metadist bench`: what this machine makes of a job."""
 
 import json
-import sys
 from collections.abc import Sequence
 from typing import Any
 
 import click
+
+from metadist.core.redaction import to_stderr
 
 
 @click.command(context_settings={"ignore_unknown_options": True})
@@ -24,7 +25,7 @@ def bench(arguments: tuple[str, ...], seconds: float, compiled: bool, as_json: b
     from metadist.config import load_config, split_arguments
     from metadist.run.bench import measure
 
-    measured = measure(load_config(*split_arguments(arguments)), seconds, compiled, _say)
+    measured = measure(load_config(*split_arguments(arguments)), seconds, compiled, to_stderr)
     click.echo(json.dumps(measured, indent=2) if as_json else present(measured))
 
 
@@ -57,7 +58,3 @@ def _table(rows: Sequence[dict[str, Any]]) -> str:
 
 def _cell(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr)

@@ -13,6 +13,8 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import click
 
+from metadist.core.redaction import to_stderr
+
 FLAGS = {"inputs": "--input", "targets": "--target", "turned": "--turned/--upright"}  # where not --NAME
 
 
@@ -39,7 +41,7 @@ def _import(importer: Callable[..., Path], **options: Any) -> None:
     path = importer(**options, progress=_Progress())
     found = describe(path)
     for note in found["notes"]:
-        print(f"note: {sentence(note)}", file=sys.stderr)
+        to_stderr(f"note: {sentence(note)}")
     splits = found["splits"].items()
     sizes = ", ".join(f"{split} {part['groups']} groups with {part['rows']} rows" for split, part in splits)
     count = len(found["notes"])

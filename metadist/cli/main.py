@@ -20,7 +20,8 @@ from metadist.cli.bench import bench
 from metadist.cli.config import ANY_ARGUMENTS, config_group, learners
 from metadist.cli.data import data
 from metadist.core.errors import Diverged, EvaluationFailed, HeadLost, InputError, Interrupted, StorageFailed
-from metadist.core.redaction import redact
+from metadist.core.files import finite
+from metadist.core.redaction import to_stderr
 
 if TYPE_CHECKING:  # so that --help needs no torch
     from metadist.config import Config
@@ -62,7 +63,6 @@ def train(
     """
     from metadist.config import load_config, split_arguments
     from metadist.run import api
-    from metadist.run.directory import finite
 
     files, overrides = split_arguments(arguments)
     if not files and not overrides:
@@ -97,13 +97,13 @@ def evaluate(run_directory: Path, arguments: tuple[str, ...], checkpoint: str, a
     """
     from metadist.config import given_settings, load_config, split_arguments
     from metadist.run import evaluate as evaluation
-    from metadist.run.directory import config_file, finite
+    from metadist.run.directory import config_file
 
     files, overrides = split_arguments(arguments)
     config = load_config([config_file(run_directory), *files], overrides)
     typed = given_settings(files, overrides)
     results = evaluation.evaluate(
-        config, run_directory, checkpoint=checkpoint, say=_say, trust_code=trust_code, own=typed
+        config, run_directory, checkpoint=checkpoint, say=to_stderr, trust_code=trust_code, own=typed
     )
     click.echo(
         json.dumps(finite(results), indent=2) if as_json else f"{report(results)}\n\nresults    {results['folder']}"
@@ -145,7 +145,7 @@ def replay(run_directory: Path, verify: bool, task_name: str | None, trust_code:
     from metadist.run import replay as replaying
 
     if task_name is None:
-        click.echo(json.dumps(replaying.replay(run_directory, _say, trust_code=trust_code), indent=2))
+        click.echo(json.dumps(replaying.replay(run_directory, to_stderr, trust_code=trust_code), indent=2))
         return
     try:
         task_id = TaskId.parse(task_name)
@@ -256,14 +256,10 @@ def _run_command(arguments: list[str]) -> int:
         return 2
     except Exception as error:  # noqa: BLE001 - the last resort
         if verbose:
-            _say(traceback.format_exc())
+            to_stderr(traceback.format_exc())
         known = isinstance(error, KNOWN_ERRORS)
         hint = "" if known or verbose else " (-v shows the traceback)"
-        _say(f"metadist: {'' if known else type(error).__name__ + ': '}{error}{hint}")
+        to_stderr(f"metadist: {'' if known else type(error).__name__ + ': '}{error}{hint}")
         if isinstance(error, HeadLost):
             raise
         return 2 if isinstance(error, InputError) else 3 if isinstance(error, Diverged) else 1
-
-
-def _say(text: str) -> None:
-    print(redact(text), file=sys.stderr)

@@ -1,6 +1,5 @@
 """From files and `key=value` overrides to a `Config`, with every mistake reported at once and in words."""
 
-import difflib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Optional, get_args
@@ -9,7 +8,7 @@ from pydantic import BaseModel, ValidationError
 
 from metadist.config.schema import LEARNER_OPTIONS, Config, Open, Place
 from metadist.config.yaml import dump_yaml, parse_yaml
-from metadist.core.errors import InputError
+from metadist.core.errors import InputError, did_you_mean
 from metadist.core.files import read_file, reason
 from metadist.core.redaction import redacted_settings
 
@@ -86,9 +85,8 @@ def _read(file: Path) -> dict[str, Any]:
     try:
         text = read_file(file).decode()
     except FileNotFoundError:
-        near = difflib.get_close_matches(file.name, [f.name for f in file.parent.glob("*.yaml")], 1)
-        hint = f"; did you mean {file.parent / near[0]}?" if near else ": `metadist config new` writes one"
-        raise InputError(f"there is no job file {file}{hint}") from None
+        hint = did_you_mean(file.name, (other.name for other in file.parent.glob("*.yaml")))
+        raise InputError(f"there is no job file {file}{hint or ': `metadist config new` writes one'}") from None
     except InputError:
         raise
     except (OSError, ValueError) as error:
@@ -155,7 +153,7 @@ def _problem(details: Any, origin: dict[str, str]) -> str:
     where = f" (in {source})" if source else ""
     if details["type"] == "extra_forbidden":
         known = [*(f"learner.{name}" for name in LEARNER_OPTIONS), *known_keys(Config)]
-        return f"{path} is not a setting{where}{did_you_mean(path, known)}"
+        return f"{path} is not a setting{where}{_nearest_or_siblings(path, known)}"
     if details["type"] == "missing":
         return f"{path} is missing: `metadist config schema` says what it takes"
     message = details["msg"].removeprefix("Value error, ")
@@ -165,16 +163,12 @@ def _problem(details: Any, origin: dict[str, str]) -> str:
     return f"{path}={details['input']!r}{where}: {message[0].lower()}{message[1:]}{quotes}"
 
 
-def did_you_mean(word: str, known: Sequence[str]) -> str:
-    """ "; did you mean ...?" for the nearest known word, or "; known: ..." when none is near."""
-    near = [key for key in known if key.rpartition(".")[2] == word.rpartition(".")[2]] or difflib.get_close_matches(
-        word, [key for key in known if not word.startswith(key + ".")], 1
-    )
-    if near:
-        return f"; did you mean {near[0]}?"
-    parent = word.rpartition(".")[0]
-    siblings = [key for key in known if key.rpartition(".")[0] == parent]
-    return f"; known: {', '.join(siblings or known)}"
+def _nearest_or_siblings(key: str, known: Sequence[str]) -> str:
+    section, _, name = key.rpartition(".")
+    of_that_name = next((other for other in known if other.rpartition(".")[2] == name), key)
+    siblings = [other for other in known if other.rpartition(".")[0] == section]
+    near = did_you_mean(of_that_name, (other for other in known if not key.startswith(other + ".")))
+    return near or f"; known: {', '.join(siblings or known)}"
 
 
 def known_keys(model: type[BaseModel], path: str = "") -> list[str]:

@@ -1,6 +1,15 @@
 """The errors that end a run with a meaning of their own; the command line turns them into exit codes."""
 
+import difflib
+from collections.abc import Iterable
+
 from metadist.core.redaction import redact
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """The end of a message: "; did you mean ...?" with the nearest known word, or nothing where none is near."""
+    near = difflib.get_close_matches(word, list(known), 1)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 class InputError(ValueError):

@@ -18,8 +18,16 @@ class Draws:
     """A stream of uniform draws keyed by (seed, stream, task).
 
     The words come raw from Philox4x64-10 (Salmon et al. 2011), whose stream numpy guarantees; the integers are made
-    here, because numpy's own sampling methods may change between releases. `stream` separates uses that share a task:
-    0 samples the task, LEARNER_STREAM belongs to the learner.
+    here, because numpy's own sampling methods may change between releases.
+
+    Args:
+        seed: The run's seed, 0 to 2**64 - 1 (else the first draw raises OverflowError).
+        task: Whose draws these are.
+        stream: Separates uses that share a task: 0 samples the task, LEARNER_STREAM belongs to the learner.
+
+    Example:
+        >>> draws = Draws(0, TaskId("train", 0, 0))
+        >>> ways, shift = draws.choose(20, 5), draws.uniform(3)  # 5 distinct integers below 20; float64 [3] in [0, 1)
     """
 
     def __init__(self, seed: int, task: TaskId, stream: int = 0):
@@ -34,7 +42,7 @@ class Draws:
         return self._words.pop()
 
     def below(self, n: int) -> int:
-        """A uniform integer in [0, n); its bias is under n / 2**64."""
+        """A uniform integer in [0, n), n at least 1; its bias is under n / 2**64."""
         return self.word() * n >> 64
 
     def shuffle(self, n: int) -> Iterator[int]:
@@ -48,7 +56,7 @@ class Draws:
             moved[j] = moved.get(i, i)
 
     def choose(self, n: int, k: int) -> list[int]:
-        """k distinct integers of range(n) in random order."""
+        """k distinct integers of range(n) in random order, k at most n."""
         return list(islice(self.shuffle(n), k))
 
     def uniform(self, count: int) -> np.ndarray:

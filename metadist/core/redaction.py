@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -33,6 +34,11 @@ def redact(text: str) -> str:
     if "=" in text:
         text = _OPTION.sub(rf"\1{MARK}", _IN_QUERY.sub(rf"\1{MARK}", text))
     return _USERINFO.sub(rf"\g<scheme>{MARK}@", text) if ":/" in text else text
+
+
+def to_stderr(text: str) -> None:
+    """Prints a line of progress, a note or an error, without the secrets in it; stdout is for results."""
+    print(redact(text), file=sys.stderr)
 
 
 def redacted(tree: Any) -> Any:

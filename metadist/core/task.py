@@ -15,7 +15,14 @@ MOST_WAYS = 2**16
 class TaskId(NamedTuple):
     """The name of one task. A source turns it into the same task on any machine, at any time.
 
-    `step` is the meta-step that the task belongs to (0 for evaluation), `index` its place in that step's meta-batch.
+    Args:
+        split: `train`, `validation` or `test`, whose classes are disjoint.
+        step: The meta-step that the task belongs to, from 0; 0 for evaluation.
+        index: Its place in that step's meta-batch, from 0.
+
+    Example:
+        >>> str(TaskId("train", 120, 7))
+        'train:120:7'
     """
 
     split: Split
@@ -27,7 +34,7 @@ class TaskId(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> "TaskId":
-        """The inverse of `str`: "train:120:7" -> TaskId("train", 120, 7)."""
+        """The inverse of `str`: "train:120:7" -> TaskId("train", 120, 7). Raises ValueError for any other text."""
         split, step, index = text.split(":")
         if split not in SPLITS:
             raise ValueError(f"{text!r} does not name a task: its split must be one of {', '.join(SPLITS)}")
@@ -45,14 +52,25 @@ class Examples(NamedTuple):
 
 
 class Task(NamedTuple):
-    """One few-shot problem: adapt on `support`, judge on `query`. The two share no example."""
+    """One few-shot problem: adapt on `support`, judge on `query`. The two share no example.
+
+    Args:
+        support: The n = N * K examples of N ways and K shots (K alone in regression) that the learner adapts on.
+        query: The n = N * Q examples that it is judged on.
+
+    Example:
+        >>> x, y = np.zeros((5, 28, 28), np.float32), np.arange(5)  # 5 ways, 1 shot
+        >>> Task.of(x, y, x, y).support.inputs[0].shape
+        (5, 28, 28)
+    """
 
     support: Examples
     query: Examples
 
     @classmethod
     def of(cls, support_x: Any, support_y: Any, query_x: Any, query_y: Any) -> "Task":
-        """A task with one input and one target, from arrays or tensors of shape [n, ...]."""
+        """A task with one input and one target, from arrays or tensors of shape [n, ...]; labels are whole numbers from
+        0 to N - 1, targets of a regression floats."""
         return cls(Examples((support_x,), (support_y,)), Examples((query_x,), (query_y,)))
 
     def map(self, f: Callable[[Any], Any]) -> "Task":

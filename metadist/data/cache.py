@@ -10,9 +10,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from metadist.core.errors import InputError
+from metadist.core.errors import InputError, did_you_mean
 from metadist.data import importers, splits, table, writer
-from metadist.data.splits import did_you_mean
 from metadist.data.table import FORMAT_VERSION
 
 
@@ -28,11 +27,11 @@ def cached(family: str, options: Mapping[str, Any] | None = None) -> Path:
     families = [name for name, known in defaults.items() if "source" not in known]
     if family not in families:
         hint = did_you_mean(family, families)
-        raise InputError(f"{family!r} is no built-in data set{hint}; take {' or '.join(families)}")
+        raise InputError(f"{family!r} is no built-in data set, take {' or '.join(families)}{hint}")
     build, known = getattr(importers, family), defaults[family]
     for name in options:
         if name not in known:
-            raise InputError(f"{family} has no option {name!r}{did_you_mean(name, known)}; it has {', '.join(known)}")
+            raise InputError(f"{family} has no option {name!r}; it has {', '.join(known)}{did_you_mean(name, known)}")
         if isinstance(known[name], int | str) and type(options[name]) is not type(known[name]):
             raise InputError(f"{family}: {name}={options[name]!r} should be a {type(known[name]).__name__}")
     chosen = {**known, **options}

@@ -1,6 +1,5 @@
 """Which group belongs to which split, and raw uniform draws: both fixed by a seed for good, on any numpy release."""
 
-import difflib
 import hashlib
 from collections.abc import Iterable, Sequence
 
@@ -62,9 +61,3 @@ def uniforms(label: str, seed: int, count: int) -> np.ndarray:
     key = int.from_bytes(hashlib.sha256(f"{seed}:{label}".encode()).digest()[:16], "little")
     words = np.random.Philox(key=key).random_raw(count)
     return (words >> np.uint64(11)) * 2.0**-53
-
-
-def did_you_mean(name: str, names: Iterable[str]) -> str:
-    """' (did you mean "x"?)', or nothing when no name is near."""
-    near = difflib.get_close_matches(name, list(names), n=1)
-    return f" (did you mean {near[0]!r}?)" if near else ""

@@ -1,7 +1,6 @@
 """A run directory: its paths, what is read from it, and the run that writes it."""
 
 import json
-import math
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -16,8 +15,7 @@ from metadist.checkpoint.store import CheckpointStore
 from metadist.config import Config, dump_config, load_config
 from metadist.config.load import parse_config
 from metadist.core.errors import InputError
-from metadist.core.files import private_files, read_file, reason, replace_text
-from metadist.core.lock import DriverLock, here
+from metadist.core.files import DriverLock, finite, here, private_files, read_file, reason, replace_text
 from metadist.core.redaction import redacted
 from metadist.run.identity import bound_settings
 from metadist.run.tracker import RunTracker
@@ -112,8 +110,6 @@ class Run:
                     f"{self.path} has no checkpoint: its {len(self.planned)} meta-steps are computed again, each with "
                     "the tasks that journal.jsonl has for it"
                 )
-            if self.checkpoint and self.goes_on and self.checkpoint.run.get("best"):
-                self.store.point_best_to(self.checkpoint.step)  # its process may have died before it could
             self.saver = Saver(self.store, self.journal, self.say)
             try:
                 yield
@@ -243,15 +239,6 @@ def asked_target(run_dir: Path) -> int | None:
 def write_json(told: Any, path: Path) -> None:
     """Results as strict JSON; a number that is not finite is null."""
     replace_text(path, json.dumps(finite(redacted(told)), indent=2, allow_nan=False) + "\n")
-
-
-def finite(value: Any) -> Any:
-    """The same with None for each number that is not finite, which JSON does not have."""
-    if isinstance(value, dict):
-        return {key: finite(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [finite(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def config_file(run: str | Path) -> Path:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from metadist.config import Config
-from metadist.core.lock import here
+from metadist.core.files import here
 from metadist.fleet.events import Kind
 from metadist.fleet.limits import Patience
 from metadist.fleet.local import LocalFleet

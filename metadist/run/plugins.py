@@ -2,7 +2,6 @@
 
 import importlib
 import inspect
-import math
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
@@ -16,10 +15,9 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 from torch.nn.parameter import is_lazy
 
-from metadist.config.load import did_you_mean
 from metadist.config.schema import LearnerConfig, ModelConfig
-from metadist.core.errors import InputError
-from metadist.core.files import reason
+from metadist.core.errors import InputError, did_you_mean
+from metadist.core.files import finite, reason
 from metadist.core.redaction import is_redacted
 from metadist.data.shapes import Shapes
 from metadist.learners import INNER_OPTIMIZERS, LEARNERS, InnerOptimizer, Learner
@@ -32,7 +30,8 @@ def resolve(name: str, known: Iterable[str] = ()) -> Any:
     lists the built-in names where the name is of no such form."""
     module_name, colon, attribute = name.partition(":")
     if not colon or not module_name or module_name.startswith("."):
-        hint = did_you_mean(name.lower(), list(known))
+        known = list(known)
+        hint = did_you_mean(name.lower(), known) or f"; known: {', '.join(known)}"
         raise InputError(f"{name!r} is neither built in nor of the form module:attribute{hint}")
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
@@ -63,7 +62,8 @@ def call(what: str, function: Callable[..., Any], options: Mapping[str, Any], hi
         if isinstance(value, str) and is_redacted(value):
             raise InputError(f"{what}: {name} was saved without its secret: give that setting again")
         if name not in parameters and not open_ended:
-            raise InputError(f"{what} has no option {name!r}{did_you_mean(name, known) if known else '; it has none'}")
+            hint = did_you_mean(name, known) or f"; it has {', '.join(known) or 'none'}"
+            raise InputError(f"{what} has no option {name!r}{hint}")
         checked[name] = value if name in hidden else _convert(what, name, value, hints.get(name))
     named = [(n, p) for n, p in parameters.items() if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
     missing = [n for n, p in named if p.default is p.empty and n not in checked]
@@ -78,7 +78,7 @@ def call(what: str, function: Callable[..., Any], options: Mapping[str, Any], hi
 
 
 def _convert(what: str, name: str, value: Any, hint: Any) -> Any:
-    if not _finite(value):
+    if finite(value) != value:
         raise InputError(f"{what}: {name}={value!r}: input should be a finite number")
     if hint is None:
         return value
@@ -90,14 +90,6 @@ def _convert(what: str, name: str, value: Any, hint: Any) -> Any:
     if isinstance(value, bool) and not isinstance(converted, bool):
         raise InputError(f"{what}: {name}={value!r}: input should be a number, not true or false")
     return converted
-
-
-def _finite(value: Any) -> bool:
-    if isinstance(value, dict):
-        return all(map(_finite, value.values()))
-    if isinstance(value, list):
-        return all(map(_finite, value))
-    return not isinstance(value, float) or math.isfinite(value)
 
 
 def make_model(settings: ModelConfig, seed: int, shapes: Shapes) -> Model:

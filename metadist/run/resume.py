@@ -103,7 +103,7 @@ def find_checkpoint(config: Config, run_dir: Path, resume: str | Path | None) ->
     except OSError as error:
         raise InputError(f"checkpoints cannot be kept in {location(config, run_dir)}: {error}") from error
     if not found:
-        lost = store.tell_passed_over()
+        lost = store.report_incomplete()
         if lost and local_folder(store.location):  # where a checkpoint appears whole or not at all
             raise InputError(
                 f"no checkpoint in {store.location} is complete: restore the meta.json of {lost[-1]}, or remove these "

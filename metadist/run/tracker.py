@@ -44,7 +44,7 @@ class RunTracker:
             name = own.run_name or run_dir.name
             run_id = known_run_id(run_dir, checkpoint)
             note = partial(replace_text, run_dir / RUN_ID_FILE)
-            self._mlflow = MlflowTracker(own.uri, own.experiment, name, run_id, run_dir.parent, self.say, note)
+            self._mlflow = MlflowTracker(own.uri, own.experiment, name, run_id, run_dir, self.say, note)
             trackers.append(self._mlflow)
         self.tracker: Tracker = Trackers(*trackers)
 

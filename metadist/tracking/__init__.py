@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 
-class Tracker(Protocol):
-    """Takes what a run reports, and passes over what it has no use for. No call waits for a network.
+class Tracker:
+    """Takes what a run reports; this one passes over all of it. No call waits for a network.
 
     Metric names are paths such as `train/loss`, `validation/accuracy` (a fraction, 0 to 1), `throughput/tasks_per_s`,
     `fleet/workers`; `step` is the number of meta-steps done.
@@ -16,28 +16,24 @@ class Tracker(Protocol):
 
     def params(self, values: dict[str, str]) -> None:
         """The resolved settings of the run, flat, by dotted key."""
-        ...
 
     def tags(self, values: dict[str, str]) -> None:
         """Facts about the run: versions, digests, git commit."""
-        ...
 
-    def metrics(self, values: Mapping[str, float], step: int) -> None: ...
+    def metrics(self, values: Mapping[str, float], step: int) -> None:
+        """Numbers of one meta-step."""
 
     def dataset(self, name: str, digest: str, source: str, context: str) -> None:
         """Data the run used: its content digest, the path or URI it came from, and what for (`train`, `test`)."""
-        ...
 
     def artifact(self, path: Path, folder: str = "") -> None:
         """A file to keep with the run. It may be read later than this call returns, and must stay until `finish`."""
-        ...
 
     def finish(self, status: Status) -> None:
         """The end: FINISHED (done), FAILED (an error), KILLED (stopped by a person or the cluster)."""
-        ...
 
 
-class Trackers:
+class Trackers(Tracker):
     """Several trackers as one, called in the order given. An error of one is raised: none of them may fail quietly."""
 
     def __init__(self, *trackers: Tracker) -> None:

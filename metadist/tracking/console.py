@@ -2,23 +2,24 @@
 
 import math
 import os
-import shutil
 import sys
 import threading
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from metadist.core.redaction import redact
-from metadist.tracking import Status
+from metadist.tracking import Status, Tracker
+
+if TYPE_CHECKING:
+    from rich.live import Live
 
 _REDRAW_S = 0.1
 _SHOWN = {"train/loss", "validation/accuracy", "validation/loss", "throughput/tasks_per_s", "fleet/workers"}
 
 
-class ConsoleTracker:
+class ConsoleTracker(Tracker):
     """Writes `step 1200/6000 20.0% | loss 0.812 | validation 94.1% (best 94.3% @1100) | 212 tasks/s | ETA 12m`.
 
     Understands `train/loss`, `validation/accuracy` (a fraction) or `validation/loss`, `throughput/tasks_per_s` and
@@ -30,40 +31,28 @@ class ConsoleTracker:
         self, total_steps: int, stream: TextIO | None = None, every_s: float = 5.0, quiet: bool = False
     ) -> None:
         self._stream = sys.stderr if stream is None else stream
-        self._live = self._stream.isatty() and os.environ.get("TERM") != "dumb"
-        self._every_s = min(every_s, _REDRAW_S) if self._live else every_s
+        self._on_terminal = self._stream.isatty() and os.environ.get("TERM") != "dumb"
+        self._live: Live | None = None
+        self._every_s = min(every_s, _REDRAW_S) if self._on_terminal else every_s
         self._total, self._quiet = total_steps, quiet
         self._latest: dict[str, float] = {}
         self._best: tuple[float, int] | None = None
         self._first: tuple[int, float] | None = None
         self._step = 0
-        self._drawn_at = -float("inf")
-        self._owed = False  # what came since the last line was drawn is not shown yet
-        self._drawn = ""
+        self._drawn, self._drawn_at = "", -math.inf
+        self._changed = False  # since the last line was drawn
         self._lock = threading.Lock()
-
-    def params(self, values: dict[str, str]) -> None:
-        pass
-
-    def tags(self, values: dict[str, str]) -> None:
-        pass
-
-    def dataset(self, name: str, digest: str, source: str, context: str) -> None:
-        pass
-
-    def artifact(self, path: Path, folder: str = "") -> None:
-        pass
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
         with self._lock:
             now = time.monotonic()
             self._first = self._first or (step, now)
-            self._owed |= step != self._step or not _SHOWN.isdisjoint(values)
+            self._changed |= step != self._step or not _SHOWN.isdisjoint(values)
             self._step = step
             self._latest.update(values)
             self._keep_best(values, step)
             if not self._quiet and now - self._drawn_at >= self._every_s:
-                self._draw(now)
+                self._draw()
 
     def remember(self, values: Mapping[str, float], step: int) -> None:
         """A validation of an earlier try of this run, of which the best is shown."""
@@ -71,58 +60,53 @@ class ConsoleTracker:
 
     def say(self, text: str) -> None:
         """Prints a sentence, without passwords and keys, on a line of its own, after the progress up to it; a live line
-        is continued below it."""
-        text = redact(text)
+        goes on below it."""
         with self._lock:
-            if self._owed and not self._quiet and not self._live:
-                self._draw(time.monotonic())
-            if self._live and self._drawn:
-                blank = " " * len(self._drawn)
-                self._write(f"\r{blank}\r{text}\n{self._drawn}")
-            else:
-                self._write(text + "\n")
+            if self._changed and not self._quiet and not self._on_terminal:
+                self._draw()
+            self._print(redact(text))
 
     def finish(self, status: Status) -> None:
         """Shows the last state, where that is not done yet, and ends the line."""
         with self._lock:
-            if self._quiet or self._first is None:
-                return
-            if self._owed:
-                self._draw(time.monotonic())
-            if self._live:
-                self._write("\n")
-            self._drawn = ""
+            if self._changed and not self._quiet:
+                self._draw()
+            if self._live is not None:
+                with suppress(OSError):
+                    self._live.stop()
+                self._live = None
 
     def _keep_best(self, values: Mapping[str, float], step: int) -> None:
-        if values.get("validation/diverged_tasks"):
-            return
-        if "validation/accuracy" in values:
-            value, better = values["validation/accuracy"], float.__gt__
-        elif "validation/loss" in values:
-            value, better = values["validation/loss"], float.__lt__
-        else:
-            return
-        if math.isnan(value):
+        name, better = ("accuracy", float.__gt__) if "validation/accuracy" in values else ("loss", float.__lt__)
+        value = float(values.get(f"validation/{name}", math.nan))
+        if values.get("validation/diverged_tasks") or math.isnan(value):
             return  # is never the best
-        if self._best is None or better(float(value), self._best[0]):
-            self._best = (float(value), step)
+        if self._best is None or better(value, self._best[0]):
+            self._best = value, step
 
-    def _draw(self, now: float) -> None:
-        text = self._text(now)
-        if self._live:
-            text = text[: shutil.get_terminal_size().columns - 1]
-            self._write("\r" + text.ljust(len(self._drawn)))
-        elif text != self._drawn:
-            self._write(text + "\n")
-        self._drawn, self._drawn_at, self._owed = text, now, False
+    def _draw(self) -> None:
+        text, before = self._text(), self._drawn
+        self._drawn, self._drawn_at, self._changed = text, time.monotonic(), False
+        if not self._on_terminal:
+            if text != before:
+                self._print(text)
+            return
+        from rich.text import Text
 
-    def _write(self, text: str) -> None:
+        with suppress(OSError):
+            self._live = self._live or _live_line(self._stream)
+            self._live.update(Text(text, no_wrap=True, overflow="ellipsis"), refresh=True)
+
+    def _print(self, text: str) -> None:
         """A terminal that is gone, or a log on a full disk, is no reason to end a run."""
         with suppress(OSError):
-            self._stream.write(text)
-            self._stream.flush()
+            if self._live is None:
+                self._stream.write(text + "\n")
+                self._stream.flush()
+            else:
+                self._live.console.out(text, highlight=False)
 
-    def _text(self, now: float) -> str:
+    def _text(self) -> str:
         latest, step = self._latest, self._step
         parts = [f"step {step}/{self._total} {100 * step / max(self._total, 1):.1f}%"]
         if "train/loss" in latest:
@@ -140,10 +124,21 @@ class ConsoleTracker:
         if "fleet/workers" in latest:
             workers = int(latest["fleet/workers"])
             parts.append(f"{workers} worker{'' if workers == 1 else 's'}")
-        if self._first and step > self._first[0] and step < self._total:
-            per_step_s = (now - self._first[1]) / (step - self._first[0])
+        if self._first and self._first[0] < step < self._total:
+            per_step_s = (time.monotonic() - self._first[1]) / (step - self._first[0])
             parts.append(f"ETA {_duration(per_step_s * (self._total - step))}")
         return " | ".join(parts)
+
+
+def _live_line(stream: TextIO) -> "Live":
+    """The last line of a terminal, below whatever this process prints to stderr."""
+    from rich.console import Console
+    from rich.live import Live
+
+    live = Live(console=Console(file=stream, color_system=None), auto_refresh=False, redirect_stdout=False)
+    live.start()
+    live.console.show_cursor()  # which a process that is killed would leave hidden
+    return live
 
 
 def _duration(seconds: float) -> str:

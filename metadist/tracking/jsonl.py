@@ -1,6 +1,5 @@
 """`metrics.jsonl`: every number of a run, one JSON object a line. What the other trackers show is copied from here."""
 
-import json
 import math
 import time
 from collections.abc import Mapping
@@ -8,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from metadist.core.errors import InputError
-from metadist.core.files import MOST_LINES_BYTES, LineFile, read_file
-from metadist.tracking import Status
+from metadist.core.files import JsonLines, read_json_lines
+from metadist.tracking import Status, Tracker
 
 _NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 
 
-class JsonlTracker:
+class JsonlTracker(Tracker):
     """Appends `{"step": ..., "time": ..., name: value, ...}` lines to `path`, flushed one by one.
 
     `time` is in seconds since 1970. JSON has no non-finite numbers: they are written as "nan", "inf", "-inf".
@@ -23,23 +22,11 @@ class JsonlTracker:
     """
 
     def __init__(self, path: Path) -> None:
-        self._lines = LineFile(path, read_file(path, MOST_LINES_BYTES).rfind(b"\n") + 1 if path.exists() else 0)
-
-    def params(self, values: dict[str, str]) -> None:
-        pass
-
-    def tags(self, values: dict[str, str]) -> None:
-        pass
+        self._lines = JsonLines(path)
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
         numbers = {name: _written(float(value)) for name, value in values.items()}
-        self._lines.append(json.dumps({"step": step, "time": round(time.time(), 3), **numbers}, allow_nan=False))
-
-    def dataset(self, name: str, digest: str, source: str, context: str) -> None:
-        pass
-
-    def artifact(self, path: Path, folder: str = "") -> None:
-        pass
+        self._lines.append({"step": step, "time": round(time.time(), 3), **numbers})
 
     def finish(self, status: Status) -> None:
         self._lines.close()
@@ -52,15 +39,12 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     """
     if not path.exists():
         raise InputError(f"There is no {path}: give a run directory in which training has begun.")
-    lines = read_file(path, MOST_LINES_BYTES).split(b"\n")[:-1]
-    rows = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            row = json.loads(line)
-            rows.append({name: _NON_FINITE.get(value, value) for name, value in row.items()})
-        except (ValueError, RecursionError, AttributeError, TypeError) as error:
-            raise InputError(f"Line {number} of {path} is damaged ({error}): delete that line.") from error
-    return rows
+    return [numbers(row) for row in read_json_lines(path)]
+
+
+def numbers(row: dict[str, Any]) -> dict[str, Any]:
+    """A line of the file as it was before it was written: with numbers that are not finite."""
+    return {name: _NON_FINITE.get(value, value) if isinstance(value, str) else value for name, value in row.items()}
 
 
 def _written(value: float) -> float | str:

@@ -1,52 +1,58 @@
 """MLflow, fed by one background thread, so that a slow, broken or hanging server never touches training.
 
 The plain MLflow client blocks for minutes when its server is down, its own asynchronous mode can lose the last numbers,
-and a run left alone is shown as finished whatever happened. Hence: callers only ever append to a bounded buffer; one
-daemon thread imports MLflow, writes a batch every two seconds, retries by itself; `finish` waits a bounded time.
+and a run left alone is shown as finished whatever happened. Hence: one daemon thread imports MLflow and every two
+seconds sends what `metrics.jsonl` has beyond the offset it has reached; when that fails it waits longer and longer and
+tries again from the same offset; `finish` waits a bounded time.
 """
 
+import functools
 import getpass
 import json
 import logging
 import os
+import posixpath
 import re
 import shlex
-import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from metadist.core.redaction import command_line, redact, redacted
-from metadist.tracking import Status
-from metadist.tracking.pending import Pending, tag_value
+from metadist.core.files import parse_json_line, replace_text
+from metadist.core.redaction import redact, redacted
+from metadist.tracking import Status, Tracker
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Metric
 
-_FLUSH_EVERY_S = 2.0
-_FIRST_BACKOFF_S, _LAST_BACKOFF_S = 5.0, 300.0
+OFFSET_FILE = "mlflow_offset"
+_BATCH_BYTES = 1 << 15  # about 1000 values
+FLUSH_EVERY_S = 2.0
+FIRST_BACKOFF_S, LAST_BACKOFF_S = 5.0, 300.0
 _CLOSING_ATTEMPTS, _CLOSING_PAUSE_S = 2, 0.5
 _ARTIFACT_ATTEMPTS = 3
+_KEY_CHARS, _PARAM_CHARS, _TAG_CHARS, _DIGEST_CHARS = 250, 6000, 8000, 36  # MLflow's limits
 _REFUSED = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")
+_GONE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 _HALF_MADE = re.compile(r"duplicate column name|table \S+ already exists|no such table")
 _MOST_CHARS = 300
 _MIGRATING = threading.Lock()  # MLflow's migrations are not for several threads
-_GONE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 
 
-class MlflowTracker:
-    """One MLflow run. No call waits: each only appends to a buffer of bounded size (the oldest metrics go first and are
-    counted in `tracking/dropped`; non-finite values are not sent but counted in `tracking/nonfinite`).
+class MlflowTracker(Tracker):
+    """One MLflow run, whose numbers are those in `metrics.jsonl` of `run_dir`. No call waits.
 
-    `uri` defaults to MLFLOW_TRACKING_URI, else to an SQLite file and an artifact folder under `run_root`. With `run_id`
-    that run is continued; when it is gone a new one says so in the tag `resumed_from_run`. Parameters cannot change in
-    MLflow: changed ones are listed in the tag `param_drift`. `opened` is called, from another thread, with the id of
-    the run once there is one. Failures are told through `say`, one sentence an outage,
-    possibly from another thread.
+    `uri` defaults to MLFLOW_TRACKING_URI, else to an SQLite file and an artifact folder beside `run_dir`. With `run_id`
+    that run is continued, from the line of `metrics.jsonl` that it has reached; when it is gone a new one says so in
+    the tag `resumed_from_run`. Parameters cannot change in MLflow: changed ones are listed in the tag `param_drift`.
+    Values that are not finite are not sent, but their number is, as `tracking/nonfinite`. `opened` is called with the
+    id of the run once there is one, and `say` with failures, one sentence an outage, both possibly from another thread.
     """
 
     def __init__(
@@ -55,49 +61,54 @@ class MlflowTracker:
         experiment: str,
         run_name: str,
         run_id: str | None,
-        run_root: Path,
+        run_dir: Path,
         say: Callable[[str], None],
         opened: Callable[[str], object] = lambda run_id: None,
     ) -> None:
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-        self._run_root = Path(run_root).absolute()
+        self._metrics, self._run_root = Path(run_dir).absolute() / "metrics.jsonl", Path(run_dir).absolute().parent
         self._uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{self._run_root / 'mlflow.db'}"
         self._shown_uri = redact(self._uri)
         self._experiment, self._run_name, self._say, self._opened = experiment, run_name, say, opened
         self._run_id, self._run_opened = run_id, threading.Event()
         self._started_ms = int(time.time() * 1000)
-        self._known_params: dict[str, str] = {}
-        self._drift: dict[str, str] = {}
-        self._pending, self._lock = Pending(), threading.Lock()
-        self._refusal_told = False
+        self._offset = _reached(self._metrics, run_id)  # bytes of metrics.jsonl that MLflow has
+        self._lock = threading.Lock()  # on what the next four hold, which the writer sends where it is not sent yet
+        self._params: dict[str, str] = {}
+        self._tags: dict[str, str] = {}
+        self._datasets: list[tuple[str, str, str, str]] = []
+        self._artifacts: dict[tuple[Path, str], int] = {}  # (path, folder) -> how often it was tried
+        self._sent_params: dict[str, str] = {}
+        self._sent_tags: dict[str, str] = {}
+        self._refusal_said = False
         self._outage = ""
         self._status: tuple[Status, int] = ("FINISHED", 0)
-        self._close_error: Exception | None = None
+        self._error: Exception | None = None  # of the last attempt
         self._closing, self._closed = threading.Event(), threading.Event()
         threading.Thread(target=self._write, name="mlflow-writer", daemon=True).start()
 
     def params(self, values: dict[str, str]) -> None:
+        clean = {clean_key(key): str(value)[:_PARAM_CHARS] for key, value in redacted(values).items()}
         with self._lock:
-            self._pending.add_params(redacted(values))
+            self._params |= clean
 
     def tags(self, values: dict[str, str]) -> None:
+        clean = {clean_key(key): str(value)[:_TAG_CHARS] for key, value in redacted(values).items()}
         with self._lock:
-            self._pending.add_tags(redacted(values))
-
-    def metrics(self, values: Mapping[str, float], step: int) -> None:
-        with self._lock:
-            self._pending.add_metrics(values, step, int(time.time() * 1000))
+            self._tags |= clean
 
     def dataset(self, name: str, digest: str, source: str, context: str) -> None:
         """Only the first 36 characters of `digest` are kept (MLflow's limit)."""
+        used = name, digest[:_DIGEST_CHARS], redact(source), context
         with self._lock:
-            self._pending.datasets[name, digest[:36], redact(source), context] = None
+            if used not in self._datasets:
+                self._datasets.append(used)
 
     def artifact(self, path: Path, folder: str = "") -> None:
         with self._lock:
-            self._pending.artifacts[Path(path).absolute(), folder] = 0
+            self._artifacts[Path(path).absolute(), folder] = 0
 
     def wait_run_id(self, timeout_s: float) -> str | None:
         """The run's id, for the checkpoint: the one asked for at construction as long as the server has not answered,
@@ -107,7 +118,7 @@ class MlflowTracker:
         return self._run_id
 
     def finish(self, status: Status, timeout_s: float = 15.0) -> None:
-        """Writes what is left and the run's end, then returns, after `timeout_s` at the latest. A second call does
+        """Sends what is left and the run's end, then returns, after `timeout_s` at the latest. A second call does
         nothing.
         """
         if self._closing.is_set():
@@ -115,43 +126,45 @@ class MlflowTracker:
         self._status = (status, int(time.time() * 1000))
         self._closing.set()
         in_time = self._closed.wait(timeout_s)
-        if not in_time or self._close_error:
-            reason = self._reason(self._close_error) if self._close_error else f"no answer within {timeout_s:g} s"
-            reason = "as told above" if reason == self._outage else reason
+        if not in_time or self._error:
+            reason = self._reason(self._error) if self._error else f"no answer within {timeout_s:g} s"
+            reason = "as said above" if reason == self._outage else reason
+            lacking = sum(len(lines) for lines, _ in _batches(self._metrics, self._offset))
             self._say(
-                f"MLflow at {self._shown_uri} did not take the end of this run ({reason}) and may show it as running; "
-                "all its numbers are in metrics.jsonl in the run directory."
+                f"MLflow at {self._shown_uri} did not take the end of this run ({reason}): it lacks {lacking} lines of "
+                "metrics.jsonl in the run directory and may show the run as running; once it answers, the same command "
+                "with --resume auto sends them"
             )
 
     def _write(self) -> None:
-        """The writer thread. It catches every exception of MLflow: tracking must not stop training; each is told."""
+        """The writer thread. It catches every exception of MLflow: tracking must not stop training; each is said."""
         client: MlflowClient | None = None
-        backoff_s, wait_s = _FIRST_BACKOFF_S, 0.0
+        backoff_s, wait_s = FIRST_BACKOFF_S, 0.0
         attempts_left = _CLOSING_ATTEMPTS
         while attempts_left:
             closing = self._closing.wait(wait_s)
             try:
                 client = client or self._connect()
-                self._flush(client)
+                self._send_all(client)
                 if closing:
                     client.set_terminated(str(self._run_id), *self._status)
             except Exception as error:
-                self._close_error = error
+                self._error = error
                 if closing:
                     attempts_left -= 1
                     time.sleep(_CLOSING_PAUSE_S)
-                elif backoff_s == _FIRST_BACKOFF_S:
-                    self._tell_outage(error)
-                wait_s, backoff_s = backoff_s, min(2 * backoff_s, _LAST_BACKOFF_S)
+                elif backoff_s == FIRST_BACKOFF_S:
+                    self._report_outage(error)
+                wait_s, backoff_s = backoff_s, min(2 * backoff_s, LAST_BACKOFF_S)
             else:
-                self._close_error = None
-                if backoff_s > _FIRST_BACKOFF_S and not closing:
+                self._error = None
+                if backoff_s > FIRST_BACKOFF_S and not closing:
                     self._say(f"MLflow at {self._shown_uri} answers again.")
-                wait_s, backoff_s = _FLUSH_EVERY_S, _FIRST_BACKOFF_S
+                wait_s, backoff_s = FLUSH_EVERY_S, FIRST_BACKOFF_S
                 attempts_left = 0 if closing else attempts_left
         self._closed.set()
 
-    def _tell_outage(self, error: Exception) -> None:
+    def _report_outage(self, error: Exception) -> None:
         self._outage = self._reason(error)
         self._say(
             f"MLflow at {self._shown_uri} cannot be written to ({self._outage}); training goes on, its numbers are in "
@@ -169,10 +182,11 @@ class MlflowTracker:
         client = MlflowClient(tracking_uri=self._uri)
         if not self._continue_run(client):
             gone = self._run_id
-            tags = _context_tags() | ({"resumed_from_run": gone} if gone else {})
+            tags = {"mlflow.user": _user()} | ({"resumed_from_run": gone} if gone else {})
             experiment_id = self._experiment_id(client)
             run = client.create_run(experiment_id, start_time=self._started_ms, run_name=self._run_name, tags=tags)
             self._run_id = run.info.run_id
+            self._note_offset(0)
             if gone:
                 self._say(
                     f"MLflow at {self._shown_uri} no longer has run {gone}: a new run, {self._run_id}, was started."
@@ -197,7 +211,7 @@ class MlflowTracker:
         if run.info.lifecycle_stage != "active":
             return False
         client.update_run(self._run_id, status="RUNNING")
-        self._known_params = dict(run.data.params)
+        self._sent_params = dict(run.data.params)
         return True
 
     def _experiment_id(self, client: "MlflowClient") -> str:
@@ -219,66 +233,84 @@ class MlflowTracker:
                 return other.experiment_id
             raise
 
-    def _flush(self, client: "MlflowClient") -> None:
-        """Sends all that is pending; what could not be sent is kept for the next time before the error is raised."""
-        with self._lock:
-            pending, self._pending = self._pending, self._pending.successor()
-        try:
-            while pending.metrics or pending.params or pending.tags:
-                self._send_batch(client, pending)
-            for dataset in list(pending.datasets):
-                self._send_dataset(client, *dataset)
-                del pending.datasets[dataset]
-            self._send_artifacts(client, pending)
-        finally:
-            with self._lock:
-                self._pending.put_back(pending)
+    def _send_all(self, client: "MlflowClient") -> None:
+        """Sends all that MLflow lacks; what it takes is noted, so that the next attempt goes on from there."""
+        self._send_settings(client)
+        for lines, end in _batches(self._metrics, self._offset):
+            self._log_batch(client, metrics=[value for line in lines for value in _values(line)])
+            self._note_offset(end)
+        self._send_datasets(client)
+        self._send_artifacts(client)
 
-    def _send_batch(self, client: "MlflowClient", pending: Pending) -> None:
-        from mlflow.entities import Metric, Param, RunTag
+    def _note_offset(self, offset: int) -> None:
+        """For a resumed run; where it cannot be written, that one sends a part twice, which harms nothing."""
+        self._offset = offset
+        with suppress(OSError):
+            replace_text(self._metrics.with_name(OFFSET_FILE), f"{self._run_id} {offset}\n")
+
+    def _send_settings(self, client: "MlflowClient") -> None:
+        from mlflow.entities import Param, RunTag
+
+        with self._lock:
+            params, tags = dict(self._params), dict(self._tags)
+        sent = self._sent_params
+        changed = [f"{key}: {sent[key]} -> {value}" for key, value in params.items() if sent.get(key, value) != value]
+        if changed:
+            tags["param_drift"] = "; ".join(changed)[:_TAG_CHARS]
+        params = {key: value for key, value in params.items() if key not in sent}
+        tags = {key: value for key, value in tags.items() if self._sent_tags.get(key) != value}
+        if params or tags:
+            self._log_batch(
+                client,
+                params=[Param(key, value) for key, value in params.items()],
+                tags=[RunTag(key, value) for key, value in tags.items()],
+            )
+            self._sent_params |= params
+            self._sent_tags |= tags
+
+    def _log_batch(self, client: "MlflowClient", **batch: Any) -> None:
+        """Sends it; what MLflow refuses for its form is said once, and not sent again."""
         from mlflow.exceptions import MlflowException
 
-        known = self._known_params
-        new = {key: value for key, value in pending.params.items() if key not in known}
-        changed = {key: value for key, value in pending.params.items() if known.get(key, value) != value}
-        self._drift.update({key: f"{key}: {known[key]} -> {value}" for key, value in changed.items()})
-        if changed:
-            pending.tags["param_drift"] = tag_value("; ".join(self._drift.values()))
-        batch = pending.metrics[:1000]
         try:
-            client.log_batch(
-                str(self._run_id),
-                metrics=[Metric(key, value, at_ms, step) for key, value, at_ms, step in batch],
-                params=[Param(key, value) for key, value in new.items()],
-                tags=[RunTag(key, value) for key, value in pending.tags.items()],
-            )
+            client.log_batch(str(self._run_id), **batch)
         except MlflowException as error:
             if error.error_code not in _REFUSED:
                 raise
-            self._tell_refusal(error)
-        known.update(new)
-        pending.sent(len(batch))
+            if not self._refusal_said:
+                self._say(
+                    f"MLflow at {self._shown_uri} refused some values ({_sentence(error)}); they are in metrics.jsonl."
+                )
+            self._refusal_said = True
 
-    def _send_dataset(self, client: "MlflowClient", name: str, digest: str, source: str, context: str) -> None:
-        """The entity that MLflow's MetaDataset stands for, without its guess at the kind of source, which warns."""
+    def _send_datasets(self, client: "MlflowClient") -> None:
+        """The entities that MLflow's MetaDataset stands for, without its guess at the kind of source, which warns."""
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
-        scheme = source.partition("://")[0] if "://" in source else "file"
-        kind = {"file": "local"}.get(scheme, scheme)
-        data = Dataset(name, digest, source_type=kind, source=json.dumps({"uri": source}))
-        client.log_inputs(str(self._run_id), [DatasetInput(data, [InputTag("mlflow.data.context", context)])])
+        while self._datasets:
+            name, digest, source, context = self._datasets[0]
+            scheme = source.partition("://")[0] if "://" in source else "file"
+            kind = {"file": "local"}.get(scheme, scheme)
+            data = Dataset(name, digest, source_type=kind, source=json.dumps({"uri": source}))
+            client.log_inputs(str(self._run_id), [DatasetInput(data, [InputTag("mlflow.data.context", context)])])
+            with self._lock:
+                del self._datasets[0]
 
-    def _send_artifacts(self, client: "MlflowClient", pending: Pending) -> None:
+    def _send_artifacts(self, client: "MlflowClient") -> None:
         """A file that cannot be stored (no credentials, no space) is tried thrice, and does not hold up the numbers."""
-        for (path, folder), attempts in list(pending.artifacts.items()):
+        with self._lock:
+            artifacts = dict(self._artifacts)
+        for (path, folder), attempts in artifacts.items():
             try:
                 client.log_artifact(str(self._run_id), str(path), folder or None)
             except Exception as error:
-                pending.artifacts[path, folder] = attempts + 1
                 if attempts + 1 < _ARTIFACT_ATTEMPTS and path.exists() and not self._closing.is_set():
+                    with self._lock:
+                        self._artifacts[path, folder] = attempts + 1
                     continue
                 self._say(f"MLflow at {self._shown_uri} did not take the file {path} ({_sentence(error)}).")
-            del pending.artifacts[path, folder]
+            with self._lock:
+                del self._artifacts[path, folder]
 
     def _reason(self, error: Exception) -> str:
         """What is wrong, with the remedy where MLflow's own words have none that is of use here."""
@@ -293,26 +325,57 @@ class MlflowTracker:
             )
         return _sentence(error)
 
-    def _tell_refusal(self, error: Exception) -> None:
-        if not self._refusal_told:
-            self._say(
-                f"MLflow at {self._shown_uri} refused some values ({_sentence(error)}); they are in metrics.jsonl."
-            )
-        self._refusal_told = True
 
-
-def _context_tags() -> dict[str, str]:
-    """What MLflow shows in the run list; only its global API, not the client, would fill these in."""
+def _reached(metrics: Path, run_id: str | None) -> int:
+    """The bytes of `metrics.jsonl` that the MLflow run has; all that is there now where an earlier metadist, which
+    noted nothing, sent it."""
+    size = metrics.stat().st_size if metrics.exists() else 0
     try:
-        user = getpass.getuser()
+        noted_id, _, noted = metrics.with_name(OFFSET_FILE).read_text().partition(" ")
+        return min(max(int(noted), 0), size) if noted_id == run_id else 0
+    except (OSError, ValueError):
+        return size if run_id else 0
+
+
+def _batches(metrics: Path, offset: int) -> Iterator[tuple[list[bytes], int]]:
+    """The whole lines from a byte on, some at a time, each time with the byte at which they end."""
+    if not metrics.exists():
+        return
+    with metrics.open("rb") as file:
+        file.seek(offset)
+        while lines := file.readlines(_BATCH_BYTES):
+            whole = [line for line in lines if line.endswith(b"\n")]
+            offset += sum(map(len, whole))
+            yield whole, offset
+            if len(whole) < len(lines):  # the rest is being written
+                return
+
+
+def _values(line: bytes) -> list["Metric"]:
+    """The numbers of a line of `metrics.jsonl`, which holds those that are not finite as texts."""
+    from mlflow.entities import Metric
+
+    row = parse_json_line(line) or {}
+    step, at_ms = row.pop("step", 0), int(1000 * row.pop("time", 0))
+    finite = [
+        Metric(clean_key(key), value, at_ms, step) for key, value in row.items() if isinstance(value, int | float)
+    ]
+    others = len(row) - len(finite)
+    return [*finite, Metric("tracking/nonfinite", float(others), at_ms, step)] if others else finite
+
+
+@functools.lru_cache(maxsize=4096)
+def clean_key(key: str) -> str:
+    """The nearest name MLflow accepts for a metric, parameter or tag: `loss@5` becomes `loss_5`."""
+    clean = re.sub(r"[^\w\-. :/]", "_", key)[:_KEY_CHARS]
+    return posixpath.normpath(clean).lstrip("./") or "_"
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
     except (KeyError, OSError):
-        user = str(os.getuid())
-    command = command_line([Path(sys.argv[0]).name, *sys.argv[1:]])
-    return {
-        "mlflow.user": user,
-        "mlflow.source.name": tag_value(command),
-        "mlflow.source.type": "LOCAL",
-    }
+        return str(os.getuid())
 
 
 def database_file(uri: str) -> Path | None:

@@ -1,4 +1,6 @@
 import dataclasses
+import errno
+import hashlib
 import json
 import os
 import pickle
@@ -92,14 +94,65 @@ def test_nothing_there_is_an_input_error(location):
         store.load("step_00000002")
 
 
-def test_saving_a_step_again_replaces_it(location, tmp_path):
-    store = CheckpointStore(location)
-    store.save(example(5), best=True)
-    again = dataclasses.replace(example(5), config="seed: 1\n")
-    store.save(again)
-    assert_same(store.load(), again)
-    assert store.load("best").config == "seed: 1\n"
-    assert sorted(os.listdir(tmp_path / "checkpoints")) == ["best", "step_00000005"]
+def test_a_step_saved_again_goes_to_a_directory_of_its_own(location, tmp_path):
+    """The last of them counts, then the one before it is deleted, unless that was the best."""
+    store, root = CheckpointStore(location), tmp_path / "checkpoints"
+    again = [dataclasses.replace(example(5), config=f"seed: {number}\n") for number in range(3)]
+    store.save(again[0], best=True)
+    first = {path: path.read_bytes() for path in (root / "step_00000005").iterdir()}
+    for checkpoint in again[1:]:
+        store.save(checkpoint)
+        assert_same(store.load(), checkpoint)
+        assert store.load("best").config == "seed: 0\n"
+    assert sorted(os.listdir(root)) == ["step_00000005", "step_00000005_3"]
+    assert {path: path.read_bytes() for path in (root / "step_00000005").iterdir()} == first
+    (root / "step_00000005_3" / "config.yaml").write_text("damaged")
+    assert CheckpointStore(location, say=lambda text: None).load().config == "seed: 0\n"
+    store.save(example(6), best=True)
+    assert_same(store.load("best"), dataclasses.replace(example(6), run={**example(6).run, "best": True}))
+    for step in (7, 8):
+        store.save(example(step))
+    assert store.steps() == [6, 7, 8] and len(os.listdir(root)) == 3
+
+
+def test_a_best_that_cannot_be_read_for_a_moment_is_not_deleted(location, tmp_path):
+    store = CheckpointStore(location, keep_last=1)
+    store.save(example(1))
+    store.save(example(2), best=True)
+    real = store._fs
+
+    class Failing:
+        def open_input_stream(self, path):
+            if path.endswith("step_00000002/meta.json"):
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            return real.open_input_stream(path)
+
+        def __getattr__(self, name):
+            return getattr(real, name)
+
+    store._fs = Failing()  # pyright: ignore[reportAttributeAccessIssue]
+    store.save(example(3))
+    assert CheckpointStore(location).steps() == [2, 3]
+    assert CheckpointStore(location).load("best").step == 2
+
+
+def test_directories_of_an_earlier_metadist_are_read(location, tmp_path):
+    """It kept the best by the name in a file, with or without a proof, and moved a step aside to write it anew."""
+    store, root = CheckpointStore(location, keep_last=1), tmp_path / "checkpoints"
+    store.save(example(1))
+    for pointer in ("step_00000001\n", f"step_00000001 {hashlib.sha256(b'step_00000001').hexdigest()[:8]}\n"):
+        (root / "best").write_text(pointer)
+        assert store.has_best()
+        assert_same(store.load("best"), example(1))
+    store.save(example(2))
+    assert store.steps() == [1, 2] and store.load("best").step == 1
+    (root / "best").write_text("step_00000002 ffffffff\n")
+    assert not store.has_best()
+    (root / "step_00000002").rename(root / ".old_step_00000002")
+    assert store.steps() == [1, 2]
+    assert_same(store.load(), example(2))
+    store.save(example(3), best=True)
+    assert sorted(os.listdir(root)) == ["best", "step_00000003"]
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -194,17 +247,6 @@ def test_what_a_killed_process_left_is_cleaned_up(tmp_path):
     assert store.steps() == [1]
     store.save(example(3))
     assert sorted(os.listdir(tmp_path)) == ["step_00000001", "step_00000003"]
-
-
-def test_death_between_the_two_renames_of_an_overwrite_loses_nothing(tmp_path):
-    store = CheckpointStore(tmp_path)
-    folder = Path(store.save(example(1), best=True))
-    folder.rename(tmp_path / ".old_step_00000001")
-    assert store.steps() == [1]
-    assert_same(store.load(), example(1))
-    assert_same(store.load("best"), example(1))
-    store.save(example(2))
-    assert sorted(os.listdir(tmp_path)) == ["best", "step_00000001", "step_00000002"]
 
 
 class Attack:

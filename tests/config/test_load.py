@@ -135,7 +135,7 @@ def test_values_out_of_range_and_against_each_other_are_refused(overrides, sente
 
 def test_a_job_file_that_is_not_there_suggests_its_neighbour(tmp_path):
     written(tmp_path, "digits.yaml", "seed: 1\n")
-    assert f"did you mean {tmp_path / 'digits.yaml'}?" in refusal(files=[tmp_path / "digit.yaml"])
+    assert "did you mean digits.yaml?" in refusal(files=[tmp_path / "digit.yaml"])
     assert "`metadist config new` writes one" in refusal(files=[tmp_path / "zzz.yaml"])
 
 

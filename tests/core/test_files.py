@@ -6,7 +6,7 @@ import pytest
 
 from metadist.checkpoint.journal import Journal, read_journal
 from metadist.core.errors import StorageFailed
-from metadist.core.files import LineFile, replace_text
+from metadist.core.files import JsonLines, read_json_lines, replace_text
 from metadist.tracking.jsonl import JsonlTracker, read_metrics
 
 
@@ -55,9 +55,9 @@ def test_metrics_on_a_full_disk_likewise(tmp_path, nearly_full):
 
 
 def test_lines_of_several_threads_do_not_mix(tmp_path):
-    lines = LineFile(tmp_path / "f", 0)
+    lines = JsonLines(tmp_path / "f")
     threads = [
-        threading.Thread(target=lambda n=n: [lines.append(f"{n}" * 50, sync=i == 5) for i in range(50)])
+        threading.Thread(target=lambda n=n: [lines.append({"n": f"{n}" * 50}, sync=i == 5) for i in range(50)])
         for n in range(4)
     ]
     for thread in threads:
@@ -65,7 +65,7 @@ def test_lines_of_several_threads_do_not_mix(tmp_path):
     for thread in threads:
         thread.join()
     lines.close()
-    found = (tmp_path / "f").read_text().splitlines()
+    found = [record["n"] for record in read_json_lines(tmp_path / "f")]
     assert sorted(found) == sorted(f"{n}" * 50 for n in range(4) for _ in range(50))
 
 

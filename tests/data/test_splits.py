@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from metadist.core.errors import InputError
-from metadist.data.splits import did_you_mean, divide, shuffled, split_named, uniforms
+from metadist.data.splits import divide, shuffled, split_named, uniforms
 
 
 def test_a_split_never_changes() -> None:
@@ -54,5 +54,3 @@ def test_names_of_splits() -> None:
         "test",
         None,
     ]
-    assert did_you_mean("lable", ["text", "label"]) == " (did you mean 'label'?)"
-    assert did_you_mean("zzz", ["text", "label"]) == ""

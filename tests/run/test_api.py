@@ -113,9 +113,11 @@ def test_a_resumed_run_deals_the_batches_that_its_journal_has(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory) -> Path:
-    """A directory of runs, which share a database of MLflow: to make one takes longer than such a run."""
-    return tmp_path_factory.mktemp("runs")
+def runs(tmp_path_factory, mlflow_database) -> Path:
+    """A directory of runs, which share a database of MLflow."""
+    folder = tmp_path_factory.mktemp("runs")
+    shutil.copy(mlflow_database, folder)
+    return folder
 
 
 def recorded(run_dir: Path):

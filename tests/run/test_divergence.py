@@ -120,7 +120,7 @@ def test_a_partly_diverged_validation_is_never_the_best(own):
     assert told["diverged_tasks"] == 2 and math.isnan(told["loss"]["after"]["mean"])
     rows = [row for row in read_metrics(_metrics(own("run"))) if "validation/loss" in row]
     assert [row["validation/diverged_tasks"] for row in rows] == [2, 2, 2]
-    assert not (_metrics(own("run")).parent / "checkpoints" / "best").exists()
+    assert not CheckpointStore(_metrics(own("run")).parent / "checkpoints").has_best()
 
 
 @pytest.mark.parametrize(("judged", "best"), [(1.0, 6), (-1.0, 2)])

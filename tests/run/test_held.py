@@ -17,8 +17,7 @@ from metadist.checkpoint.journal import read_journal
 from metadist.checkpoint.store import CheckpointStore
 from metadist.config import load_config
 from metadist.core.errors import InputError, PlaceLost
-from metadist.core.files import LineFile, read_file
-from metadist.core.lock import DriverLock
+from metadist.core.files import DriverLock, JsonLines, read_file
 from metadist.run.api import train
 from metadist.tracking.jsonl import read_metrics
 from tests.cli.command import run
@@ -98,16 +97,16 @@ def test_a_run_ends_where_its_directory_is_no_longer_the_one_it_took(tmp_path, m
 
 
 def test_a_line_is_appended_to_the_file_at_its_path_only(tmp_path):
-    lines = LineFile(tmp_path / "f", 0)
-    lines.append("one")
+    lines = JsonLines(tmp_path / "f")
+    lines.append({"a": 1})
     (tmp_path / "f").rename(tmp_path / "g")
     with pytest.raises(PlaceLost):
-        lines.append("two")
+        lines.append({"a": 2})
     (tmp_path / "f").write_text("other")
     with pytest.raises(PlaceLost):
-        lines.append("two")
+        lines.append({"a": 2})
     lines.close()
-    assert (tmp_path / "f").read_text() == "other" and (tmp_path / "g").read_text() == "one\n"
+    assert (tmp_path / "f").read_text() == "other" and (tmp_path / "g").read_text() == '{"a":1}\n'
 
 
 def test_a_lock_tells_whether_it_is_still_that_of_the_folder(tmp_path):

@@ -77,9 +77,10 @@ def stranger(trained, tmp_path, monkeypatch):
         changed = dump_config(load_config([run_dir / "config.yaml", tmp_path / "more.yaml"], data))
         (run_dir / "config.yaml").write_text(changed)
         store = CheckpointStore(run_dir / "checkpoints", 9)
-        for step in store.steps():
-            old = store.load(f"step_{step:08d}")
-            store.save(dataclasses.replace(old, config=changed))
+        checkpoints = [store.load(f"step_{step:08d}") for step in store.steps()]
+        shutil.rmtree(run_dir / "checkpoints")
+        for checkpoint in checkpoints:
+            store.save(dataclasses.replace(checkpoint, config=changed))
         return run_dir
 
     yield make

@@ -1,6 +1,8 @@
 import errno
 import io
 import math
+import re
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -74,18 +76,32 @@ def test_a_pipe_gets_a_plain_line_every_few_seconds(clock):
     assert "\r" not in stream.getvalue() and "\x1b" not in stream.getvalue()
 
 
+def screen(stream):
+    """The lines that a terminal shows after what was written to it."""
+    lines = [""]
+    for part in re.findall(r"\x1b\[\??\d*[a-zA-Z]|[^\x1b]", stream.getvalue()):
+        if part == "\n":
+            lines.append("")
+        elif part in ("\r", "\x1b[2K"):
+            lines[-1] = ""
+        elif not part.startswith("\x1b"):
+            lines[-1] += part
+    return lines
+
+
 def test_a_terminal_gets_one_line_that_fits_and_is_covered(clock, monkeypatch):
     monkeypatch.setenv("COLUMNS", "30")
     stream = Terminal()
     console = ConsoleTracker(1000, stream)
     console.metrics({"train/loss": 0.123456, "throughput/tasks_per_s": 99.0}, step=1)
+    (line,) = screen(stream)
+    assert line.startswith("step 1/1000 0.1% | loss 0.12") and len(line) <= 30
     clock[0] += 1
     console.metrics({"train/loss": 0.2}, step=2)
     console.finish("FINISHED")
-    text = stream.getvalue()
-    assert text.count("\n") == 1 and text.endswith("\n")
-    assert all(len(part) < 30 for part in text.rstrip("\n").split("\r"))
-    assert "\x1b" not in text
+    line, end = screen(stream)
+    assert line.startswith("step 2/1000 0.2% | loss 0.2 |") and len(line) <= 30 and not end
+    assert stream.getvalue().endswith("\x1b[?25h")  # the cursor is there again
 
 
 def test_the_live_line_is_redrawn_at_most_ten_times_a_second(clock):
@@ -94,17 +110,22 @@ def test_the_live_line_is_redrawn_at_most_ten_times_a_second(clock):
     for step in range(100):
         console.metrics({}, step)
         clock[0] += 0.001
-    assert stream.getvalue().count("\r") == 1
+    assert stream.getvalue().count("step") == 1
+    console.finish("FINISHED")
 
 
-def test_a_sentence_does_not_break_the_live_line(clock):
+def test_what_is_said_or_printed_does_not_break_the_live_line(clock):
     stream = Terminal()
     console = ConsoleTracker(10, stream)
     console.say("before")
     console.metrics({}, step=1)
-    console.say("a worker died")
-    blank = " " * len("step 1/10 10.0%")
-    assert stream.getvalue() == f"before\n\rstep 1/10 10.0%\r{blank}\ra worker died\nstep 1/10 10.0%"
+    long = ", ".join(["a [red] worker of http://***@h died"] * 5)
+    console.say(long.replace("***", "u:p"))
+    print("a warning of another library", file=sys.stderr)
+    assert screen(stream) == ["before", long, "a warning of another library", "step 1/10 10.0%"]
+    console.finish("FINISHED")
+    console.say("after")
+    assert screen(stream) == ["before", long, "a warning of another library", "step 1/10 10.0%", "after", ""]
 
 
 def test_a_dumb_terminal_gets_plain_lines(clock, monkeypatch):
@@ -123,8 +144,9 @@ def test_quiet_leaves_the_sentences(clock):
     assert stream.getvalue() == "a worker died\n"
 
 
-def test_a_terminal_that_is_gone_or_a_full_disk_does_not_end_the_run():
-    class Gone(io.StringIO):
+@pytest.mark.parametrize("kind", [io.StringIO, Terminal])
+def test_a_terminal_that_is_gone_or_a_full_disk_does_not_end_the_run(kind, clock):
+    class Gone(kind):
         def write(self, text: str) -> int:
             raise OSError(errno.ENOSPC, "No space left on device")
 

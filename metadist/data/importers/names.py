@@ -4,8 +4,8 @@ import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 
+from metadist.core.errors import did_you_mean
 from metadist.data.notes import Notes, shown
-from metadist.data.splits import did_you_mean
 
 _INVISIBLE = "\u200b\u2060\ufeff\u00ad"
 _WHOLE = re.compile(r"[+-]?\d+\.0*")
@@ -23,7 +23,7 @@ def clean(name: str) -> str:
 def lacking(column: str, names: Sequence[str]) -> str:
     """ "has no column ..." and which there are."""
     listed = ", ".join(map(shown, names[:50])) + (", ..." if len(names) > 50 else "")
-    return f"has no column {column!r}{did_you_mean(column, names)}; it has {listed}"
+    return f"has no column {column!r}; it has {listed}{did_you_mean(column, names)}"
 
 
 def means_missing(text: str) -> bool:

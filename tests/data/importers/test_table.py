@@ -202,8 +202,8 @@ NAN = float("nan")
 @pytest.mark.parametrize(
     ("more", "asked", "message"),
     [
-        ({}, {"group": "grup"}, "no column 'grup' .did you mean 'group'.*; it has group, parent"),
-        ({}, {"inputs": ["x=age,incom"]}, "no column 'incom' .did you mean 'income'"),
+        ({}, {"group": "grup"}, "no column 'grup'; it has group, parent.*did you mean group"),
+        ({}, {"inputs": ["x=age,incom"]}, "no column 'incom'.*did you mean income"),
         ({}, {"inputs": []}, "no input column"),
         ({}, {"inputs": ["word"]}, "column 'word' of .* is string, not numbers"),
         ({}, {"inputs": ["age", "age"]}, "given twice"),

@@ -96,7 +96,7 @@ def test_broken_lines_are_named(tmp_path: Path) -> None:
 
 def test_unusable_sources_are_refused(tmp_path: Path) -> None:
     source = write(tmp_path, "csv", rows())
-    refused(source, tmp_path, "no column 'lable' .did you mean 'label'.*it has text, label", label="lable")
+    refused(source, tmp_path, "no column 'lable'; it has text, label.*did you mean label", label="lable")
     refused(source, tmp_path, "says split 'bank'", split_column="domain")
     refused(source, tmp_path, "label 'pay' has two parents", parent="text")
     refused(source, tmp_path, "no label of .* is in train", fractions=(0, 0.5, 0.5))

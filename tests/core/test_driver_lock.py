@@ -11,12 +11,12 @@ import pytest
 from metadist.checkpoint.journal import read_journal
 from metadist.config import load_config
 from metadist.core.errors import InputError
-from metadist.core.lock import DriverLock
+from metadist.core.files import DriverLock
 from metadist.run.api import train
 from metadist.run.directory import scale
 from metadist.run.evaluate import evaluate
 
-HOLD = "import sys, time; from pathlib import Path; from metadist.core.lock import DriverLock\n" \
+HOLD = "import sys, time; from pathlib import Path; from metadist.core.files import DriverLock\n" \
        "with DriverLock(Path(sys.argv[1])) as lock: lock.take(); print('held', flush=True); time.sleep(60)"  # fmt: skip
 JOB = [
     "data.family=digits", "task.ways=3", "task.shots=2", "task.queries=3", "model.name=mlp", "model.hidden=[16]",
