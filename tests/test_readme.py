@@ -188,6 +188,28 @@ def test_the_commands_about_omniglot_run_where_its_files_are(omniglot_folder, cl
             assert done.returncode == 0, f"{arguments}\n{done.stdout}\n{done.stderr}"
 
 
+def anchors(path: Path) -> set[str]:
+    """What a link may name of a page: its headings, as a forge writes them."""
+    headings = re.findall(
+        r"^#+ (.*)$", re.sub(r"^```[\s\S]*?^```", "", path.read_text(), flags=re.MULTILINE), re.MULTILINE
+    )
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("path", READMES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_what_is_linked_and_named_is_there(path):
+    """Links lead to files and headings; code that is named as `file.py`: `Class.method` is in that file."""
+    text = path.read_text()
+    for place, anchor in re.findall(r"\]\(([^):#]+)(?:#([^)]+))?\)", text):
+        there = path.parent / place
+        assert there.exists() and (not anchor or anchor in anchors(there)), f"{place}#{anchor}"
+    for file, names in re.findall(r"`(\w+/[\w/]+\.py)`:\s+((?:`[\w.]+`(?:,| and)?\s*)+)", text):
+        source = (path.parent / file).read_text()
+        for name in re.findall(r"[\w.]+", names.replace("` and `", "` `")):
+            for part in name.split("."):
+                assert re.search(rf"^\s*(def|class) {part}\b", source, re.MULTILINE), f"{file} has no {part}"
+
+
 def test_the_two_set_up_commands_begin_from_nothing():
     first, second = [line for line in (ROOT / "README.md").read_text().splitlines() if SET_UP.match(line)]
     assert SET_UP.sub("", first).startswith(".venv/bin/metadist train")
