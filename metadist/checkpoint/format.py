@@ -67,7 +67,8 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         size = _size(fs, root, path, file)
         if size != expected["bytes"]:
             raise _damaged(path, file, f"has {size} bytes instead of {expected['bytes']}")
-        if size > MOST_BYTES.get(file, MOST_TRAINER_WEIGHTS * meta["files"][WEIGHTS]["bytes"] + MOST_TRAINER_BYTES):
+        most = MOST_BYTES.get(file) or MOST_TRAINER_WEIGHTS * meta["files"][WEIGHTS]["bytes"] + MOST_TRAINER_BYTES
+        if size > most:
             raise _foreign(path, f"has {size} bytes in {file}, more than training writes,")
         content = _read(fs, root, path, file)
         if _sha256(content) != expected["sha256"]:

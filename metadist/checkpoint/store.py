@@ -179,7 +179,7 @@ class CheckpointStore:
         """The name in the file `best`, which an earlier metadist kept beside the checkpoints."""
         path = f"{self._root}/best"
         found = self._fs.get_file_info(path)
-        if found.type != arrow_fs.FileType.File or found.size > _MOST_POINTER_BYTES:
+        if found.type != arrow_fs.FileType.File or (found.size or 0) > _MOST_POINTER_BYTES:
             return None
         name, _, proof = read(self._fs, path).decode(errors="replace").strip().partition(" ")
         return name if proof in ("", hashlib.sha256(name.encode()).hexdigest()[:8]) else None

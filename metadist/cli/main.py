@@ -141,17 +141,12 @@ def replay(run_directory: Path, verify: bool, task_name: str | None, trust_code:
     metadist replay runs/digits --task train:120:7
     """
     del verify
-    from metadist.core.task import TaskId
     from metadist.run import replay as replaying
 
     if task_name is None:
         click.echo(json.dumps(replaying.replay(run_directory, to_stderr, trust_code=trust_code), indent=2))
         return
-    try:
-        task_id = TaskId.parse(task_name)
-    except ValueError as error:
-        raise InputError(f"--task {task_name}: write it as train:STEP:INDEX ({error})") from None
-    for row in replaying.replay_task(run_directory, task_id, trust_code=trust_code):
+    for row in replaying.replay_task(run_directory, task_name, trust_code=trust_code):
         click.echo(json.dumps(row))
 
 

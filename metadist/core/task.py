@@ -27,7 +27,7 @@ class TaskId(NamedTuple):
 
     split: Split
     step: int
-    index: int
+    index: int  # pyright: ignore[reportIncompatibleMethodOverride]
 
     def __str__(self) -> str:
         return f"{self.split}:{self.step}:{self.index}"

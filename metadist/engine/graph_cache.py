@@ -53,7 +53,7 @@ class Watched(Context):
         context.read = read
         return context
 
-    def _replace(self, **changes: Any) -> "Watched":
+    def _replace(self, **changes: Any) -> "Watched":  # pyright: ignore[reportIncompatibleMethodOverride]
         return Watched.by(self.read, *Context(*tuple.__iter__(self))._replace(**changes))
 
     @property

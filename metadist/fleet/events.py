@@ -59,7 +59,7 @@ class Draining(NamedTuple):
 class Target(NamedTuple):
     """The run should have this many workers from now on."""
 
-    count: int
+    count: int  # pyright: ignore[reportIncompatibleMethodOverride]
 
 
 class Tick(NamedTuple):

@@ -52,7 +52,7 @@ class GroupNorm(nn.GroupNorm):
     def __init__(self, channels: int):
         super().__init__(8, channels)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         return super().forward(x.contiguous())  # vmap cannot ask a group norm's input for its memory format
 
 
@@ -70,7 +70,7 @@ class Conv3x3(nn.Conv2d):
     def __init__(self, channels_in: int, channels: int, stride: int = 1, bias: bool = True):
         super().__init__(channels_in, channels, 3, stride=stride, padding=1, bias=bias)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         if self.in_channels > NARROW or x.requires_grad or x.device.type != "cpu":
             return super().forward(x)
         step = self.stride[0]
@@ -140,7 +140,7 @@ class _Normalise(Function):
         ctx.save_for_backward(x, weight, *output[1:])
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Any, ...]:
+    def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Any, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         return *_NormaliseBackward.apply(gradient, *ctx.saved_tensors, ctx.eps), None
 
 
@@ -159,7 +159,7 @@ class _NormaliseBackward(Function):
         ctx.save_for_backward(*inputs[:-1])
 
     @staticmethod
-    def backward(ctx: Any, u: Tensor, uweight: Tensor, ubias: Tensor) -> tuple[Any, ...]:
+    def backward(ctx: Any, u: Tensor, uweight: Tensor, ubias: Tensor) -> tuple[Any, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """The gradients of <u, dx> + <uweight, dweight> + <ubias, dbias>. mean and rstd count as functions of x."""
         g, x, weight, mean, rstd = ctx.saved_tensors
         channels = _Channels(x, mean, rstd)

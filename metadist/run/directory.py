@@ -236,9 +236,9 @@ def asked_target(run_dir: Path) -> int | None:
     return target if 1 <= target <= MOST_WORKERS else None
 
 
-def write_json(told: Any, path: Path) -> None:
+def write_json(results: Any, path: Path) -> None:
     """Results as strict JSON; a number that is not finite is null."""
-    replace_text(path, json.dumps(finite(redacted(told)), indent=2, allow_nan=False) + "\n")
+    replace_text(path, json.dumps(finite(redacted(results)), indent=2, allow_nan=False) + "\n")
 
 
 def config_file(run: str | Path) -> Path:

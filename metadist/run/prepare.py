@@ -118,7 +118,7 @@ def _outputs(model: Model, task: Task, ways: int) -> object:
 
 
 def _try_one_task(engine: Engine, theta: np.ndarray, task: Task, judged: Model, ways: int) -> None:
-    """Compute one task, so that what does not fit together is told before any worker is started. `judged` is the model
+    """Compute one task, so that pieces that do not fit are refused before any worker is started. `judged` is the model
     of evaluation, which must have an output for each of `ways`."""
     try:
         outputs = _outputs(judged.to(engine.device, engine.dtype), engine.tensors(task), ways)

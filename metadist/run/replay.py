@@ -64,9 +64,16 @@ def replay(run_dir: str | Path, say: Callable[[str], None], *, trust_code: bool 
     return {"meta_steps": last, "hashes_compared": len(hashes), "theta_sha256": theta_sha256(theta)}
 
 
-def replay_task(run_dir: str | Path, task_id: TaskId, *, trust_code: bool = False) -> list[dict[str, Any]]:
-    """One training task at the theta of the checkpoint of its meta-step: per inner step the support loss and the size
-    of the fast weights, then the outer loss and the meta-gradient. The first that is not finite is the culprit."""
+def replay_task(run_dir: str | Path, task: str | TaskId, *, trust_code: bool = False) -> list[dict[str, Any]]:
+    """One training task (`train:STEP:INDEX`) at the theta of the checkpoint of its meta-step.
+
+    Per inner step the support loss and the norm of the fast weights, then the outer loss and the meta-gradient: the
+    first value that is not finite shows where it diverged.
+    """
+    try:
+        task_id = task if isinstance(task, TaskId) else TaskId.parse(task)
+    except ValueError as error:
+        raise InputError(f"--task {task}: write it as train:STEP:INDEX ({error})") from None
     config = _trusted(run_dir, trust_code)
     saved = read_checkpoint(run_dir, f"step_{task_id.step:08d}", saved_place(run_dir, trust_code=trust_code))
     prepared = prepare(job := Job(config), [], saved)

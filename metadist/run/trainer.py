@@ -27,7 +27,7 @@ from metadist.run.trust import trust_flag
 
 LOG_EVERY_S = 5.0
 NORMS, SPIKE = 100, 1000
-"""Of so many meta-gradients the norm is remembered; one so many times the median is told."""
+"""Meta-gradients whose norm is remembered; how many times the median a norm must be for a warning."""
 
 
 @dataclass
@@ -125,7 +125,7 @@ class Trainer:
                 _, stats = self.server.apply(step, *gradients, num_tasks=batch)
             except Diverged as error:
                 raise self._explain(error, step) from None
-            self._run.journal.append({"applied": step, "deals": self.fleet.account()})
+            self._run.journal.append({"applied": step, "bundles": self.fleet.account()})
             self._watch_norm(step, stats.gradient_norm)
             self._count(stats, computed - began, time.perf_counter() - computed)
             self._log(step + 1, stats)
@@ -154,7 +154,7 @@ class Trainer:
         self._window.began += time.perf_counter() - began
 
     def _plan_batch(self, step: int) -> int:
-        """The step's number of tasks, journalled before any is dealt, so that a repetition deals the same."""
+        """The step's number of tasks, journalled before any is computed, so that a repetition has the same."""
         self._follow_target()
         if step not in self.planned:
             self.planned[step] = self.config.batch_size(self.fleet.target)

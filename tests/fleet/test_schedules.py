@@ -78,6 +78,7 @@ def worker() -> Remembering:
 
 @pytest.fixture(autouse=True)
 def _everything_is_small(monkeypatch):
+    server.server_proof()  # which the process remembers: it must not be that of small blocks
     monkeypatch.setattr(recovery, "SNAPSHOT_EVERY", 3)
     monkeypatch.setattr(dispatch, "SEND_AHEAD", 2)
     monkeypatch.setattr(server, "BLOCK", 22)

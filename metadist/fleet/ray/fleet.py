@@ -49,7 +49,7 @@ class ServerActor(Shard):
 
 class RayExecutor:
     """Ray must be initialised. `make_worker` makes a `Worker`, or anything with its methods, in the actor's process.
-    `say` is told of the cluster's head, which is given up after `head_give_up_s` of silence."""
+    `say` takes lines about the cluster's head, which is given up after `head_give_up_s` of silence."""
 
     def __init__(
         self,
