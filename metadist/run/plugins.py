@@ -189,7 +189,8 @@ def make_inner_optimizer(setting: Any) -> InnerOptimizer:
         raise InputError(f"learner.inner_optimizer={setting!r} must be a name, or a mapping with one")
     if name in INNER_OPTIMIZERS:
         return call(f"inner optimizer {name}", INNER_OPTIMIZERS[name], options)
-    rule = "it must be a class with begin(weight) and step(weight, gradient, slots, rate, k), see metadist/README.md"
+    rule = "it must be a class with methods begin(weight) and step(weight, gradient, slots, rate, k)"
+    rule += ", see metadist/README.md"
     try:
         made = call(f"inner optimizer {name}", resolve(name, INNER_OPTIMIZERS), options)
     except InputError as error:
