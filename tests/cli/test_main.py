@@ -170,7 +170,7 @@ def test_an_import_says_what_it_left_out_and_describe_keeps_it(tmp_path):
     done = run(*command, "--skip-bad", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "note: files left out: 1, hidden or made by a tool (for example cat/.hidden.png)" in done.stderr
-    assert "note: pictures left out: 1, not a picture that can be read or is cut short" in done.stderr
+    assert "note: pictures left out: 1, each is not a picture that can be read or is cut short" in done.stderr
     assert "2 notes above" in done.stdout and done.stdout.count("\n") == 1
     told = json.loads(run("data", "describe", "out", cwd=tmp_path).stdout)["notes"]
     assert [note["count"] for note in told] == [1, 1]
@@ -240,7 +240,10 @@ def test_help_needs_no_torch_and_no_ray():
 
 
 def every_command(group: click.Group, name: str = "metadist") -> Iterator[tuple[str, click.Command]]:
-    for word, command in group.commands.items():
+    context = click.Context(group)
+    for word in group.list_commands(context):
+        command = group.get_command(context, word)
+        assert command is not None
         yield f"{name} {word}", command
         if isinstance(command, click.Group):
             yield from every_command(command, f"{name} {word}")

@@ -1,3 +1,5 @@
+from itertools import product
+
 import pytest
 
 from metadist.config import load_config
@@ -17,9 +19,8 @@ def engine(learner=MAML, method="vmap", **options) -> Engine:
 def test_every_way_to_compute_a_learner_is_tried_once_its_own_first():
     own = Method("vmap", "remat", spacing=3)
     found = methods(engine(method=own, inner_steps=3), compiled=True)
-    assert found[0] == own and len(found) == len(set(found)) == 9
-    assert {(m.kind, m.differentiation) for m in found} == {(k, d) for k in ("loop", "vmap")
-                                                           for d in ("unroll", "remat", "adjoint")}  # fmt: skip
+    assert found[0] == own and len(found) == len(set(found)) == 7
+    assert {(m.kind, m.differentiation) for m in found} == set(product(("loop", "vmap"), ("unroll", "remat")))
     assert [m.kind for m in found if m.compiled] == ["loop", "vmap"]
 
 
@@ -28,7 +29,7 @@ def test_without_second_derivatives_or_gpu_there_is_less_to_try():
     assert len(methods(engine(Reptile), compiled=False)) == 2
 
 
-@pytest.mark.parametrize("method", [Method("loop"), Method("vmap", "adjoint"), Method("loop", compiled=True)])
+@pytest.mark.parametrize("method", [Method("loop"), Method("vmap", "remat"), Method("loop", compiled=True)])
 def test_what_it_prints_put_into_a_job_gives_that_method(method):
     job = ["data.family=digits", "model.name=mlp", "learner.inner_steps=3", *overrides(method).split()]
     assert Job(load_config([], job)).worker().engine.method == method
