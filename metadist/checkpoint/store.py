@@ -93,8 +93,9 @@ class CheckpointStore:
         return join(self.location, name)
 
     def load(self, which: str = "latest") -> Checkpoint:
-        """ "latest", "best", or a name such as "step_00001200". A damaged latest falls back to the one before it, a
-        damaged best to the best before it, then to the latest.
+        """ "latest", "best", a step such as "step_00001200" (as it was saved last), or one attempt at it,
+        "step_00001200_2". A damaged latest falls back to the one before it, a damaged best to the best before it, then
+        to the latest.
 
         Raises InputError when there is none, or none that is whole.
         """
@@ -106,6 +107,9 @@ class CheckpointStore:
             if not self.has_best():
                 raise InputError(f"There is no best checkpoint in {self.location} yet: use the latest one.")
             return self._load_first(chain(self._best(names), reversed(names)))
+        of_step = [name for name in names if f"step_{_order(name)[0]:08d}" == which]
+        if of_step:
+            which = of_step[-1]
         if which not in names:
             raise InputError(f"There is no checkpoint {which} in {self.location}; it has: {', '.join(names) or 'none'}")
         return load_checkpoint(join(self.location, which))

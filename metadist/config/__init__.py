@@ -1,4 +1,4 @@
-"""What a job says (`schema`), how it is read (`load`), and the objects it means (`build`)."""
+"""What a job may say (`schema`), and how it is read and written (`load`, `yaml`)."""
 
 from metadist.config.load import dump_config, given_settings, load_config, split_arguments
 from metadist.config.schema import Config

@@ -128,7 +128,8 @@ class EngineConfig(Section):
     def _no_longer(cls, value: Any) -> Any:
         if value == "adjoint":  # in jobs and saved runs of version 0.1
             raise ValueError(
-                "adjoint is no longer there: set engine.differentiation=remat, which is faster and as exact"
+                "adjoint is no longer there: set engine.differentiation=remat, which is faster and as exact; a run "
+                "trained with adjoint needs the metadist that it was trained with"
             )
         return value
 

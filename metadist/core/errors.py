@@ -38,8 +38,11 @@ class Diverged(ArithmeticError):
         return type(self), (str(self), self.task, self.element)
 
 
-class Interrupted(Exception):
-    """A signal asked the command to stop; a run under way has saved. The command line exits with 128 + its number."""
+class Interrupted(BaseException):
+    """A signal asked the command to stop; a run under way has saved. The command line exits with 128 + its number.
+
+    As KeyboardInterrupt it is no Exception: nothing that makes the best of a failure takes it for one.
+    """
 
     def __init__(self, signal_number: int):
         super().__init__(f"stopped by signal {signal_number}")

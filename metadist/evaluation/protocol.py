@@ -17,7 +17,7 @@ from metadist.evaluation.joint import Joint
 from metadist.learners import Learner
 
 
-class Evaluates(Protocol):
+class EvaluatingFleet(Protocol):
     """The part of a fleet that evaluation needs."""
 
     def evaluate(
@@ -51,7 +51,7 @@ def count_diverged(*results: np.ndarray) -> int:
 
 
 def measure(
-    fleet: Evaluates,
+    fleet: EvaluatingFleet,
     weights: Any,
     split: Split,
     num_tasks: int,
@@ -80,7 +80,7 @@ class Evaluation:
     joint: Joint | None = None
 
     def run(
-        self, fleet: Evaluates, weights: Any, say: Callable[[str], None]
+        self, fleet: EvaluatingFleet, weights: Any, say: Callable[[str], None]
     ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """Evaluate weights on `evaluation.split`: a summary as plain types, and per-task results.
 
@@ -176,13 +176,13 @@ def draw_curve(figures: Mapping[str, Any], title: str, path: Path) -> None:
     adaptation_curve(points, title, path, metric)
 
 
-def round_loss(fleet: Evaluates, weights: Any, number: int, tasks: int, size: int) -> float:
+def round_loss(fleet: EvaluatingFleet, weights: Any, number: int, tasks: int, size: int) -> float:
     """The loss after adaptation on the task that arrives in round `number` (online), a mean over `tasks` ways to divide
     it into support and query set. Called before theta has been trained on it, it is that round's performance."""
     return float(measure(fleet, weights, "validation", tasks, size, step=number + 1)["loss"][:, -1].mean())
 
 
-def regret(fleet: Evaluates, weights: Any, losses: Mapping[int, float], tasks: int, size: int) -> dict[str, Any]:
+def regret(fleet: EvaluatingFleet, weights: Any, losses: Mapping[int, float], tasks: int, size: int) -> dict[str, Any]:
     """The regret of follow the meta-leader (Finn et al. 2019, equation 3): the summed differences between the losses of
     the rounds (all, unless the run began from another's checkpoint) and those of the last theta, which stands for the
     best in hindsight."""

@@ -29,8 +29,8 @@ TICK_S = 0.5
 
 
 class Ahead(NamedTuple):
-    """Steps that may be begun before it is their turn, with these weights; `stale`: with newer ones where a bundle is
-    assigned when there are newer ones."""
+    """Steps that may be begun before it is their turn, with these weights. `stale`: each bundle is computed with the
+    newest weights there are when it is assigned, not with these."""
 
     weights: Any
     steps: Sequence[Sequence[Chunk]]
@@ -426,8 +426,8 @@ class Fleet:
         self._num_calls += 1
         arguments = (self._num_calls, number, attempt.chunk)
         if batch.method == "meta_gradients":
-            slices = len(weights)
-            refs = self.executor.call(actor, "meta_gradients", *arguments, slices, *parts, returns=1 + slices)
+            num_slices = len(weights)
+            refs = self.executor.call(actor, "meta_gradients", *arguments, num_slices, *parts, returns=1 + num_slices)
         else:
             refs = self.executor.call(actor, "evaluate", *arguments, batch.baselines, *parts)
         self._calls[refs[0]] = Call(self._num_calls, attempt, refs)

@@ -29,8 +29,8 @@ def train(
         resume: None refuses a run directory that is in use; "auto" continues the run there, or starts one; a path
             continues from that run or checkpoint.
         quiet: no progress on stderr.
-        trust_code: follow a run at `resume` also where its checkpoints are elsewhere than in its directory and where
-            this job has them.
+        trust_code: accept the checkpoints of the run at `resume` in a place that neither its directory nor this job
+            names.
 
     Returns the content of `results.json`: `theta_sha256`, `meta_steps`, the figures of the evaluation with their 95 %
     intervals and baselines, in the units of the metric (accuracy: 0 to 1).
@@ -49,15 +49,16 @@ def train(
     check_usable(config.tracking.uri, config.checkpoint.location, config.fleet.address)
     if resume not in (None, "auto"):
         saved_place(str(resume), config.checkpoint.location, trust_code)
+    began = time.monotonic()
     with RunLock(config) as lock:
         start = find_start(config, resume)
         lock.take()
         with Run(config, start.checkpoint, start.identity, start.drifted, lock, quiet) as run:
-            return _train(run, start)
+            return _train(run, start, began)
 
 
-def _train(run: Run, start: Start) -> dict[str, Any]:
-    began, config, prepared = time.monotonic(), run.config, start.prepared
+def _train(run: Run, start: Start, began: float) -> dict[str, Any]:
+    config, prepared = run.config, start.prepared
     for change in start.changes:
         run.say(f"{change}: from here on the bits may differ from an uninterrupted run")
     target, signals = first_target(config, run.path, start.checkpoint), Signals()

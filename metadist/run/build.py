@@ -1,4 +1,4 @@
-"""The objects of a run, from its `Config`. Nothing below this room but `evaluation` knows `Config`."""
+"""The objects of a run, from its `Config`, of which nothing below this room knows (`evaluation` its own section)."""
 
 import shlex
 import sys
@@ -38,7 +38,8 @@ from metadist.run.plugins import call, make_learner, make_loss, make_model, reso
 class Job:
     """The parts of one job, each made when it is first asked for and then shared: data, tasks, model, engines.
 
-    `shapes`: those of a checkpoint, where there is no data to read them from.
+    Training and evaluation compute with one model where both are on one device: it must keep no state between calls.
+    `shapes`: known already, so that no task is drawn for them.
     """
 
     def __init__(self, config: Config, shapes: Shapes | None = None):
@@ -136,8 +137,8 @@ class Job:
         return self._engines[key]
 
     def evaluation_outputs(self, engine: Engine) -> int:
-        """How many outputs the model of evaluation has: those of its classes, to train from scratch, where the learner
-        does without the model's."""
+        """The outputs of the model of evaluation: as many as its tasks have classes where the learner makes a head of
+        its own (and no weights are loaded), else as many as in training."""
         free = engine.learner.any_ways and not self.config.model.weights
         return self.evaluation_source.outputs if free else self.shapes.outputs
 

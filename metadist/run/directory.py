@@ -29,7 +29,7 @@ MOST_WORKERS = 100_000
 class RunLock:
     """The right to write to a run's folders, its directory and a local `checkpoint.location`, as a context.
 
-    A directory that is there is locked at entry, one that is not at `take`, once nothing can be wrong with the job.
+    The run's directory is locked at entry if it is there; all else at `take`, once nothing can be wrong with the job.
     Files written meanwhile are for this user alone.
     """
 
@@ -41,8 +41,10 @@ class RunLock:
         self._stack = ExitStack()
 
     def __enter__(self) -> "RunLock":
-        self._stack.enter_context(private_files())
-        self._lock(self._folder)
+        with self._stack:  # undone at once where another driver has the directory
+            self._stack.enter_context(private_files())
+            self._lock(self._folder)
+            self._stack = self._stack.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -82,7 +84,7 @@ class Run:
         self.checkpoint = checkpoint
         self.identity = identity
         self.drifted = drifted
-        self.check = lock.check
+        self._lock = lock
         self._quiet = quiet
 
     def __enter__(self) -> "Run":
@@ -117,9 +119,13 @@ class Run:
                 self.saver.close()
 
     @property
-    def goes_on(self) -> bool:
+    def checkpoint_is_own(self) -> bool:
         """Whether the checkpoint is this directory's own, rather than that of a run that this one branches from."""
         return is_own(self.checkpoint, self.path)
+
+    def check(self) -> None:
+        """Raises PlaceLost where a folder that the run writes to is no longer the one it locked."""
+        self._lock.check()
 
     def describe(self, dataset: Any) -> None:
         """Send parameters, tags, the data (a Dataset, or None) and the configuration to the trackers."""

@@ -30,7 +30,8 @@ def open_fleet(
     config, own = prepared.job.config, prepared.job.config.fleet
     make_worker = prepared.job.worker_factory(prepared.constants)
     if own.backend == "local":
-        yield LocalFleet(lambda: prepared.job.worker(prepared.constants), target, own.min_workers, say=say)
+        worker = prepared.job.worker(prepared.constants)  # what is wrong with it is told before the run begins
+        yield LocalFleet(lambda: worker, target, own.min_workers, say=say)
         return
     from metadist.fleet.ray.cluster import (
         GIVE_UP_S,

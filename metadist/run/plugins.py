@@ -31,7 +31,7 @@ def resolve(name: str, known: Iterable[str] = ()) -> Any:
     module_name, colon, attribute = name.partition(":")
     if not colon or not module_name or module_name.startswith("."):
         known = list(known)
-        hint = did_you_mean(name.lower(), known) or f"; known: {', '.join(known)}"
+        hint = did_you_mean(name.lower(), known) or (f"; known: {', '.join(known)}" if known else "")
         raise InputError(f"{name!r} is neither built in nor of the form module:attribute{hint}")
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))

@@ -35,7 +35,7 @@ class Signals:
     def deferred(self) -> Iterator[None]:
         """Meanwhile a signal is only noted in `received`."""
         self._deferred = True
-        yield
+        yield  # after an error signals stay deferred while all is closed
         self._deferred = False
 
     def _handle(self, number: int, frame: FrameType | None) -> None:

@@ -77,7 +77,7 @@ class Trainer:
             None if behind is None else behind.numpy(),
             self.config.optimizer.delay,
         )
-        progress = state["progress"] if state and run.goes_on else {}
+        progress = state["progress"] if state and run.checkpoint_is_own else {}
         self.progress = Progress(**{"validated": run.checkpoint.step if run.checkpoint else 0, **progress})
         self._facts = {"identity": run.identity, "shapes": prepared.job.shapes._asdict(), "run_dir": str(run.path)}
         self._config_text = dump_config(self.config)
@@ -116,13 +116,13 @@ class Trainer:
             if reason is not None:
                 break
             self._begin_round(step)
-            batch = self._plan_batch(step)
-            tasks, ahead = plan("train", step, batch, self.chunk_size), self._plan_ahead(step)
+            num_tasks = self._plan_batch(step)
+            chunks, ahead = plan("train", step, num_tasks, self.chunk_size), self._plan_ahead(step)
             began = time.perf_counter()
-            gradients = self.fleet.meta_gradients(self.server.used(), tasks, ahead)
+            gradients = self.fleet.meta_gradients(self.server.used(), chunks, ahead)
             computed = time.perf_counter()
             try:
-                _, stats = self.server.apply(step, *gradients, num_tasks=batch)
+                _, stats = self.server.apply(step, *gradients, num_tasks=num_tasks)
             except Diverged as error:
                 raise self._explain(error, step) from None
             self._run.journal.append({"applied": step, "bundles": self.fleet.account()})
@@ -147,8 +147,9 @@ class Trainer:
         )
         if not math.isfinite(losses[number]):
             self._say_once(
+                "round",
                 f"round {number} diverged: its loss is not finite, so the regret will have no value (said once): lower "
-                "learner.inner_lr or meta_lr, or set optimizer.clip_norm"
+                "learner.inner_lr or meta_lr, or set optimizer.clip_norm",
             )
         self.tracker.metrics({"online/loss": losses[number], "online/loss_sum": sum(losses.values())}, step)
         self._window.began += time.perf_counter() - began
@@ -191,8 +192,9 @@ class Trainer:
                 "Adam's rate stays small for thousands of steps after it" if own.name != "sgd" else "it moves theta far"
             )
             self._say_once(
+                "norm",
                 f"meta-gradient of meta-step {at} has norm {largest:.3g}, more than {SPIKE} times the usual "
-                f"{usual:.3g}: {slow} (said once), set optimizer.clip_norm to a few times the usual norm"
+                f"{usual:.3g}: {slow} (said once), set optimizer.clip_norm to a few times the usual norm",
             )
 
     def _count(self, stats: Stats, compute_s: float, update_s: float) -> None:
@@ -239,7 +241,7 @@ class Trainer:
         }
         values |= {f"train/{name}": mean for name, mean in means.items()}
         if means and (concern := learner.concern(means)):
-            self._say_once(f"{concern} (said once, at meta-step {done})")
+            self._say_once("concern", f"{concern} (said once, at meta-step {done})")
         for phase in PHASES:
             spent = sum(report.seconds[phase] for report in reports)
             values[f"time/{phase}_s_per_task"] = spent / stats.num_tasks
@@ -261,9 +263,10 @@ class Trainer:
             values[f"validation/{name}_before"] = interval(by_step[:, 0]).mean
         if diverged:
             self._say_once(
+                "validation",
                 f"validation at step {done}: {diverged} of {own.tasks} tasks diverged (an output or loss is not "
                 "finite), so it has no mean and cannot be the best (said once, see validation/diverged_tasks): lower "
-                "evaluation.inner_lr, learner.inner_lr or meta_lr, or set optimizer.clip_norm"
+                "evaluation.inner_lr, learner.inner_lr or meta_lr, or set optimizer.clip_norm",
             )
         values["time/validation_s"] = time.perf_counter() - began
         self.tracker.metrics(values, done)
@@ -275,9 +278,8 @@ class Trainer:
         self.progress = replace(self.progress, best=best, since_best=since, validated=done)
         return improved
 
-    def _say_once(self, text: str) -> None:
-        """Say it unless something that begins with the same word has been said in this run."""
-        kind = text.split()[0]
+    def _say_once(self, kind: str, text: str) -> None:
+        """Say it unless something of its kind has been said in this run."""
         if kind not in self._said:
             self._said.add(kind)
             self._run.say(text)
@@ -312,6 +314,7 @@ class Trainer:
         return Checkpoint(done, named, trainer, self._config_text, dict(self._validated), facts), theta
 
     def _explain(self, error: Diverged, step: int) -> Diverged:
+        """Save the run as it was before the step; the error with what to do about it."""
         with suppress(StorageFailed):  # which was said
             self._save(step, best=False, now=True)
         if error.element is not None:

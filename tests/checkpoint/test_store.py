@@ -104,6 +104,7 @@ def test_a_step_saved_again_goes_to_a_directory_of_its_own(location, tmp_path):
         store.save(checkpoint)
         assert_same(store.load(), checkpoint)
         assert store.load("best").config == "seed: 0\n"
+        assert_same(store.load("step_00000005"), checkpoint)
     assert sorted(os.listdir(root)) == ["step_00000005", "step_00000005_3"]
     assert {path: path.read_bytes() for path in (root / "step_00000005").iterdir()} == first
     (root / "step_00000005_3" / "config.yaml").write_text("damaged")

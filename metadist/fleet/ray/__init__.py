@@ -1,1 +1,1 @@
-"""The fleet as Ray actors; the only room beside `run.submission` and `run.doctor` that imports Ray."""
+"""The fleet as Ray actors: the only room that imports Ray."""
