@@ -89,7 +89,7 @@ def test_each_aggregation_has_one_theta(tmp_path, aggregate):
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.wide), 3])
 def test_ray_workers_do_not_change_theta(ray_cluster, tmp_path, undisturbed, workers):
     assert train(job(tmp_path / "run", f"num_workers={workers}"))["theta_sha256"] == undisturbed
 

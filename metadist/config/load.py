@@ -85,7 +85,7 @@ def _read(file: Path) -> dict[str, Any]:
     try:
         text = read_file(file).decode()
     except FileNotFoundError:
-        hint = did_you_mean(str(file), map(str, file.parent.glob("*.yaml")))
+        hint = did_you_mean(file.name, (other.name for other in file.parent.glob("*.yaml")))
         raise InputError(f"there is no job file {file}{hint or ': `metadist config new` writes one'}") from None
     except InputError:
         raise

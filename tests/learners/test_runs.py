@@ -56,6 +56,7 @@ def test_statistics_are_bits_like_all_others(tmp_path):
     assert whole["protocol"]["transductive"] is False
 
 
+@pytest.mark.wide
 @pytest.mark.ray
 def test_so_it_is_on_ray(ray_cluster, tmp_path):
     """Of a learner that draws from the task's key."""

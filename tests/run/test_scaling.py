@@ -49,6 +49,7 @@ def test_a_simulated_worker_does_as_theta_says(rows):
     assert report.chunk == chunk and report.first_not_finite() is None
 
 
+@pytest.mark.wide
 @pytest.mark.ray
 def test_the_script_measures_real_and_simulated_workers():
     command = [sys.executable, scaling.__file__, "--quick", "--json"]

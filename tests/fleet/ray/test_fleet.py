@@ -190,6 +190,7 @@ def test_a_model_that_draws_its_own_random_numbers_is_refused(ray_cluster, tmp_p
     sys.modules.pop("noisy", None)
 
 
+@pytest.mark.wide
 def test_a_worker_that_dies_in_the_middle_of_a_step_changes_nothing(ray_cluster, tmp_path, monkeypatch):
     """A source whose process kills itself once, while it samples a task of step 2."""
     (tmp_path / "fatal.py").write_text(
@@ -216,6 +217,7 @@ def test_a_worker_that_dies_in_the_middle_of_a_step_changes_nothing(ray_cluster,
     assert thetas[0] == thetas[1]
 
 
+@pytest.mark.wide
 def test_theta_on_two_servers_is_the_one_of_a_local_run(ray_cluster, tmp_path):
     """More than one block of parameters, and so many chunks a step that results are also sent ahead."""
     job = ["data.family=digits", "task.ways=3", "model.name=mlp", "model.hidden=[256, 256]", "meta_batch_size=40"]
@@ -228,6 +230,7 @@ def test_theta_on_two_servers_is_the_one_of_a_local_run(ray_cluster, tmp_path):
     assert thetas[0] == thetas[1]
 
 
+@pytest.mark.wide
 def test_an_exception_that_does_not_come_again_costs_a_worker_where_the_job_allows_it(
     ray_cluster, tmp_path, monkeypatch
 ):
@@ -329,6 +332,7 @@ def test_no_server_moves_where_one_would_not_stay_finite(ray_cluster):
     executor.close()
 
 
+@pytest.mark.wide
 def test_a_server_on_a_machine_that_computes_other_bits_is_refused_as_a_worker_is(ray_cluster, tmp_path):
     """At the start with what to do; later it is no place to rebuild one, so another is tried."""
     from metadist.fleet.ray.fleet import RayFleet
