@@ -58,6 +58,7 @@ def test_ctrl_c_in_another_process_leaves_nothing(tmp_path: Path) -> None:
     code = (
         "import os, signal, sys\n"
         "from metadist.data.importers import sinusoid\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # which a background job of a shell ignores
         "stop = lambda done, total: os.kill(os.getpid(), signal.SIGINT)\n"
         "sinusoid(sys.argv[1], groups=(3000, 10, 10), progress=stop)\n"
     )
