@@ -30,7 +30,6 @@ MOST_META_BYTES = 1 << 26
 WEIGHTS, TRAINER, CONFIG, META = "weights.safetensors", "trainer.pt", "config.yaml", "meta.json"
 MOST_BYTES = {WEIGHTS: 1 << 38, CONFIG: MOST_TEXT_BYTES}
 MOST_TRAINER_WEIGHTS, MOST_TRAINER_BYTES = 8, 1 << 26  # times the bytes of the weights, and more for the rest
-FILES = (WEIGHTS, TRAINER, CONFIG, META)  # in the order in which they are written
 
 _IN_TRAINER = re.compile(r"torch\._utils _rebuild_tensor_v2|collections OrderedDict|torch \w+Storage")
 

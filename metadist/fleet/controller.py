@@ -146,11 +146,6 @@ class Controller:
                 pass
         return [*done, *self._settle(now)]
 
-    def awaits(self, attempt: Attempt) -> bool:
-        """Whether that attempt is under way; its result may no longer be needed."""
-        member = self._member(attempt.worker)
-        return member is not None and attempt in member.attempts
-
     def wakes_in(self, now: float) -> float | None:
         """Seconds until a Tick may matter; None: not before something else happens."""
         times = [self._spawn_at, self._nodes.next_end(now), self._silence.ends]

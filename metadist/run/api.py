@@ -101,6 +101,7 @@ def dry_run(config: Config) -> dict[str, Any]:
     config = located(config)
     assert config.run_dir
     check_lasting(config)
+    check_usable(config.tracking.uri, config.checkpoint.location, config.fleet.address)
     find_checkpoint(config, Path(config.run_dir), "auto")
     prepared = preflight(Job(config), evaluated_splits(config), gradient=True)
     engine = prepared.engine

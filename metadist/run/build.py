@@ -46,7 +46,7 @@ class Job:
         self.config = config
         self._shapes = shapes
         self._models: dict[tuple[int, str], Model] = {}
-        self._engines: dict[tuple[bool, str], Engine] = {}
+        self._engines: dict[tuple[bool, str, int], Engine] = {}
 
     @cached_property
     def dataset(self) -> Dataset | None:
@@ -129,7 +129,7 @@ class Job:
         return engine
 
     def _engine(self, evaluation: bool, device: str, outputs: int, changes: Mapping[str, Any]) -> Engine:
-        key = evaluation, f"{device} {outputs}"
+        key = evaluation, device, outputs
         if key not in self._engines:
             learner = make_learner(self.config.learner, self.model(outputs, device), self.loss, changes)
             method = make_method(self.config, learner, self.shapes.inputs, device)

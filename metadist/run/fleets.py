@@ -28,7 +28,6 @@ def open_fleet(
     in one place.
     """
     config, own = prepared.job.config, prepared.job.config.fleet
-    make_worker = prepared.job.worker_factory(prepared.constants)
     if own.backend == "local":
         worker = prepared.job.worker(prepared.constants)  # what is wrong with it is told before the run begins
         yield LocalFleet(lambda: worker, target, own.min_workers, say=say)
@@ -55,7 +54,7 @@ def open_fleet(
         stack.callback(lambda: claimed)  # which ends with its last reference
         resources = Resources(own.cpus_per_worker, own.gpus_per_worker, own.threads_per_worker, own.resources)
         fleet = RayFleet(
-            make_worker, target, own.min_workers, resources, say,
+            prepared.job.worker_factory(prepared.constants), target, own.min_workers, resources, say,
             GIVE_UP_S if joins(own.address) else OWN_GIVE_UP_S, mixed_devices=own.mixed_devices,
             asked_to_stop=lambda: signals.received,
             asked_target=lambda: asked_target(Path(config.run_dir or "")) if writes else None,

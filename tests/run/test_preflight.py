@@ -6,7 +6,7 @@ import pytest
 
 import metadist
 from metadist.config import Config, load_config
-from metadist.core.errors import EvaluationFailed, InputError
+from metadist.core.errors import EvaluationFailed, InputError, Interrupted
 from metadist.run import api as run
 from metadist.run.api import dry_run, train
 from metadist.run.build import Job
@@ -256,3 +256,13 @@ def test_chance_of_the_models_own_is_found_before_any_worker_is_started(tmp_path
         with pytest.raises(InputError, match="nn.Dropout"):
             prepare(Job(job(f"engine.kind={kind}")), ["test"])
     sys.modules.pop("tests_tried", None)
+
+
+def test_a_signal_during_the_checks_ends_them_and_is_no_failure_of_the_job(tmp_path, monkeypatch):
+    (tmp_path / "tests_stopped.py").write_text(
+        "from metadist import Interrupted\n\n\ndef loss(outputs, targets):\n    raise Interrupted(15)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(Interrupted) as stopped:
+        train(job("loss=tests_stopped:loss"), quiet=True)
+    assert stopped.value.signal_number == 15
