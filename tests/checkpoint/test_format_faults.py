@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 import torch
 
-from metadist.checkpoint.format import FILES, Checkpoint, DamagedCheckpoint, load_checkpoint
+from metadist.checkpoint.format import Checkpoint, DamagedCheckpoint, load_checkpoint
 from metadist.checkpoint.store import CheckpointStore
 from metadist.core.errors import InputError
 
+FILES = ("weights.safetensors", "trainer.pt", "config.yaml", "meta.json")  # in the order in which they are written
 CHANGES = ("mkdir", "rename", "replace", "fsync", "unlink", "rmdir")
 
 
