@@ -252,6 +252,23 @@ class DriverLock:
             held.check()
 
 
+def lock_holder(folder: Path) -> str | None:
+    """The driver that has locked a folder, as `here` calls it; None where none has."""
+    try:
+        descriptor = os.open(folder / LOCK_FILE, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return os.pread(descriptor, 200, 0).decode(errors="replace").strip() or "a driver that is just starting"
+    except OSError:  # a file system without locks
+        return None
+    finally:
+        os.close(descriptor)  # and its lock with it
+    return None
+
+
 def here() -> str:
     """This process, as a person finds it."""
     return f"process {os.getpid()} on {socket.gethostname()}"

@@ -73,7 +73,9 @@ def _train(run: Run, start: Start, began: float) -> dict[str, Any]:
             weights, ended_by = trainer.run(start.step, Stop(signals, config.max_time_s, config.evaluation.patience))
         run.check()
         if signals.received is not None:
-            run.say(f"saved in {run.path}; the same command with --resume auto goes on from there")
+            run.say(
+                f"saved at step {weights.version} in {run.path}; the same command with --resume auto goes on from there"
+            )
             raise Interrupted(signals.received)
         results = conclude(prepared, fleet, run, weights, ended_by, trainer.progress.round_losses)
         results["seconds"] = round(time.monotonic() - began, 1)

@@ -76,9 +76,17 @@ def joins(address: str | None) -> str | None:
     return address or os.environ.get("RAY_ADDRESS")
 
 
-def _join(address: str) -> None:
-    if "RAY_AUTH_MODE" not in os.environ and (Path.home() / ".ray" / "auth_token").exists():
+def use_saved_token() -> None:
+    """Have Ray show a token to the cluster, where there is one and the user has not decided otherwise: it would only do
+    so for a cluster of this machine."""
+    given = {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys()
+    if "RAY_AUTH_MODE" not in os.environ and (given or (Path.home() / ".ray" / "auth_token").exists()):
         os.environ["RAY_AUTH_MODE"] = "token"
+        _read_environment()
+
+
+def _join(address: str) -> None:
+    use_saved_token()
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RayError, RuntimeError, ValueError) as error:
