@@ -49,14 +49,15 @@ def submit(
 
     name = name or Path((config.run_dir or "run").rstrip("/")).name
     command = command_line(["metadist", *sys.argv[1:]])
+    server = None if dry_run else jobs.job_server(address)
+    if server:
+        jobs.check_versions(server)
     planned = jobs.prepare_submission(config, name, address, include, command, to_stderr)
-    if dry_run:
+    if server is None:
         plan = {"entrypoint": planned.entrypoint, "files": jobs.sizes(planned.files),
                 "environment": planned.environment, "metadata": planned.metadata}  # fmt: skip
         click.echo(json.dumps(plan, indent=2))
         return
-    server = jobs.job_server(address)
-    jobs.check_versions(server)
     submission_id = jobs.submit(server, planned, to_stderr)
     where = f" --address {server.url}" if address else ""
     if no_wait:

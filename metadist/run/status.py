@@ -24,9 +24,9 @@ def status(run: str | Path) -> dict[str, Any]:
     """How the run in a directory stands.
 
     `state`: "running" (a driver has its lock), "finished", "evaluation failed" or "stopped"; `step` of `meta_steps`;
-    `loss`; `best`, its metric, and `best_step` by validation; `workers` of `target`; `saved_step` and `saved_age_s` of
-    the newest checkpoint; `age_s` of the newest metrics. What is not known yet is left out. Raises InputError where it
-    is no run.
+    `loss`, as logged last; `best`, its `metric`, and `best_step` by validation; `workers` of `target`; `saved_step` and
+    `saved_age_s` of the newest checkpoint; `age_s` of the newest metrics. What is not known yet is left out. Raises
+    InputError where it is no run.
 
     Example:
         >>> from metadist.run.status import status
@@ -42,7 +42,7 @@ def status(run: str | Path) -> dict[str, Any]:
     found |= {"step": 0, "meta_steps": config.meta_steps}
     rows = read_metrics(path / "metrics.jsonl") if (path / "metrics.jsonl").exists() else []
     for row in rows:  # of which the newest is last
-        found |= {key: row[name] for key, name in _SHOWN.items() if name in row}
+        found |= {key: row[name] for key, name in _SHOWN.items() if "train/loss" in row}
     if rows:
         found["age_s"] = round(now - rows[-1]["time"], 1)
     found |= _best(rows)

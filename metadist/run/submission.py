@@ -5,6 +5,7 @@ import asyncio
 import hashlib
 import importlib.metadata
 import json
+import logging
 import os
 import platform
 import re
@@ -36,7 +37,8 @@ from metadist.tracking.provenance import git_tags
 ADDRESSES = "RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"
 GRACE_S = 120
 """How long Ray waits for a job that is stopped to save, before it kills it."""
-CONNECT_S, ANSWER_S, SILENT_S, RETRY_S, GIVE_UP_S = 4.0, 30.0, 20.0, 2.0, 600.0
+CONNECT_S, ANSWER_S, UPLOAD_S = 4.0, 8.0, 60.0
+SILENT_S, RETRY_S, GIVE_UP_S = 20.0, 2.0, 600.0
 OVER = ("SUCCEEDED", "FAILED", "STOPPED")
 
 
@@ -45,14 +47,18 @@ class JobServer(JobSubmissionClient):
 
     def __init__(self, url: str):
         use_saved_token()
+        for chatty in ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk",
+                       "ray._private.runtime_env.packaging"):  # fmt: skip
+            logging.getLogger(chatty).setLevel(logging.WARNING)
         os.environ["RAY_API_SERVER_ADDRESS"] = url  # which Ray's client prefers to what it is given
         self.url = url
         with self._in_words():
             super().__init__(url)
 
-    def _do_request(self, *args: Any, **kwargs: Any) -> Any:
+    def _do_request(self, method: str, endpoint: str, **kwargs: Any) -> Any:
+        patience = ANSWER_S if method == "GET" else UPLOAD_S
         with self._in_words():
-            return super()._do_request(*args, timeout=(CONNECT_S, ANSWER_S), **kwargs)
+            return super()._do_request(method, endpoint, timeout=(CONNECT_S, patience), **kwargs)
 
     @contextmanager
     def _in_words(self) -> Iterator[None]:
@@ -71,7 +77,7 @@ class JobServer(JobSubmissionClient):
                 f"nothing answers at {self.url}: start the cluster, or forward its dashboard "
                 "(ssh -L 8265:localhost:8265 HEAD, then --address http://localhost:8265)"
             ) from error
-        except (requests.RequestException, KeyError, ValueError) as error:
+        except (requests.RequestException, KeyError, ValueError, RuntimeError) as error:
             raise InputError(f"{self.url} is no job server of Ray: give the address of the dashboard") from error
 
     def versions(self) -> dict[str, str]:
@@ -144,7 +150,7 @@ def prepare_submission(
         )
     checked = check_job(config)
     names = ", ".join([*found][:6]) + ", ..." * (len(found) > 6)
-    say(f"{name}: {checked}; {_mib(total)} in {len(found)} files will be sent ({names})")
+    say(f"{name}: {checked}; {_mib(total)} will be sent ({names})")
     uri = os.environ.get("MLFLOW_TRACKING_URI")
     if uri and redact(uri) != uri:
         raise InputError(
