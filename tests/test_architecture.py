@@ -14,12 +14,12 @@ FLOORS = [
 ]  # fmt: skip
 """From the ground up: a room imports from lower floors only."""
 FILES = {
-    "core": ["redaction", "errors", "files", "task", "messages", "random"],
+    "core": ["redaction", "errors", "files", "storage", "task", "messages", "random"],
     "data": [
         "notes", "duplicates", "files", "importers.names", "importers.arrays", "importers.delimited",
         "importers.pictures", "importers.table_files", "importers.survey", "splits", "table", "sources", "online",
-        "shapes", "tokenizer", "writer", "cache", "importers.digits", "importers.images", "importers.omniglot",
-        "importers.sinusoid", "importers.table", "importers.text"
+        "shapes", "tokenizer", "writer", "cache", "remote", "importers.digits", "importers.images",
+        "importers.omniglot", "importers.sinusoid", "importers.table", "importers.text"
     ],
     "models": ["bag", "losses", "mlp", "noise", "layers", "conv4", "model", "resnet12"],
     "config": ["schema", "template", "yaml", "load"],
@@ -40,8 +40,8 @@ FILES = {
     "evaluation": ["baselines", "evaluator", "figures", "joint", "protocol"],
     "run": [
         "auto", "plugins", "build", "bench", "identity", "prepare", "preflight", "signals", "tracker", "trust",
-        "directory", "fleets", "predictor", "replay", "results", "evaluate", "resume", "trainer", "api",
-        "package", "status", "submission"
+        "mirror", "saved", "places", "directory", "fleets", "predictor", "replay", "results", "evaluate", "resume",
+        "trainer", "dry_run", "api", "package", "status", "submission"
     ],
     "cli": ["bench", "config", "cluster", "data", "report", "runs", "main"],
 }  # fmt: skip

@@ -5,6 +5,9 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from metadist.core.files import is_uri, join
+from metadist.core.redaction import redact
+
 if TYPE_CHECKING:  # so that --help needs no torch
     from metadist.config import Config
 
@@ -47,17 +50,19 @@ def next_commands(config: "Config", results: dict[str, Any]) -> str:
     """Where a trained run is, and how to evaluate and watch it."""
     from metadist.run.trust import trust_flag
 
-    run_dir = Path(config.run_dir or "")
+    run_dir = redact(config.run_dir or "")
     change = "evaluation.inner_steps=10" if results["protocol"]["inner_steps"] else "evaluation.test_tasks=1000"
-    lines = [f"results    {quoted(run_dir / 'results.json')}"]
+    lines = [f"results    {quoted(join(run_dir, 'results.json'))}"]
     lines.append(f"evaluate   metadist evaluate {quoted(run_dir)} {change}{trust_flag(config)}")
     if config.tracking.mlflow and not (config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")):
-        database = run_dir.absolute().parent / "mlflow.db"
+        database = Path(run_dir).absolute().parent / "mlflow.db"
         lines.append(f"watch      mlflow ui --backend-store-uri {shlex.quote(f'sqlite:///{database}')}")
     return "\n".join(lines)
 
 
 def quoted(path: str | Path) -> str:
     """A path as it is typed into a shell, from the current directory where it lies in it."""
+    if is_uri(path):
+        return shlex.quote(str(path))
     path = Path(path)
     return shlex.quote(str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path))

@@ -1,25 +1,24 @@
 """`metadist evaluate`, `scale` and `replay`: what is done with a run that is there."""
 
 import json
-from pathlib import Path
 
 import click
 
 from metadist.cli.config import ANY_ARGUMENTS
 from metadist.cli.report import report
 from metadist.core.files import finite
-from metadist.core.redaction import to_stderr
+from metadist.core.redaction import redact, to_stderr
 
 TRUST = click.option("--trust-code", is_flag=True, help="Follow the code, address and places that a saved run names.")
 
 
 @click.command(context_settings=ANY_ARGUMENTS)
-@click.argument("run_directory", metavar="RUN", type=click.Path(path_type=Path))
+@click.argument("run_directory", metavar="RUN")
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 @click.option("--checkpoint", default="best", show_default=True, help="best, latest or step_...")
 @click.option("--json", "as_json", is_flag=True, help="Print the results as JSON.")
 @TRUST
-def evaluate(run_directory: Path, arguments: tuple[str, ...], checkpoint: str, as_json: bool, trust_code: bool) -> None:
+def evaluate(run_directory: str, arguments: tuple[str, ...], checkpoint: str, as_json: bool, trust_code: bool) -> None:
     """Evaluate a RUN again, with what FILE.yaml or key=value say changed.
 
     \b
@@ -27,7 +26,7 @@ def evaluate(run_directory: Path, arguments: tuple[str, ...], checkpoint: str, a
     """
     from metadist.config import given_settings, load_config, split_arguments
     from metadist.run import evaluate as evaluation
-    from metadist.run.directory import config_file
+    from metadist.run.saved import config_file
 
     files, overrides = split_arguments(arguments)
     config = load_config([config_file(run_directory), *files], overrides)
@@ -41,29 +40,28 @@ def evaluate(run_directory: Path, arguments: tuple[str, ...], checkpoint: str, a
 
 
 @click.command(context_settings={"ignore_unknown_options": True})  # so that -1 is a number
-@click.argument("run_directory", metavar="RUN", type=click.Path(path_type=Path))
+@click.argument("run_directory", metavar="RUN")
 @click.argument("workers", type=int)
-def scale(run_directory: Path, workers: int) -> None:
+def scale(run_directory: str, workers: int) -> None:
     """Have a running job use another number of WORKERS from its next meta-step.
 
     \b
     metadist scale runs/digits 8
     """
-    from metadist.run import directory
+    from metadist.run import saved
 
-    directory.scale(run_directory, workers)
-    ended = (run_directory / "results.json").exists()
-    click.echo(f"{run_directory} {'has ended; resumed, it' if ended else 'will'} use{'s' * ended} {workers} workers")
+    ended, name = saved.scale(run_directory, workers), redact(run_directory)
+    click.echo(f"{name} {'has ended; resumed, it' if ended else 'will'} use{'s' * ended} {workers} workers")
 
 
 @click.command()
-@click.argument("run_directory", metavar="RUN", type=click.Path(path_type=Path))
+@click.argument("run_directory", metavar="RUN")
 @click.option(
     "--verify", is_flag=True, help="Compare theta with every hash in the journal (the default without --task)."
 )
 @click.option("--task", "task_name", help="Compute one task, such as train:120:7, step by step instead.")
 @TRUST
-def replay(run_directory: Path, verify: bool, task_name: str | None, trust_code: bool) -> None:
+def replay(run_directory: str, verify: bool, task_name: str | None, trust_code: bool) -> None:
     """Compute a run again from its journal, on one worker, and compare the bits; or look at one task.
 
     \b

@@ -1,5 +1,5 @@
-"""Reading and writing files safely: whole after a death at any byte, one clear sentence when the disk is full, and one
-driver at a time in a folder."""
+"""Names of places, and reading and writing files safely: whole after a death at any byte, one clear sentence when the
+disk is full, and one driver at a time in a folder."""
 
 import fcntl
 import json
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from metadist.core.errors import InputError, PlaceLost, StorageFailed
+from metadist.core.redaction import redact
 
 MOST_TEXT_BYTES = 1 << 24
 MOST_LINES_BYTES = 1 << 34
@@ -30,6 +31,35 @@ def private_files() -> Iterator[None]:
         yield
     finally:
         os.umask(before)
+
+
+def cache_root() -> Path:
+    """Where this machine keeps what it can make or fetch again: $METADIST_CACHE, else ~/.cache/metadist."""
+    return Path(os.environ.get("METADIST_CACHE") or Path.home() / ".cache" / "metadist")
+
+
+def is_uri(place: str | Path) -> bool:
+    """Whether a place is given as a URI, rather than as a local path."""
+    return "://" in str(place)
+
+
+def join(location: str, name: str) -> str:
+    """The place `name` under a path, or under a URI that may end in options (`s3://bucket/runs?region=...`)."""
+    if not is_uri(location):
+        return os.path.join(os.path.abspath(location), name)
+    base, mark, options = location.partition("?")
+    return f"{base.rstrip('/')}/{name}{mark}{options}"
+
+
+def bare(location: str) -> str:
+    """The name of a place: a URI without user, password, options and a slash at its end; a path as it is."""
+    if not is_uri(location):
+        return location
+    scheme, _, rest = location.partition("?")[0].partition("://")
+    host, slash, path = redact(f"{scheme}://{rest}").partition("://")[2].partition("/")
+    if not scheme.startswith(("abfs", "wasb")):  # whose containers stand before the @
+        host = host.rpartition("@")[2]
+    return f"{scheme}://{host}{slash}{path}".rstrip("/")
 
 
 @contextmanager

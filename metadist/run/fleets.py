@@ -2,16 +2,16 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import Any
 
 from metadist.config import Config
-from metadist.core.files import here
+from metadist.core.files import bare, here, is_uri
 from metadist.fleet.events import Kind
 from metadist.fleet.limits import Patience
 from metadist.fleet.local import LocalFleet
-from metadist.run.directory import asked_target
+from metadist.run.mirror import asked_target, working_folder
 from metadist.run.prepare import Prepared
+from metadist.run.saved import location
 from metadist.run.signals import Signals
 
 Say = Callable[[str], None]
@@ -49,15 +49,15 @@ def open_fleet(
         if started:
             stack.callback(lambda: disconnect(fleet is not None and fleet.head_lost))
         check_gpus(own.gpus_per_worker, started, say)
-        place = config.checkpoint.location or ""
-        claimed = claim(place, here()) if writes and "://" in place else None
+        place = location(config)
+        claimed = claim(bare(place), here()) if writes and is_uri(place) else None
         stack.callback(lambda: claimed)  # which ends with its last reference
         resources = Resources(own.cpus_per_worker, own.gpus_per_worker, own.threads_per_worker, own.resources)
         fleet = RayFleet(
             prepared.job.worker_factory(prepared.constants), target, own.min_workers, resources, say,
             GIVE_UP_S if joins(own.address) else OWN_GIVE_UP_S, mixed_devices=own.mixed_devices,
             asked_to_stop=lambda: signals.received,
-            asked_target=lambda: asked_target(Path(config.run_dir or "")) if writes else None,
+            asked_target=lambda: asked_target(working_folder(config.run_dir or "")) if writes else None,
             servers=own.servers, patience=patience_of(config), proof=proof, server_proof=server_proof,
         )  # fmt: skip
         stack.callback(fleet.close)

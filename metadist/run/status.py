@@ -12,8 +12,9 @@ from typing import Any
 from metadist.checkpoint.journal import journalled_hashes, read_journal
 from metadist.config import load_config
 from metadist.core.errors import InputError
-from metadist.core.files import here, lock_holder, read_file
-from metadist.run.directory import config_file
+from metadist.core.files import here, is_uri, lock_holder, read_file
+from metadist.run.mirror import name_of, run_file, working_folder
+from metadist.run.saved import config_file
 from metadist.tracking.jsonl import read_metrics
 
 STALE_S = 60.0
@@ -23,7 +24,8 @@ STALE_S = 60.0
 def status(run: str | Path) -> dict[str, Any]:
     """How the run in a directory stands.
 
-    `state`: "running" (a driver has its lock), "finished", "evaluation failed" or "stopped"; `step` of `meta_steps`;
+    `state`: "running" (a driver has its lock), "finished", "evaluation failed" or "stopped" (of a
+    run at a URI, whose files are those of its newest checkpoint, or run by another machine); `step` of `meta_steps`;
     `loss`, as logged last; `best`, its `metric`, and `best_step` by validation; `workers` of `target`; `saved_step` and
     `saved_age_s` of the newest checkpoint; `age_s` of the newest metrics. What is not known yet is left out. Raises
     InputError where it is no run.
@@ -33,20 +35,21 @@ def status(run: str | Path) -> dict[str, Any]:
         >>> status("runs/digits")["state"]  # doctest: +SKIP
         'finished'
     """
-    path = config_file(run).parent
-    config, results, now = load_config([path / "config.yaml"]), _results(path), time.time()
-    driver = lock_holder(path)
-    ended = "finished" if "protocol" in results else "evaluation failed" if results else "stopped"
-    found: dict[str, Any] = {"run_dir": str(run), "state": "running" if driver else ended}
+    config, results, now = load_config([config_file(run)]), _results(run_file(run, "results.json")), time.time()
+    driver = lock_holder(working_folder(str(run)))
+    stopped = "stopped, or run by another machine" if is_uri(run) else "stopped"
+    ended = "finished" if "protocol" in results else "evaluation failed" if results else stopped
+    found: dict[str, Any] = {"run_dir": name_of(str(run)), "state": "running" if driver else ended}
     found |= {"driver": driver} if driver else {}
     found |= {"step": 0, "meta_steps": config.meta_steps}
-    rows = read_metrics(path / "metrics.jsonl") if (path / "metrics.jsonl").exists() else []
+    metrics = run_file(run, "metrics.jsonl")
+    rows = read_metrics(metrics) if metrics.exists() else []
     for row in rows:  # of which the newest is last
         found |= {key: row[name] for key, name in _SHOWN.items() if "train/loss" in row}
     if rows:
         found["age_s"] = round(now - rows[-1]["time"], 1)
     found |= _best(rows)
-    if saved := journalled_hashes(read_journal(path / "journal.jsonl")):
+    if saved := journalled_hashes(read_journal(run_file(run, "journal.jsonl"))):
         found["saved_step"] = max(saved)
         before = [row["time"] for row in rows if row["step"] <= max(saved)]
         found |= {"saved_age_s": round(now - before[-1], 1)} if before else {}
@@ -58,7 +61,7 @@ _SHOWN = {"step": "step", "loss": "train/loss", "workers": "fleet/workers", "tar
 
 def _results(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(read_file(path / "results.json"))
+        return json.loads(read_file(path))
     except (OSError, ValueError):
         return {}
 
@@ -114,7 +117,8 @@ def stop_here(run: str | Path, timeout_s: float = 300.0) -> dict[str, Any]:
 
     Raises InputError where no driver has it, where that is on another machine, or where it does not end in time.
     """
-    path = config_file(run).parent
+    config_file(run)
+    path = working_folder(str(run))
     holder = lock_holder(path)
     if holder is None:
         raise InputError(f"no driver runs {run} on this machine: if it is a job on a cluster, add --address")

@@ -12,7 +12,7 @@ from metadist.checkpoint.format import Checkpoint
 from metadist.config import Config
 from metadist.config.load import shown
 from metadist.core.errors import Interrupted
-from metadist.core.files import read_file, replace_text
+from metadist.core.files import bare, read_file, replace_text
 from metadist.core.redaction import command_line
 from metadist.run.identity import digest
 from metadist.tracking import Status, Tracker, Trackers
@@ -42,7 +42,7 @@ class RunTracker:
         self._mlflow: MlflowTracker | None = None
         if own.mlflow:
             name = own.run_name or run_dir.name
-            run_id = known_run_id(run_dir, checkpoint)
+            run_id = known_run_id(run_dir, checkpoint, config.run_dir)
             note = partial(replace_text, run_dir / RUN_ID_FILE)
             self._mlflow = MlflowTracker(own.uri, own.experiment, name, run_id, run_dir, self.say, note)
             trackers.append(self._mlflow)
@@ -62,7 +62,7 @@ class RunTracker:
                 "mlflow.source.name": command_line(sys.argv),
                 "mlflow.source.type": "JOB" if os.environ.get("RAY_JOB_ID") else "LOCAL",
                 "metadist.identity": digest(identity),
-                "metadist.run_dir": str(self.run_dir),
+                "metadist.run_dir": bare(self.config.run_dir or ""),
             }
         )
         if data is not None:
@@ -79,11 +79,11 @@ class RunTracker:
         self.tracker.finish(status)
 
 
-def known_run_id(run_dir: Path, checkpoint: Checkpoint | None) -> str | None:
-    """The MLflow run that this run directory already has; a checkpoint of another one does not count."""
-    if (run_dir / RUN_ID_FILE).exists():
-        return read_file(run_dir / RUN_ID_FILE).decode(errors="replace")
-    if checkpoint and checkpoint.run["run_dir"] == str(run_dir):
+def known_run_id(folder: Path, checkpoint: Checkpoint | None, run_dir: str | None) -> str | None:
+    """The MLflow run that this run directory already has (in `folder`); a checkpoint of another does not count."""
+    if (folder / RUN_ID_FILE).exists():
+        return read_file(folder / RUN_ID_FILE).decode(errors="replace")
+    if checkpoint and checkpoint.run["run_dir"] == bare(run_dir or ""):
         return checkpoint.run["mlflow_run_id"]
     return None
 
