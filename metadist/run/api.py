@@ -9,7 +9,7 @@ from metadist.config import Config
 from metadist.core.errors import Interrupted
 from metadist.run.build import Job
 from metadist.run.directory import Run, RunLock, check_lasting, located, saved_place
-from metadist.run.fleets import open_fleet
+from metadist.run.fleets import check_cluster, open_fleet
 from metadist.run.identity import digest, run_identity
 from metadist.run.preflight import preflight
 from metadist.run.results import conclude
@@ -47,6 +47,7 @@ def train(
     config = located(config)
     check_lasting(config)
     check_usable(config.tracking.uri, config.checkpoint.location, config.fleet.address)
+    check_cluster(config)
     if resume not in (None, "auto"):
         saved_place(str(resume), config.checkpoint.location, trust_code)
     began = time.monotonic()
@@ -102,6 +103,7 @@ def dry_run(config: Config) -> dict[str, Any]:
     assert config.run_dir
     check_lasting(config)
     check_usable(config.tracking.uri, config.checkpoint.location, config.fleet.address)
+    check_cluster(config)
     find_checkpoint(config, Path(config.run_dir), "auto")
     prepared = preflight(Job(config), evaluated_splits(config), gradient=True)
     engine = prepared.engine
