@@ -24,7 +24,7 @@ FILES = {
     "models": ["bag", "losses", "mlp", "noise", "layers", "conv4", "model", "resnet12"],
     "config": ["schema", "template", "yaml", "load"],
     "checkpoint": ["format", "journal", "store", "saver"],
-    "tracking": ["console", "jsonl", "mlflow", "provenance"],
+    "tracking": ["console", "jsonl", "mlflow", "provenance", "reach"],
     "learners": [
         "inner_optimizers", "learner", "heads", "maml", "cavia", "imaml", "maml_plus_plus", "meta_curvature",
         "meta_sgd", "platipus", "prototypes", "reptile", "ridge", "task_adaptive"
@@ -39,10 +39,11 @@ FILES = {
     ],
     "evaluation": ["baselines", "evaluator", "figures", "joint", "protocol"],
     "run": [
-        "auto", "plugins", "build", "bench", "identity", "prepare", "preflight", "signals", "tracker", "trust",
-        "directory", "fleets", "predictor", "replay", "results", "evaluate", "resume", "trainer", "api"
+        "auto", "machine", "doctor", "plugins", "build", "bench", "identity", "prepare", "preflight", "signals",
+        "tracker", "trust", "directory", "fleets", "predictor", "replay", "results", "evaluate", "resume", "trainer",
+        "api"
     ],
-    "cli": ["bench", "config", "data", "main"],
+    "cli": ["bench", "cluster", "config", "data", "main"],
 }  # fmt: skip
 """A file imports from files before it in its room only."""
 RAY = {

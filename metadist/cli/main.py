@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from metadist.cli.bench import bench
+from metadist.cli.cluster import doctor
 from metadist.cli.config import ANY_ARGUMENTS, config_group, learners
 from metadist.cli.data import data
 from metadist.core.errors import Diverged, EvaluationFailed, HeadLost, InputError, Interrupted, StorageFailed
@@ -150,7 +151,7 @@ def replay(run_directory: Path, verify: bool, task_name: str | None, trust_code:
         click.echo(json.dumps(row))
 
 
-for command in (data, bench, config_group, learners):
+for command in (data, bench, config_group, learners, doctor):
     commands.add_command(command)
 
 

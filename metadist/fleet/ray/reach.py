@@ -47,9 +47,8 @@ def check_head(address: str) -> None:
     request: Any = gcs_service_pb2.InternalKVGetRequest  # pyright: ignore[reportAttributeAccessIssue]
     try:
         head = gcs_service_pb2_grpc.InternalKVGcsServiceStub(init_grpc_channel(address))
-        answer = head.InternalKVGet(
-            request, timeout=HELLO_S
-        )  # a GcsClient would try for 40 s, and abort on some answers
+        # a GcsClient would try for 40 s, and abort the process on some answers
+        answer = head.InternalKVGet(request(key=b"CLUSTER_METADATA", namespace=b"cluster"), timeout=HELLO_S)
     except (AuthenticationError, grpc.RpcError) as error:
         if isinstance(error, AuthenticationError) or error.code() == grpc.StatusCode.UNAUTHENTICATED:
             raise InputError(no_token(address)) from None
