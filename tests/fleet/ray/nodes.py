@@ -73,9 +73,9 @@ def process(command: list[str], log: Path, **environment: str) -> Iterator[subpr
 
 
 @contextmanager
-def head(folder: Path, *options: str, **environment: str) -> Iterator[str]:
+def head(folder: Path, *options: str, port: int | None = None, **environment: str) -> Iterator[str]:
     """The head of a cluster, without CPUs: its address. `folder` must have a short path."""
-    port = free_port()
+    port = port or free_port()
     own = ["--head", f"--port={port}", "--node-ip-address=127.0.0.1", "--num-cpus=0", "--include-dashboard=false"]
     own += [f"--temp-dir={folder}/ray", *SMALL, *options]
     environment = {"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0", **environment}
