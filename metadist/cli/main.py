@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import click
 
 from metadist.cli.bench import bench
-from metadist.cli.cluster import status, stop, submit
+from metadist.cli.cluster import doctor, status, stop, submit
 from metadist.cli.config import ANY_ARGUMENTS, config_group, learners
 from metadist.cli.data import data
 from metadist.cli.report import next_commands, report
@@ -85,7 +85,7 @@ def train(
     click.echo(f"{report(results)}\n\n{next_commands(config, results)}")
 
 
-for command in (evaluate, scale, replay, submit, status, stop, data, bench, config_group, learners):
+for command in (evaluate, scale, replay, submit, status, stop, doctor, data, bench, config_group, learners):
     commands.add_command(command)
 
 

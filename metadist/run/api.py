@@ -8,7 +8,7 @@ from metadist.config import Config
 from metadist.core.errors import Interrupted
 from metadist.run.directory import Run, RunLock
 from metadist.run.dry_run import dry_run as dry_run
-from metadist.run.fleets import open_fleet
+from metadist.run.fleets import check_cluster, open_fleet
 from metadist.run.places import checked
 from metadist.run.results import conclude
 from metadist.run.resume import Start, find_start, first_target
@@ -43,6 +43,7 @@ def train(
         0.93
     """
     config = checked(config)
+    check_cluster(config)
     began = time.monotonic()
     with RunLock(config) as lock:
         start = find_start(config, resume, trust_code)

@@ -5,6 +5,7 @@ from typing import Any
 
 from metadist.config import Config
 from metadist.run.build import Job
+from metadist.run.fleets import check_cluster
 from metadist.run.identity import digest, run_identity
 from metadist.run.mirror import name_of
 from metadist.run.places import checked
@@ -16,6 +17,7 @@ from metadist.run.trust import unloadable
 def dry_run(config: Config) -> dict[str, Any]:
     """Everything `train` would check before it starts workers, and the plan."""
     config = checked(config)
+    check_cluster(config)
     find_checkpoint(config, "auto")
     prepared = preflight(Job(config), evaluated_splits(config), gradient=True)
     engine = prepared.engine

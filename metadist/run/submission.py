@@ -30,7 +30,7 @@ from metadist.config.load import shown
 from metadist.core.errors import InputError
 from metadist.core.files import reason
 from metadist.core.redaction import redact
-from metadist.fleet.ray.cluster import use_saved_token
+from metadist.fleet.ray.reach import use_token
 from metadist.run.package import JOB_FILE, VERSION, check_job, check_portable, job_files, pack, sizes
 from metadist.tracking.provenance import git_tags
 
@@ -46,7 +46,7 @@ class JobServer(JobSubmissionClient):
     """Ray's client of a job server; what does not answer raises InputError in a sentence, within seconds."""
 
     def __init__(self, url: str):
-        use_saved_token()
+        use_token()
         for chatty in ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk",
                        "ray._private.runtime_env.packaging"):  # fmt: skip
             logging.getLogger(chatty).setLevel(logging.WARNING)

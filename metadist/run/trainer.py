@@ -129,6 +129,7 @@ class Trainer:
             self._run.journal.append({"applied": step, "bundles": self.fleet.account()})
             self._watch_norm(step, stats.gradient_norm)
             self._count(stats, computed - began, time.perf_counter() - computed)
+            self.fleet.report(stats, time.perf_counter() - began)
             self._log(step + 1, stats)
             del gradients  # which would stay in the object store while the next ones come
             improved = self._validate(step + 1)
