@@ -74,7 +74,8 @@ start() {
   shift
   : >"$LOCAL_CLUSTER/$name.log"
   nohup ray start --block --node-ip-address=127.0.0.1 --object-store-memory="$STORE" --disable-usage-stats \
-    --dashboard-agent-listen-port="$(free_port 0)" --temp-dir="$LOCAL_CLUSTER/$name" "$@" >>"$LOCAL_CLUSTER/$name.log" 2>&1 </dev/null &
+    --min-worker-port=0 --max-worker-port=0 --dashboard-agent-listen-port="$(free_port 0)" \
+    --temp-dir="$LOCAL_CLUSTER/$name" "$@" >>"$LOCAL_CLUSTER/$name.log" 2>&1 </dev/null &
   pid=$!
   printf '%s\n%s\n' "$pid" "$(began "$pid")" >"$LOCAL_CLUSTER/$name.pid"
   until grep -q "Ray runtime started" "$LOCAL_CLUSTER/$name.log"; do
@@ -115,7 +116,7 @@ up() {
   echo "$port" >"$LOCAL_CLUSTER/port"
   echo "http://127.0.0.1:$dashboard" >"$LOCAL_CLUSTER/dashboard"
   start head --head --port="$port" --num-cpus=0 --num-gpus=0 \
-    --include-dashboard=true --dashboard-host=127.0.0.1 --dashboard-port="$dashboard"
+    --include-dashboard=true --dashboard-host=127.0.0.1 --dashboard-port="$dashboard" --ray-client-server-port="$(free_port 0)"
   add "$1"
   status
   echo "Next: eval \"\$(cluster/local.sh env)\""

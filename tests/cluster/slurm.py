@@ -4,7 +4,7 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -63,9 +63,6 @@ class Slurm:
         assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
         return done.stdout.strip()
 
-    def state(self, job: str) -> str:
-        return self.field(job, "JobState")
-
     def field(self, job: str, name: str) -> str:
         """Of `scontrol show job`."""
         return dict(word.partition("=")[::2] for word in self.run("scontrol", "show", "job", job).split())[name]
@@ -106,8 +103,8 @@ def slurm(folder: Path, nodes: int, cpus: int) -> Iterator[Slurm]:
         start("slurmctld", "slurmctld", "-D", "-f", str(folder / "slurm.conf"))
         for name in names:
             inside = f"hostname {name}; mount --bind {folder}/hosts /etc/hosts; mount --bind {folder}/{name}/tmp {ray}"
-            start(name, "nsenter", f"--net=/run/netns/metadist-{name}", "unshare", "--mount", "--uts", "--pid", "--fork",
-                  "--kill-child", "--mount-proc", "bash", "-c",
+            start(name, "nsenter", f"--net=/run/netns/metadist-{name}", "unshare", "--mount", "--uts", "--pid",
+                  "--fork", "--kill-child", "--mount-proc", "bash", "-c",
                   f"{inside}; exec slurmd -D -N {name} -f {folder}/slurm.conf")  # fmt: skip
         _wait(lambda: cluster.run("sinfo", "-h", "-t", "idle", "-o", "%D") == str(nodes), "the nodes")
         yield cluster
@@ -143,7 +140,7 @@ def _no_network(names: list[str]) -> None:
     subprocess.run(["ip", "link", "del", "metadist-br"], stderr=subprocess.DEVNULL, check=False)
 
 
-def _wait(what, name: str, seconds: float = 60) -> None:
+def _wait(what: Callable[[], bool], name: str, seconds: float = 60) -> None:
     end = time.monotonic() + seconds
     while not what():
         assert time.monotonic() < end, f"{name} did not start within {seconds:g} s"

@@ -1,4 +1,4 @@
-"""What holds for all files of `cluster/`: one set of versions, Ray started the same way, and what was not run says so."""
+"""What holds for all files of `cluster/`: one set of versions, Ray started alike, and what was not run says so."""
 
 import re
 import tomllib

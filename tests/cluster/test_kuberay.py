@@ -27,7 +27,9 @@ def check(name: str, manifest: dict) -> None:
     if not file.exists():
         pytest.skip(f"no schema in {file}: put KubeRay's there")
     schema = json.loads(gzip.decompress(file.read_bytes()))
-    jsonschema.Draft202012Validator(schema).validate(manifest)  # without a check of the schema itself, which takes seconds
+    jsonschema.Draft202012Validator(schema).validate(
+        manifest
+    )  # without a check of the schema itself, which takes seconds
 
 
 def cluster_of(name: str) -> dict:

@@ -3,7 +3,7 @@
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -25,10 +25,12 @@ def cluster() -> Iterator[Slurm]:
         yield cluster
 
 
-def wait(what, seconds: float, log: Path) -> None:
+def wait(what: Callable[[], bool], cluster: Slurm, job: str, seconds: float) -> None:
+    """Until `what` holds; fails with the end of the job's log when time is up, or when the job has ended without."""
     end = time.monotonic() + seconds
     while not what():
-        assert time.monotonic() < end, log.read_text()[-5000:]
+        ended = cluster.field(job, "JobState") in ("FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
+        assert not ended and time.monotonic() < end, Path(cluster.field(job, "StdOut")).read_text()[-5000:]
         time.sleep(1)
 
 
@@ -41,13 +43,12 @@ def test_a_job_that_is_told_to_stop_is_requeued_and_ends_as_if_nothing_had_been(
         "sbatch", "--parsable", "--cpus-per-task=2", f"--output={log}", str(ROOT / "cluster" / "slurm.sbatch"),
         str(ROOT / "jobs" / "digits.yaml"), f"run_dir={run_dir}", *JOB.split(),
     )  # fmt: skip
-    wait(lambda: metrics.exists() and len(metrics.read_text().splitlines()) > 30, 180, log)
+    wait(lambda: metrics.exists() and len(metrics.read_text().splitlines()) > 30, cluster, job, 240)
     cluster.run("scancel", "--batch", "--signal=TERM", job)  # what Slurm does two minutes before the end
-    wait(lambda: cluster.field(job, "JobState") == "PENDING", 90, log)
+    wait(lambda: cluster.field(job, "JobState") == "PENDING", cluster, job, 90)
     assert cluster.field(job, "Restarts") == "1" and not (run_dir / "results.json").exists()
     cluster.run("scontrol", "update", f"JobId={job}", "StartTime=now")  # else Slurm waits two minutes
-    wait(lambda: cluster.field(job, "JobState") not in ("PENDING", "RUNNING", "COMPLETING"), 240, log)
-    assert cluster.field(job, "JobState") == "COMPLETED", log.read_text()[-5000:]
+    wait(lambda: cluster.field(job, "JobState") == "COMPLETED", cluster, job, 240)
     assert "continues at step" in log.read_text()
     alone = run(
         "train", "jobs/digits.yaml", f"run_dir={tmp_path / 'alone'}", "fleet.backend=local", *JOB.split(), cwd=ROOT
