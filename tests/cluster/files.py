@@ -8,3 +8,11 @@ VERSIONS = dict(
     line.split("=") for line in (CLUSTER / "versions.env").read_text().splitlines() if not line.startswith("#")
 )
 """By name: PYTHON, RAY, TORCH, MLFLOW, METADIST."""
+
+
+def check_ray_start(words: list[str]) -> None:
+    """Raises click's error where an option, or its value, is not one of `ray start`."""
+    from ray.scripts.scripts import start
+
+    assert words[:2] == ["ray", "start"]
+    start.make_context("start", words[2:])

@@ -1,5 +1,6 @@
 """The Dockerfile, with hadolint; `compose.yaml`, with the models of the compose specification."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import yaml
 from compose_spec.models import ComposeSpecification
 from pydantic import ValidationError
 
-from tests.cluster.files import CLUSTER
+from tests.cluster.files import CLUSTER, check_ray_start
 
 FOLDER = CLUSTER / "docker"
 COMPOSE = (FOLDER / "compose.yaml").read_text()
@@ -96,6 +97,11 @@ def test_only_this_machine_reaches_the_ports_and_secrets_are_files():
         assert set(service.get("secrets", [])) <= set(secrets)
         named = [name for name in service.get("environment", {}) if "PASSWORD" in name or "TOKEN" in name]
         assert all(service["environment"][name].startswith("/run/secrets/") for name in named)
+
+
+@pytest.mark.parametrize("name", ["head", "worker", "worker-gpu"])
+def test_the_commands_that_start_ray_are_ones_of_ray(name):
+    check_ray_start([re.sub(r"\$\{\w+:-(\w+)\}", r"\1", word) for word in SERVICES[name]["command"]])
 
 
 def test_mlflow_answers_to_the_name_that_the_workers_call_it_by():

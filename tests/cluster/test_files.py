@@ -4,7 +4,6 @@ import re
 import tomllib
 
 import pytest
-import ray
 
 from tests.cluster.files import CLUSTER, FILES, VERSIONS
 
@@ -77,8 +76,3 @@ def test_what_was_not_run_says_so(path):
         assert "only" not in re.findall(r"# Checked by.*", path.read_text())
     elif path.suffix in (".yaml", "") and path.name != "versions.env":
         assert re.search(r"^# Checked by .* only, never", path.read_text(), re.MULTILINE)
-
-
-def test_versions_are_those_that_the_tests_run_with():
-    if ray.__version__ != VERSIONS["RAY"]:
-        pytest.skip(f"Ray {ray.__version__} is installed here, and {VERSIONS['RAY']} is what clusters get")

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from metadist.config.load import load_config, split_arguments
-from tests.cluster.files import CLUSTER
+from tests.cluster.files import CLUSTER, check_ray_start
 from tests.conftest import REAL_DATA
 
 FOLDER = CLUSTER / "kuberay"
@@ -59,6 +59,8 @@ def test_a_cluster_grows_by_itself_asks_for_a_token_and_lets_its_pods_end_in_pea
     assert cluster["authOptions"] == {"mode": "token"}
     assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
     groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
+    for parameters in (group["rayStartParams"] for group in groups):
+        check_ray_start(["ray", "start", *(f"--{key}={value}" for key, value in parameters.items())])
     for pod in (group["template"] for group in groups):
         assert pod["spec"]["terminationGracePeriodSeconds"] >= 150
         assert "restartPolicy" not in pod["spec"]  # the autoscaler's second version refuses another than Never
@@ -67,7 +69,7 @@ def test_a_cluster_grows_by_itself_asks_for_a_token_and_lets_its_pods_end_in_pea
     assert gpus == [None, None, 1]
 
 
-def test_the_job_is_one_that_metadist_takes_and_a_retry_resumes_it(monkeypatch):
+def test_the_job_is_one_that_metadist_takes_and_a_retry_resumes_it():
     spec = load("rayjob")["spec"]
     program, command, *arguments = shlex.split(spec["entrypoint"])
     assert (program, command, arguments[-2:]) == ("metadist", "train", ["--resume", "auto"])

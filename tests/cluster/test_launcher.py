@@ -1,13 +1,16 @@
 """The files for Ray's cluster launcher, with the checks of the launcher."""
 
 import copy
+import re
+import shlex
 
+import click
 import pytest
 import yaml
 from jsonschema import ValidationError
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from tests.cluster.files import CLUSTER
+from tests.cluster.files import CLUSTER, check_ray_start
 
 
 @pytest.fixture(params=["aws", "gcp", "onprem"])
@@ -27,6 +30,14 @@ def test_the_launcher_accepts_it_and_the_head_takes_no_tasks(config):
 def test_the_launcher_refuses_a_key_it_does_not_know(config):
     with pytest.raises(ValidationError, match="idle_timeout_secs"):
         validate_config(prepare_config({**config, "idle_timeout_secs": 3}))
+
+
+def test_the_commands_that_start_ray_are_ones_of_ray(config):
+    for command in (config["head_start_ray_commands"][-1], config["worker_start_ray_commands"][-1]):
+        words = [word for word in shlex.split(command) if not re.match(r"RAY_\w+=", word)]
+        check_ray_start(words)
+        with pytest.raises(click.ClickException):
+            check_ray_start([*words, "--num-cpu=1"])
 
 
 def test_workers_in_a_cloud_are_spot_machines(config):

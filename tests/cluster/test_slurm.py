@@ -12,7 +12,7 @@ from tests.cli.command import run
 from tests.cluster.slurm import Slurm, slurm, why_not
 
 ROOT = Path(__file__).resolve().parents[2]
-JOB = "model.name=mlp model.channels=null meta_steps=200 meta_batch_size=64 num_workers=2 evaluation.every=0"
+JOB = "model.name=mlp model.channels=null meta_steps=300 meta_batch_size=64 num_workers=2 evaluation.every=0"
 JOB += " evaluation.test_tasks=4 evaluation.baseline_tasks=0 tracking.mlflow=false checkpoint.every=20"
 
 
@@ -38,12 +38,11 @@ def wait(what: Callable[[], bool], cluster: Slurm, job: str, seconds: float) -> 
 @pytest.mark.timeout(900)
 def test_a_job_that_is_told_to_stop_is_requeued_and_ends_as_if_nothing_had_been(cluster, tmp_path):
     run_dir, log = tmp_path / "run", tmp_path / "log"
-    metrics = run_dir / "metrics.jsonl"
     job = cluster.run(
         "sbatch", "--parsable", "--cpus-per-task=2", f"--output={log}", str(ROOT / "cluster" / "slurm.sbatch"),
         str(ROOT / "jobs" / "digits.yaml"), f"run_dir={run_dir}", *JOB.split(),
     )  # fmt: skip
-    wait(lambda: metrics.exists() and len(metrics.read_text().splitlines()) > 30, cluster, job, 240)
+    wait(lambda: any(run_dir.glob("checkpoints/*/meta.json")), cluster, job, 240)
     cluster.run("scancel", "--batch", "--signal=TERM", job)  # what Slurm does two minutes before the end
     wait(lambda: cluster.field(job, "JobState") == "PENDING", cluster, job, 90)
     assert cluster.field(job, "Restarts") == "1" and not (run_dir / "results.json").exists()
