@@ -73,10 +73,12 @@ start() {
   local name=$1 pid
   shift
   : >"$LOCAL_CLUSTER/$name.log"
+  set -m  # a process group of its own: what ends this script or its terminal does not end it
   nohup ray start --block --node-ip-address=127.0.0.1 --object-store-memory="$STORE" --disable-usage-stats \
     --min-worker-port=0 --max-worker-port=0 --dashboard-agent-listen-port="$(free_port 0)" \
     --temp-dir="$LOCAL_CLUSTER/$name" "$@" >>"$LOCAL_CLUSTER/$name.log" 2>&1 </dev/null &
   pid=$!
+  set +m
   printf '%s\n%s\n' "$pid" "$(began "$pid")" >"$LOCAL_CLUSTER/$name.pid"
   until grep -q "Ray runtime started" "$LOCAL_CLUSTER/$name.log"; do
     if ! runs "$name"; then
@@ -171,7 +173,8 @@ down() {
   # shellcheck disable=SC2086  # names without blanks, one word each
   stop $workers
   stop head
-  rm -rf "$LOCAL_CLUSTER"/{head,worker-*,token,port,dashboard}
+  rm -rf "$LOCAL_CLUSTER"/{head,head.log,worker-*,token,port,dashboard}
+  rmdir "$LOCAL_CLUSTER" 2>/dev/null || true
 }
 
 case ${1:-} in
