@@ -28,6 +28,13 @@ def test_the_dashboard_shows_every_metric_there_is_and_no_other():
     assert metrics_in(DASHBOARD) == METRICS
 
 
+def test_they_are_those_that_the_code_exports():
+    source = CLUSTER.parent / "metadist" / "fleet" / "ray" / "metrics.py"
+    if not source.exists():
+        pytest.skip(f"no {source.name} yet, which exports them")
+    assert set(re.findall(r'"(metadist_[a-z_]+)"', source.read_text())) == METRICS
+
+
 def test_a_metric_that_does_not_exist_is_found():
     assert metrics_in(DASHBOARD.replace("workers_alive", "workers_living")) != METRICS
 
