@@ -20,11 +20,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-
-from tests.benchmarks.hosts import Hosts, why_not
-
 ROOT = Path(__file__).resolve().parents[2]
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+sys.path.insert(0, str(ROOT))
+
+from tests.benchmarks.hosts import Hosts, why_not  # noqa: E402
+
 JOB = [
     str(ROOT / "jobs/digits.yaml"), "data.family=null", "model.name=conv4", "model.channels=32", "model.pool=false",
     "meta_batch_size=16", "engine.chunk_size=2", "checkpoint.every=10", "evaluation.every=0",
@@ -225,5 +226,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.site.insert(0, str(ROOT))
     main()
