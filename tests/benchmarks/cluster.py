@@ -28,7 +28,7 @@ from tests.benchmarks.hosts import Hosts, why_not  # noqa: E402
 
 JOB = [
     str(ROOT / "jobs/digits.yaml"), "data.family=null", "model.name=conv4", "model.channels=32", "model.pool=false",
-    "meta_batch_size=16", "engine.chunk_size=2", "checkpoint.every=10", "evaluation.every=0",
+    "meta_batch_size=32", "engine.chunk_size=4", "checkpoint.every=10", "evaluation.every=0",
     "evaluation.test_tasks=20", "evaluation.baselines=[nearest_class_mean]", "tracking.log_every=1",
 ]  # fmt: skip
 SOON = {  # so that a host that is gone counts as dead after ten seconds; sooner, and a busy machine loses live ones
@@ -200,7 +200,7 @@ def check_mlflow(site: Site) -> None:
 def whole_path(folder: Path, short: bool) -> None:
     """Walk it; AssertionError or TimeoutError where something is not as it must be."""
     with Hosts(folder) as hosts:
-        site = Site(hosts, folder, 60 if short else 200)
+        site = Site(hosts, folder, 200 if short else 400)
         try:
             site.serve()
             results = disturbed(site, short)
@@ -219,7 +219,7 @@ def whole_path(folder: Path, short: bool) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--short", action="store_true", help="60 meta-steps, a cut of 8 s")
+    parser.add_argument("--short", action="store_true", help="200 meta-steps, a cut of 8 s")
     short = parser.parse_args().short
     if reason := why_not():
         sys.exit(f"not here: {reason}")
