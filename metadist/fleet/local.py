@@ -147,7 +147,8 @@ class LocalExecutor:
         return self._draining
 
     def shortage(self, unplaced: int, building: int, silent: int) -> str:
-        return f"{unplaced + building + silent} being started"
+        starting = unplaced + building
+        return f"{starting} being started" if starting else f"{silent} not answering, or about to be replaced"
 
     def start_worker(self, worker: int, avoid: frozenset[str]) -> Actor:
         """On a node that is not to be avoided; while there is none, it waits."""

@@ -24,7 +24,7 @@ from metadist.run import machine
 from metadist.run.machine import GIB, Finding
 from metadist.tracking.reach import unwritable
 
-ANSWER_S, NODES_S, JOB_S = 5.0, 60.0, 180.0
+ANSWER_S, AGENT_S, NODES_S, JOB_S = 5.0, 30.0, 60.0, 180.0
 MOST_SKEW_S = 1.0  # signatures of object stores and Slurm's credentials bear minutes and seconds
 DOCTOR = "python -m metadist doctor --address auto --json"
 
@@ -157,7 +157,7 @@ def _by_job(url: str) -> list[Finding]:
     found = [Finding("ok", f"{url} answers: ray {there}")]
     try:
         client = JobSubmissionClient(url)
-        job = client.submit_job(entrypoint=DOCTOR)
+        job = _submit(client)
         deadline = time.monotonic() + JOB_S
         while not client.get_job_status(job).is_terminal():
             if time.monotonic() > deadline:
@@ -169,6 +169,18 @@ def _by_job(url: str) -> list[Finding]:
     except (ConnectionError, RuntimeError) as error:
         raise InputError(f"{url} takes no job: {str(error).strip().splitlines()[0]}") from None
     return [*found, *_read(logs, str(ended), f"ray job logs --address {url} {job}")]
+
+
+def _submit(client: JobSubmissionClient) -> str:
+    """The job's id. A head that has just been started says for some seconds that it is to be tried again later."""
+    deadline = time.monotonic() + AGENT_S
+    while True:
+        try:
+            return client.submit_job(entrypoint=DOCTOR)
+        except RuntimeError as error:
+            if "try again later" not in str(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(1)
 
 
 def _server_version(url: str) -> str:

@@ -147,7 +147,7 @@ def test_a_link_that_is_cut_under_the_only_worker_holds_the_run_up_for_as_long_a
     assert 25 <= fleet.executor.now() - began < 40
     assert [text.partition(",")[0] for text in said] == [
         "no result for 11 s",
-        "waiting for workers: 0 of 1 have joined; the others are being started",
+        "waiting for workers: 0 of 1 have joined; 1 not answering",
         "no result for 22 s",
         "worker 0 answers again",
     ]
