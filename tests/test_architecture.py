@@ -24,7 +24,9 @@ FILES = {
     "models": ["bag", "losses", "mlp", "noise", "layers", "conv4", "model", "resnet12"],
     "config": ["schema", "template", "yaml", "load"],
     "checkpoint": ["format", "journal", "store", "saver"],
-    "tracking": ["console", "jsonl", "mlflow", "provenance"],
+    "tracking": [
+        "best", "console", "database", "description", "jsonl", "logged_model", "models", "mlflow", "provenance"
+    ],
     "learners": [
         "inner_optimizers", "learner", "heads", "maml", "cavia", "imaml", "maml_plus_plus", "meta_curvature",
         "meta_sgd", "platipus", "prototypes", "reptile", "ridge", "task_adaptive"
@@ -37,12 +39,12 @@ FILES = {
         "events", "executor", "limits", "controller", "ray.cluster", "server", "worker", "actors", "ray.actors",
         "recovery", "roster", "dispatch", "local", "ray.fleet"
     ],
-    "evaluation": ["baselines", "evaluator", "figures", "joint", "protocol"],
+    "evaluation": ["baselines", "evaluator", "figures", "intervals", "joint", "verdict", "protocol"],
     "run": [
         "auto", "plugins", "build", "bench", "identity", "prepare", "preflight", "signals", "tracker", "trust",
-        "directory", "fleets", "predictor", "replay", "results", "evaluate", "resume", "trainer", "api"
+        "directory", "fleets", "predictor", "export", "replay", "results", "evaluate", "resume", "trainer", "api"
     ],
-    "cli": ["bench", "config", "data", "main"],
+    "cli": ["bench", "config", "data", "report", "main"],
 }  # fmt: skip
 """A file imports from files before it in its room only."""
 RAY = {"fleet.ray.actors", "fleet.ray.cluster", "fleet.ray.fleet"}

@@ -1,8 +1,6 @@
 """The `metadist` command: reads arguments, presents results and errors, and turns both into an exit code."""
 
 import json
-import os
-import shlex
 import signal
 import sys
 import threading
@@ -12,19 +10,20 @@ from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from metadist.cli.bench import bench
 from metadist.cli.config import ANY_ARGUMENTS, config_group, learners
 from metadist.cli.data import data
+from metadist.cli.report import next_commands, report
 from metadist.core.errors import Diverged, EvaluationFailed, HeadLost, InputError, Interrupted, StorageFailed
 from metadist.core.files import finite
 from metadist.core.redaction import to_stderr
 
 if TYPE_CHECKING:  # so that --help needs no torch
-    from metadist.config import Config
+    pass
 
 KNOWN_ERRORS = (InputError, Diverged, StorageFailed, EvaluationFailed, HeadLost)
 TRUST = click.option("--trust-code", is_flag=True, help="Follow the code, address and places that a saved run names.")
@@ -152,60 +151,6 @@ def replay(run_directory: Path, verify: bool, task_name: str | None, trust_code:
 
 for command in (data, bench, config_group, learners):
     commands.add_command(command)
-
-
-def report(results: dict[str, Any]) -> str:
-    """The results of a run as a table for people."""
-    protocol = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in results["protocol"].items())
-    metric = "accuracy" if "accuracy" in results else "loss"
-    lines = []
-    if "theta_sha256" in results:
-        lines.append(f"theta      {results['theta_sha256']} after {results['meta_steps']} steps")
-    lines.append(f"evaluated  {results['evaluated_theta_sha256']} (step {results['evaluated_step']})")
-    lines += [f"protocol   {protocol}", "", f"{metric} (mean, 95 % interval)"]
-    for k, point in enumerate(results[metric]["by_inner_step"]):
-        label = f"after {k} inner steps" if k else results["begun"]
-        lines.append(f"  {label:24} {_figure(metric, point)}")
-    for name, measured in results["baselines"].items():
-        points = measured[metric] if isinstance(measured[metric], list) else [measured[metric]]
-        for k, point in enumerate(points):
-            label = name.replace("_", " ") + (f", {k} steps" if len(points) > 1 else "")
-            fewer = f" ({measured['tasks']} tasks)" if measured["tasks"] < results["protocol"]["tasks"] else ""
-            lines.append(f"  {label:24} {_figure(metric, point)}{fewer}")
-    if "divergence" in results:
-        lines += ["", f"diverged   {results['divergence']}"]
-    if losses := results.get("online", {}).get("losses"):
-        rounds = f"{len(losses)} rounds, loss {losses[0]:.4f} in the first, {losses[-1]:.4f} in the last"
-        lines += ["", f"online     {rounds}, regret {results['online']['regret']:.4f}"]
-    return "\n".join(lines)
-
-
-def _figure(metric: str, point: dict[str, float]) -> str:
-    if point.get("diverged_tasks"):
-        return f"none: {point['diverged_tasks']} tasks diverged"
-    if metric == "accuracy":
-        return f"{100 * point['mean']:.2f} % ± {100 * point['ci95']:.2f}"
-    return f"{point['mean']:.4f} ± {point['ci95']:.4f}"
-
-
-def next_commands(config: "Config", results: dict[str, Any]) -> str:
-    """Where a trained run is, and how to evaluate and watch it."""
-    from metadist.run.trust import trust_flag
-
-    run_dir = Path(config.run_dir or "")
-    change = "evaluation.inner_steps=10" if results["protocol"]["inner_steps"] else "evaluation.test_tasks=1000"
-    lines = [f"results    {quoted(run_dir / 'results.json')}"]
-    lines.append(f"evaluate   metadist evaluate {quoted(run_dir)} {change}{trust_flag(config)}")
-    if config.tracking.mlflow and not (config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")):
-        database = run_dir.absolute().parent / "mlflow.db"
-        lines.append(f"watch      mlflow ui --backend-store-uri {shlex.quote(f'sqlite:///{database}')}")
-    return "\n".join(lines)
-
-
-def quoted(path: str | Path) -> str:
-    """A path as it is typed into a shell, from the current directory where it lies in it."""
-    path = Path(path)
-    return shlex.quote(str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

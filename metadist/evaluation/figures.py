@@ -62,12 +62,12 @@ def training_curve(metrics: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Writes a PNG of train loss, validation and throughput over meta-steps, one below the other.
 
     `metrics` are the rows of `read_metrics`; panels without numbers are left out, the non-finite are not drawn. Raises
-    InputError when there is none of `train/loss`, `validation/accuracy`, `validation/loss`, `throughput/tasks_per_s`.
+    InputError when there is none of `train/loss`, `validation/accuracy`, `validation/loss`, `workers/tasks_per_s`.
     """
     panels = {
         "loss": {"train": _series(metrics, "train/loss"), "validation": _series(metrics, "validation/loss")},
         "validation\naccuracy (%)": {"validation": _series(metrics, "validation/accuracy", scale=100.0)},
-        "throughput\n(tasks/s)": {"throughput": _series(metrics, "throughput/tasks_per_s")},
+        "throughput\n(tasks/s)": {"throughput": _series(metrics, "workers/tasks_per_s")},
     }
     drawn = {label: {name: xy for name, xy in lines.items() if xy[0]} for label, lines in panels.items()}
     drawn = {label: lines for label, lines in drawn.items() if lines}

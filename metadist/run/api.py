@@ -65,7 +65,7 @@ def _train(run: Run, start: Start, began: float) -> dict[str, Any]:
     with (
         open_fleet(prepared, target, run.say, signals, *start.proofs, writes=True) as fleet, signals, run.writing()
     ):  # fmt: skip
-        run.describe(prepared.job.dataset)
+        run.describe(prepared.job.dataset, prepared.resolved(), prepared.about())
         trainer = Trainer(run, prepared, fleet)
         for line in [banner(run, start), *prepared.notes, *unloadable(config)]:
             run.say(line)
@@ -77,6 +77,8 @@ def _train(run: Run, start: Start, began: float) -> dict[str, Any]:
             raise Interrupted(signals.received)
         results = conclude(prepared, fleet, run, weights, ended_by, trainer.progress.round_losses)
         results["seconds"] = round(time.monotonic() - began, 1)
+        if page := run.mlflow_page():
+            results["mlflow_page"] = page
         run.write_results(results)
         return results
 

@@ -19,7 +19,7 @@ from metadist.core.files import DriverLock, finite, here, private_files, read_fi
 from metadist.core.redaction import redacted
 from metadist.run.identity import bound_settings
 from metadist.run.tracker import RunTracker
-from metadist.run.trust import check_trusted, check_usable, outside_place
+from metadist.run.trust import check_trusted, check_usable, outside_place, trust_flag
 
 _PACKAGES = "working_dir_files"
 TARGET_FILE = "target_workers"
@@ -127,20 +127,26 @@ class Run:
         """Raises PlaceLost where a folder that the run writes to is no longer the one it locked."""
         self._lock.check()
 
-    def describe(self, dataset: Any) -> None:
-        """Send parameters, tags, the data (a Dataset, or None) and the configuration to the trackers."""
+    def describe(self, dataset: Any, resolved: dict[str, Any], about: str) -> None:
+        """Send parameters (with those that were `auto` as `resolved`), tags, the data (a Dataset, or None), the
+        configuration and what the run is `about` to the trackers."""
         data = (dataset.path.name, dataset.digest, str(dataset.path)) if dataset else None
-        self._tracker.describe(self.identity, data)
+        self._tracker.describe(self.identity, data, resolved, about, trust_flag(self.config))
 
     def mlflow_run_id(self) -> str | None:
         """The MLflow run to continue after a restart, once there is one."""
         return self._tracker.mlflow_run_id()
+
+    def mlflow_page(self) -> str | None:
+        """Where a browser finds it in MLflow, once it is there; see `tracking.mlflow.run_page`."""
+        return self._tracker.mlflow_page()
 
     def write_results(self, results: dict[str, Any]) -> None:
         """results.json, also as an artifact."""
         self.check()
         write_json(results, self.path / "results.json")
         self.tracker.artifact(self.path / "results.json")
+        self._tracker.conclude(results)
 
 
 def located(config: Config) -> Config:

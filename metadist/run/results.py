@@ -12,6 +12,7 @@ from metadist.core.messages import Weights
 from metadist.evaluation.figures import training_curve
 from metadist.evaluation.protocol import draw_curve, regret, write_results
 from metadist.run.directory import Run, write_json
+from metadist.run.export import log_models
 from metadist.run.identity import digest
 from metadist.run.prepare import Prepared
 from metadist.run.trust import trust_flag
@@ -67,9 +68,10 @@ def conclude(
 
 def _evaluate_best(prepared: Prepared, fleet: Any, run: Run, weights: Weights) -> dict[str, Any]:
     """Evaluate the best weights by validation (the last ones where there was none), and draw the training curve."""
-    split = run.config.evaluation.split
+    models = {"final": run.store.load("latest")}
     if run.store.has_best():
-        best = run.store.load("best")
+        models = {"best": run.store.load("best"), **models}
+        best = models["best"]
         weights = Weights(best.step, prepared.engine.layout.vector(best.weights))
     summary = evaluate_weights(prepared, fleet, weights, run.path, run.say)
     if run.config.optimizer.max_staleness:
@@ -81,13 +83,22 @@ def _evaluate_best(prepared: Prepared, fleet: Any, run: Run, weights: Weights) -
         files.append("training_curve.png")
     for name in files:
         run.tracker.artifact(run.path / name)
-    metric = "accuracy" if "accuracy" in summary else "loss"
-    final = {
+    run.tracker.metrics(final_metrics(summary), weights.version)
+    log_models(prepared, run, models)
+    return summary
+
+
+def final_metrics(summary: Mapping[str, Any]) -> dict[str, float]:
+    """The figures of an evaluation by metric name: `test/accuracy`, `test/accuracy_ci95`, `test/baseline/ridge`, ..."""
+    split, metric = summary["protocol"]["split"], "accuracy" if "accuracy" in summary else "loss"
+    values = {
         f"{split}/{metric}": summary[metric]["after"]["mean"],
         f"{split}/{metric}_ci95": summary[metric]["after"]["ci95"],
         f"{split}/diverged_tasks": summary["diverged_tasks"],
     }
     if summary["begun"] == "before adaptation":
-        final[f"{split}/{metric}_before"] = summary[metric]["before"]["mean"]
-    run.tracker.metrics(final, weights.version)
-    return summary
+        values[f"{split}/{metric}_before"] = summary[metric]["before"]["mean"]
+    for name, measured in summary["baselines"].items():
+        point = measured[metric][-1] if isinstance(measured[metric], list) else measured[metric]
+        values[f"{split}/baseline/{name}"] = point["mean"]
+    return values

@@ -16,7 +16,8 @@ import pytest
 from PIL import Image
 
 from metadist.checkpoint.journal import read_journal
-from metadist.cli.main import commands, next_commands, quoted, report
+from metadist.cli.main import commands
+from metadist.cli.report import next_commands, quoted, report
 from metadist.config.load import load_config, split_arguments
 from metadist.learners import LEARNERS
 from tests.cli.command import run

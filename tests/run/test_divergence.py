@@ -10,7 +10,7 @@ import pytest
 
 import metadist
 from metadist.checkpoint.store import CheckpointStore
-from metadist.cli.main import report
+from metadist.cli.report import report
 from metadist.config import load_config
 from metadist.core.errors import Diverged
 from metadist.evaluation.protocol import count_diverged, interval, summary
