@@ -42,7 +42,8 @@ FILES = {
     "evaluation": ["baselines", "evaluator", "figures", "intervals", "joint", "verdict", "protocol"],
     "run": [
         "auto", "plugins", "build", "bench", "identity", "prepare", "preflight", "signals", "tracker", "trust",
-        "directory", "fleets", "predictor", "export", "replay", "results", "evaluate", "resume", "trainer", "api"
+        "directory", "fleets", "predictor", "export", "measures", "pictures", "replay", "results", "evaluate",
+        "resume", "trainer", "api"
     ],
     "cli": ["bench", "config", "data", "report", "main"],
 }  # fmt: skip

@@ -7,15 +7,15 @@ from typing import Any
 from metadist.config import Config, load_config
 from metadist.config.load import shown
 from metadist.core.files import private_files, writing
-from metadist.core.messages import Weights
 from metadist.run.build import Job
 from metadist.run.directory import config_file, located, read_checkpoint, write_json
 from metadist.run.fleets import open_fleet
 from metadist.run.identity import check_evaluation, digest
+from metadist.run.measures import log_evaluation, nested_tracker
 from metadist.run.preflight import preflight
 from metadist.run.results import evaluate_weights
 from metadist.run.signals import Signals
-from metadist.run.trust import check_trusted, check_usable, outside_address, outside_code, outside_place
+from metadist.run.trust import check_trusted, check_usable, is_tracked, outside_address, outside_code, outside_place
 
 
 def evaluate(
@@ -53,16 +53,19 @@ def evaluate(
     prepared = preflight(Job(config), [config.evaluation.split], saved)
     for note in prepared.notes:
         say(note)
-    weights = Weights(saved.step, prepared.theta)
+    weights = prepared.weights(saved.step)
     folder = Path(run) / "evaluations" / digest({"config": shown(config), "step": saved.step})
     signals = Signals()
     with private_files():
         with writing(folder):
             folder.parent.mkdir(exist_ok=True)
             folder.mkdir(exist_ok=True)
-        with open_fleet(prepared, config.num_workers, say, signals) as fleet, signals:
-            results = evaluate_weights(prepared, fleet, weights, folder, say)
-        write_json(results, folder / "results.json")
+        followed = is_tracked(config, trust_code, own)
+        with nested_tracker(prepared, Path(run), folder, followed, say) as tracker:
+            with open_fleet(prepared, config.num_workers, say, signals) as fleet, signals:
+                results = evaluate_weights(prepared, fleet, weights, folder, say)
+            write_json(results, folder / "results.json")
+            log_evaluation(tracker, results, folder)
     return results | {"folder": str(folder)}
 
 

@@ -9,6 +9,7 @@ import torch
 
 from metadist.checkpoint.format import Checkpoint
 from metadist.core.errors import InputError
+from metadist.core.messages import Weights
 from metadist.core.task import Split, Task, TaskId
 from metadist.engine import Engine, estimate
 from metadist.fleet.worker import TWO_RESULTS, set_up_process
@@ -44,6 +45,10 @@ class Prepared:
     def constants(self) -> dict[str, np.ndarray]:
         """Frozen weights and buffers, which workers take from the driver."""
         return {name: value.cpu().numpy() for name, value in self.engine.learner.model.constants.items()}
+
+    def weights(self, version: int) -> Weights:
+        """theta after that many meta-updates."""
+        return Weights(version, self.theta)
 
     def memory(self) -> str:
         """An estimate of what a worker takes beside the program, in words."""

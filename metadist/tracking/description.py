@@ -9,7 +9,7 @@ from typing import Any
 from metadist.tracking import Status, Tracker
 from metadist.tracking.best import Best
 
-TAG = "mlflow.note.content"
+DESCRIPTION = "mlflow.note.content"
 RECENT = 10  # noise scales, each of which is noisy itself
 _ENDS = {"FINISHED": "finished", "FAILED": "**failed**", "KILLED": "**stopped** by a signal, saved"}
 
@@ -38,10 +38,10 @@ class RunDescription(Tracker):
             self._noise.append(values["train/noise_scale_tasks"])
         if "validation/diverged_tasks" in values:
             self._best.offer(values, step)
-            self._publish({TAG: self._text("running")})
+            self._publish({DESCRIPTION: self._text("running")})
 
     def finish(self, status: Status) -> None:
-        self._publish({TAG: self._text(_ENDS[status])})
+        self._publish({DESCRIPTION: self._text(_ENDS[status])})
 
     def _text(self, status: str) -> str:
         lines = [self.about, f"**Status**: {status}, step {self._step} of {self._total}{self._workers()}"]

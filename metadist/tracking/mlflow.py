@@ -47,6 +47,10 @@ _HALF_MADE = re.compile(r"duplicate column name|table \S+ already exists|no such
 _MOST_CHARS = 300
 
 
+class ParentGone(Exception):
+    """There is no run in which another one should be nested."""
+
+
 class MlflowTracker(Tracker):
     """One MLflow run, whose numbers are those in `metrics.jsonl` of `run_dir`. No call waits.
 
@@ -149,8 +153,8 @@ class MlflowTracker(Tracker):
             lacking = sum(len(lines) for lines, _ in _batches(self._metrics, self._offset))
             self._say(
                 f"MLflow at {self._shown_uri} did not take the end of this run ({reason}): it lacks {lacking} lines of "
-                "metrics.jsonl in the run directory and may show the run as running; once it answers, the same command "
-                "with --resume auto sends them"
+                f"metrics.jsonl in {self._metrics.parent} and may show the run as running; once it answers, the same "
+                f"command{'' if self._parent else ' with --resume auto'} sends them"
             )
 
     def _write(self) -> None:
@@ -165,6 +169,9 @@ class MlflowTracker(Tracker):
                 self._send_all(client)
                 if closing:
                     client.set_terminated(str(self._run_id), *self._status)
+            except ParentGone as error:
+                self._say(f"{error}: it is not shown there")
+                attempts_left, self._error = 0, None
             except Exception as error:
                 self._error = error
                 if closing:
@@ -202,9 +209,7 @@ class MlflowTracker(Tracker):
             tags = {"mlflow.user": _user()} | ({"resumed_from_run": gone} if gone else {})
             if self._parent:
                 tags["mlflow.parentRunId"] = self._parent
-                experiment_id = client.get_run(self._parent).info.experiment_id
-            else:
-                experiment_id = self._experiment_id(client)
+            experiment_id = self._experiment_of_parent(client) if self._parent else self._experiment_id(client)
             run = client.create_run(experiment_id, start_time=self._started_ms, run_name=self._run_name, tags=tags)
             self._run_id = run.info.run_id
             self._note_offset(0)
@@ -236,6 +241,16 @@ class MlflowTracker(Tracker):
         client.update_run(self._run_id, status="RUNNING")
         self._sent_params = dict(run.data.params)
         return True
+
+    def _experiment_of_parent(self, client: "MlflowClient") -> str:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return client.get_run(str(self._parent)).info.experiment_id
+        except MlflowException as error:
+            if error.error_code in _GONE:
+                raise ParentGone(f"MLflow at {self._shown_uri} has no run {self._parent} to nest this in") from None
+            raise
 
     def _experiment_id(self, client: "MlflowClient") -> str:
         """The experiment, created if need be. A database keeps no files, and MLflow would put them under the current

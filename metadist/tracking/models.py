@@ -51,7 +51,9 @@ def log_model(
     own = [Metric(m.key, m.value, m.timestamp, m.step, logged.model_id, run_id=run_id) for m in metrics]
     client.log_batch(run_id, metrics=own)  # equal to the run's own to the millisecond, they are not there twice
     if register and model.evaluated:
-        _register(client, register, run_id, logged.model_id)
+        served = client.tracking_uri.startswith("http")
+        source = f"models:/{logged.model_id}" if served else logged.artifact_location  # a database looks up no models
+        _register(client, register, run_id, source, logged.model_id)
     return logged.model_id
 
 
@@ -72,7 +74,7 @@ def signature(model: SavedModel) -> "ModelSignature":
     return found
 
 
-def _register(client: "MlflowClient", name: str, run_id: str, model_id: str) -> None:
+def _register(client: "MlflowClient", name: str, run_id: str, source: str, model_id: str) -> None:
     from mlflow.exceptions import MlflowException
 
     try:
@@ -80,5 +82,5 @@ def _register(client: "MlflowClient", name: str, run_id: str, model_id: str) -> 
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    made = client.create_model_version(name, f"models:/{model_id}", run_id, await_creation_for=0, model_id=model_id)
+    made = client.create_model_version(name, source, run_id, await_creation_for=0, model_id=model_id)
     client.set_registered_model_alias(name, ALIAS, made.version)
