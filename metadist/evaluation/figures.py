@@ -45,11 +45,11 @@ def adaptation_curve(rows: Iterable[CurvePoint], title: str, path: Path, metric:
     if not curves:
         raise InputError(f"There are no results to draw in {path}: evaluate the run first.")
     scale = 100.0 if metric == "accuracy" else 1.0
-    if all((row.inner_steps or 0) <= 1 for points in curves.values() for row in points):
+    steps = sorted({row.inner_steps for points in curves.values() for row in points if row.inner_steps is not None})
+    if steps and steps[-1] <= 1:
         _bars(curves, scale, metric, title, path)
         return
     figure, (axes,) = _figure(width=7.2, heights=(4.5,))
-    steps = sorted({row.inner_steps for points in curves.values() for row in points if row.inner_steps is not None})
     for index, (name, points) in enumerate(curves.items()):
         _draw_curve(axes, name, points, scale, index)
     if steps:

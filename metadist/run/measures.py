@@ -24,20 +24,21 @@ def nested_tracker(
     """The trackers of an evaluation of the run in `run_dir`: metrics.jsonl in its own `folder` and, where that run is
     in MLflow, a run nested in it. `followed`: the job's `tracking.uri` is the user's own, or trusted."""
     config = prepared.job.config
-    (folder / "metrics.jsonl").unlink(missing_ok=True)
-    trackers: list[Tracker] = [JsonlTracker(folder / "metrics.jsonl")]
+    trackers: list[Tracker] = []
     parent, uri = known_run_id(run_dir, None), config.tracking.uri
     if config.tracking.mlflow and parent and not followed:
         say(f"not shown in MLflow: only the saved run names tracking.uri={uri}: give it yourself, or --trust-code")
     elif config.tracking.mlflow and parent:
         name = f"{config.tracking.run_name or run_dir.name} {folder.name}"
         note = partial(replace_text, folder / RUN_ID_FILE)
-        trackers.append(
+        (folder / "metrics.jsonl").unlink(missing_ok=True)
+        trackers = [
+            JsonlTracker(folder / "metrics.jsonl"),
             MlflowTracker(
                 tracking_uri(uri, run_dir.absolute().parent), config.tracking.experiment, name,
                 known_run_id(folder, None), folder, say, note, parent,
-            )
-        )  # fmt: skip
+            ),
+        ]  # fmt: skip
     tracker = Trackers(*trackers)
     status: Status = "FAILED"
     tracker.params(flat(shown(config)) | flat(prepared.resolved()))
