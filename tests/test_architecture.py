@@ -36,8 +36,8 @@ FILES = {
         "gradient_check"
     ],
     "fleet": [
-        "events", "executor", "limits", "controller", "ray.cluster", "server", "worker", "actors", "ray.actors",
-        "recovery", "roster", "dispatch", "local", "ray.fleet"
+        "events", "executor", "limits", "vitals", "controller", "ray.cluster", "server", "worker", "actors",
+        "ray.actors", "recovery", "roster", "dispatch", "local", "ray.fleet"
     ],
     "evaluation": ["baselines", "evaluator", "figures", "intervals", "joint", "verdict", "protocol"],
     "run": [

@@ -130,7 +130,8 @@ class Run:
     def describe(self, dataset: Any, resolved: dict[str, Any], about: str) -> None:
         """Send parameters (with those that were `auto` as `resolved`), tags, the data (a Dataset, or None), the
         configuration and what the run is `about` to the trackers."""
-        data = (dataset.path.name, dataset.digest, str(dataset.path)) if dataset else None
+        name = self.config.data.family or (dataset.path.name if dataset else "")
+        data = (name, dataset.digest, str(dataset.path)) if dataset else None
         self._tracker.describe(self.identity, data, resolved, about, trust_flag(self.config))
 
     def mlflow_run_id(self) -> str | None:

@@ -91,14 +91,13 @@ class Prepared:
         """The run's tasks and its learner, in Markdown."""
         job, engine = self.job, self.engine
         config, task = job.config, job.config.task
+        name = config.data.family or (job.dataset.path.name if job.dataset else "")
         if job.dataset is None:
             tasks = f"tasks of `{config.data.source}`"
         elif job.shapes.classification:
-            tasks = (
-                f"{task.ways} ways, {task.shots} shots, {task.queries} queries a class, of `{job.dataset.path.name}`"
-            )
+            tasks = f"{task.ways} ways, {task.shots} shots, {task.queries} queries a class, of `{name}`"
         else:
-            tasks = f"regression on {task.shots} examples, {task.queries} queries a task, of `{job.dataset.path.name}`"
+            tasks = f"regression on {task.shots} examples, {task.queries} queries a task, of `{name}`"
         steps = "" if "inner_steps" in engine.learner.refused else f", {engine.learner.inner_steps} inner steps"
         batch = f"{config.tasks_per_worker} tasks for each worker" if config.tasks_per_worker else config.batch_size(1)
         return (

@@ -246,6 +246,7 @@ class Trainer:
         for phase in PHASES:
             spent = sum(report.seconds[phase] for report in reports)
             values[f"workers_time/{phase}_s_per_task"] = spent / stats.num_tasks
+        values |= self.fleet.machines.metrics(reports)
         self.tracker.metrics(values, done)
         self._window = Window()
 

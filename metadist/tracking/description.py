@@ -44,7 +44,7 @@ class RunDescription(Tracker):
         self._publish({DESCRIPTION: self._text(_ENDS[status])})
 
     def _text(self, status: str) -> str:
-        lines = [self.about, f"**Status**: {status}, step {self._step} of {self._total}{self._workers()}"]
+        lines = [f"**Status**: {status}, step {self._step} of {self._total}{self._workers()}"]
         if self._best.step is not None:
             best = {"mean": self._best.value, "ci95": self._best.ci95}
             lines.append(
@@ -52,7 +52,7 @@ class RunDescription(Tracker):
             )
         if (noise := [value for value in self._noise if math.isfinite(value)]) and self._latest:
             lines.append(noise_reading(median(noise), self._latest.get("train/meta_batch_size", math.nan)))
-        return "\n\n".join(filter(None, [*lines, self.results, self.commands]))
+        return "\n\n".join(filter(None, [*lines[:2], self.results, self.about, *lines[2:], self.commands]))
 
     def _workers(self) -> str:
         if "workers/alive" not in self._latest:

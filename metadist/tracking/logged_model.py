@@ -35,8 +35,11 @@ class FewShotModel(PythonModel):
         self._learner()
         self._computing = threading.Lock()  # two threads in one model would see each other's weights
 
-    # of a mapping from names to arrays or nested lists; MLflow has no annotation for it, and warns where there is none
-    def predict(self, context: Any, model_input: np.ndarray, params: dict[str, Any] | None = None) -> Any:
+    # the input is a mapping from names to arrays or nested lists, for which MLflow has no annotation; it warns of none,
+    # and of others than this one
+    def predict(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, context: Any, model_input: np.ndarray, params: dict[str, Any] | None = None
+    ):
         """{"labels": [n], "probabilities": [n, ways]} of the query examples, the columns by sorted label; in regression
         {"values": [n, d]}."""
         del context
@@ -52,8 +55,8 @@ class FewShotModel(PythonModel):
                 raise refused(f"support_y: {error}") from None
             try:
                 found = adapted.predict(query_x)
-            except metadist.Diverged as error:
-                raise refused(f"params: {error}, by steps or lr") from None
+            except metadist.Diverged:
+                raise refused("params: adaptation diverged, the outputs are not finite: lower lr or steps") from None
             if adapted.classes is None:
                 return {"values": found}
             return {"labels": found, "probabilities": adapted.probabilities(query_x)}
