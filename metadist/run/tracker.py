@@ -77,7 +77,7 @@ class RunTracker:
         self.tracker.params(flat(shown(self.config)) | flat(resolved))
         job = submitted_job()
         self.tracker.tags(
-            (git_tags(Path.cwd()) or job_git_tags(job))
+            (job_git_tags(job) or git_tags(Path.cwd()))
             | version_tags()
             | source_tags(sys.argv, job)
             | {"metadist.identity": digest(identity), "metadist.run_dir": str(self.run_dir)}
