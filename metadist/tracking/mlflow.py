@@ -222,6 +222,8 @@ class MlflowTracker(Tracker):
         self.page = run_page(self._uri, experiment_id, self._run_id)
         self._opened(self._run_id)
         self._run_opened.set()
+        if not self.page.startswith("#"):
+            self._say(f"MLflow shows this run at {self.page}")
         return client
 
     def _continue_run(self, client: "MlflowClient") -> bool:
