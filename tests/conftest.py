@@ -7,7 +7,8 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # a test must not write a token into the user's home
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,25 @@ def mlflow_database(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("mlflow")
     make_database(folder / "mlflow.db", folder / "mlartifacts")
     return folder / "mlflow.db"
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[Callable[[str], str]]:
+    """Names places in a bucket of an S3 server on this machine: s3("runs/one") is a URI."""
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line for each request
+    server = pytest.importorskip("moto.server", reason="no S3 server: pip install 'moto[server]'")
+    from pyarrow import fs
+
+    running = server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    running.start()
+    host, port = running.get_host_and_port()
+    options = f"endpoint_override={host}:{port}&scheme=http&region=us-east-1"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ACCESS_KEY_ID", "somebody")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "hunter2")
+        fs.FileSystem.from_uri(f"s3://bucket?{options}&allow_bucket_creation=true")[0].create_dir("bucket")
+        yield lambda place: f"s3://bucket/{place}?{options}"
+    running.stop()
 
 
 @pytest.fixture(scope="session")

@@ -20,9 +20,9 @@ from metadist.fleet.server import Server
 from metadist.run.api import train
 from metadist.run.auto import chunk_size
 from metadist.run.build import Job
-from metadist.run.directory import scale
 from metadist.run.prepare import prepare
 from metadist.run.replay import replay
+from metadist.run.saved import scale
 
 JOB = [
     "data.family=digits",

@@ -141,6 +141,8 @@ def test_commands_that_are_not_run_can_be_parsed(readme, command, tmp_path, monk
         parse(cli, arguments)
     elif program == "python":
         check_script(arguments, monkeypatch)
+    elif program.endswith(".sh"):
+        assert re.search(rf"^  {arguments[0]}\)", Path(program).read_text(), re.MULTILINE), f"no {arguments[0]} in it"
 
 
 def check_metadist(arguments: list[str]) -> None:

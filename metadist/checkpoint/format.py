@@ -24,6 +24,7 @@ from pyarrow import fs as arrow_fs
 
 from metadist.core.errors import InputError
 from metadist.core.files import MOST_TEXT_BYTES, reason
+from metadist.core.storage import open_location, read
 
 FORMAT_VERSION = 1
 MOST_META_BYTES = 1 << 26
@@ -222,41 +223,6 @@ def _foreign(path: str | Path, what: str) -> InputError:
 
 def _sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
-
-
-def open_location(location: str) -> tuple[arrow_fs.FileSystem, str]:
-    """The file system and the path in it."""
-    if "://" not in location:
-        return arrow_fs.LocalFileSystem(), os.path.abspath(location)
-    try:
-        fs, root = arrow_fs.FileSystem.from_uri(location)
-    except ValueError as error:
-        raise InputError(f"{location} is no place that checkpoints can be in ({error}): give a path or URI.") from error
-    return fs, root.rstrip("/")
-
-
-def local_folder(location: str) -> Path | None:
-    """The folder on this machine's file systems that a location is, or None."""
-    fs, root = open_location(location)
-    return Path(root) if isinstance(fs, arrow_fs.LocalFileSystem) else None
-
-
-def join(location: str, name: str) -> str:
-    """The place `name` under a path, or under a URI that may end in options (`s3://bucket/runs?region=...`)."""
-    if "://" not in location:
-        return os.path.join(os.path.abspath(location), name)
-    base, mark, options = location.partition("?")
-    return f"{base.rstrip('/')}/{name}{mark}{options}"
-
-
-def read(fs: arrow_fs.FileSystem, path: str) -> bytes:
-    with fs.open_input_stream(path) as stream:
-        return stream.read()
-
-
-def write(fs: arrow_fs.FileSystem, path: str, content: bytes) -> None:
-    with fs.open_output_stream(path) as stream:
-        stream.write(content)
 
 
 def write_synced(path: Path, content: bytes) -> None:

@@ -18,6 +18,7 @@ from metadist.core.files import reason
 
 MOST_FAILURES = 3
 PAUSE_S = 1.0
+_Snapshot = tuple[Checkpoint, np.ndarray, Callable[[], None]]
 
 
 class Saver:
@@ -26,12 +27,21 @@ class Saver:
     Of those that wait, the newest best and the newest other count: a store slower than the run delays no step, but
     passes checkpoints over. One that could not be written is reported to `say` and tried again with the next; after
     three failures in a row every call raises StorageFailed.
+
+    `beside` is called with each snapshot, and what it returns before that one is written, in the saver's thread: it
+    brings what belongs to the checkpoint to its place, as it was at the snapshot.
     """
 
-    def __init__(self, store: CheckpointStore, journal: Journal, say: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        store: CheckpointStore,
+        journal: Journal,
+        say: Callable[[str], None],
+        beside: Callable[[], Callable[[], None]] = lambda: lambda: None,
+    ) -> None:
         self.store = store
-        self._journal, self._say = journal, say
-        self._waiting: dict[bool, tuple[Checkpoint, np.ndarray]] = {}  # by whether it is the best
+        self._journal, self._say, self._beside = journal, say, beside
+        self._waiting: dict[bool, _Snapshot] = {}  # by whether it is the best
         self._lock = threading.Lock()
         self._calls: queue.Queue[bool] = queue.Queue(maxsize=1)  # True: write all that waits; False: end
         self._failures = 0
@@ -45,7 +55,7 @@ class Saver:
         self.check()
         with self._lock:
             passed_over = self._waiting.get(best)
-            self._waiting[best] = checkpoint, theta
+            self._waiting[best] = checkpoint, theta, self._beside()
         if passed_over and not self._failures and not self._slow_said:
             self._slow_said = True
             self._say(
@@ -104,7 +114,8 @@ class Saver:
                 self._count_failure(error, snapshot[0].step)
                 return
 
-    def _write(self, checkpoint: Checkpoint, theta: np.ndarray, best: bool) -> None:
+    def _write(self, checkpoint: Checkpoint, theta: np.ndarray, bring: Callable[[], None], best: bool) -> None:
+        bring()
         hashed = theta_sha256(theta)
         self.store.save(replace(checkpoint, run={**checkpoint.run, "theta_sha256": hashed, "best": best}), best=best)
         self._journal.append({"done": checkpoint.step, "theta_sha256": hashed}, sync=True)

@@ -23,18 +23,15 @@ from metadist.checkpoint.format import (
     Checkpoint,
     DamagedCheckpoint,
     encode,
-    join,
     load_checkpoint,
-    open_location,
-    read,
     read_meta,
     sync_directory,
-    write,
     write_synced,
 )
 from metadist.core.errors import InputError, PlaceLost
-from metadist.core.files import Held
+from metadist.core.files import Held, is_uri, join
 from metadist.core.redaction import to_stderr
+from metadist.core.storage import make_folder, open_location, read, write
 
 _NAME = re.compile(r"(\.old_)?step_(\d{8,})(?:_(\d+))?")  # .old_: an earlier metadist moved it aside, and died
 _UNFINISHED, _OWNER = ".tmp_", "owner"
@@ -59,7 +56,7 @@ class CheckpointStore:
             raise InputError(f"keep_last is {keep_last}: at least 1 checkpoint must be kept.")
         self.location = str(location)
         self._fs, self._root = open_location(self.location)
-        self._local = "://" not in self.location
+        self._local = not is_uri(self.location)
         self._keep_last, self._say, self._guard = keep_last, say, guard
         self._held: Held | None = None
         self._claim: bytes | None = None
@@ -67,7 +64,7 @@ class CheckpointStore:
     def claim(self, holder: str) -> None:
         """Take over a place at a URI, where no lock file holds: others that write there find out at their next save."""
         self._claim = f"{holder} {uuid.uuid4().hex}\n".encode()
-        self._fs.create_dir(self._root, recursive=True)
+        make_folder(self._fs, self._root)
         write(self._fs, f"{self._root}/{_OWNER}", self._claim)
 
     def save(self, checkpoint: Checkpoint, *, best: bool = False) -> str:
@@ -80,16 +77,16 @@ class CheckpointStore:
         if best:
             checkpoint = replace(checkpoint, run={**checkpoint.run, "best": True})
         files = encode(checkpoint)
-        self._check_place()
+        self.check_place()
         try:
             self._delete_unfinished()
             name = self._new_name(checkpoint.step)
             self._write(name, files)
             self._prune(checkpoint.step)
         except OSError:
-            self._check_place()  # which tells why, where the place was taken away meanwhile
+            self.check_place()  # which tells why, where the place was taken away meanwhile
             raise
-        self._check_place()
+        self.check_place()
         return join(self.location, name)
 
     def load(self, which: str = "latest") -> Checkpoint:
@@ -198,7 +195,7 @@ class CheckpointStore:
         if self._local:
             self._write_and_rename(name, files)
             return
-        self._fs.create_dir(f"{self._root}/{name}", recursive=True)
+        make_folder(self._fs, f"{self._root}/{name}")
         for file, content in files.items():
             write(self._fs, f"{self._root}/{name}/{file}", content)
 
@@ -213,7 +210,7 @@ class CheckpointStore:
         except OSError:
             shutil.rmtree(unfinished, ignore_errors=True)  # a full disk needs the room
             raise
-        self._check_place()  # writing may have taken long
+        self.check_place()  # writing may have taken long
         os.rename(unfinished, Path(self._root, name))
         sync_directory(self._root)
 
@@ -244,13 +241,14 @@ class CheckpointStore:
             self._fs.delete_file(mark)
         self._fs.delete_dir(f"{self._root}/{name}")
 
-    def _check_place(self) -> None:
-        """It is made at the first save, and never again."""
+    def check_place(self) -> None:
+        """Raises PlaceLost where it is no longer the one that this run writes to. It is made at the first save, and
+        never again."""
         self._guard()
         if self._held is not None:
             self._held.check()
         else:
-            self._fs.create_dir(self._root, recursive=True)
+            make_folder(self._fs, self._root)
             if isinstance(self._fs, arrow_fs.LocalFileSystem):
                 self._held = Held(self._root)
         if self._claim is None:

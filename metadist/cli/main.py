@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING
 import click
 
 from metadist.cli.bench import bench
+from metadist.cli.cluster import doctor, status, stop, submit
 from metadist.cli.config import ANY_ARGUMENTS, config_group, learners
 from metadist.cli.data import data
 from metadist.cli.report import next_commands, report
+from metadist.cli.runs import TRUST, evaluate, replay, scale
 from metadist.core.errors import Diverged, EvaluationFailed, HeadLost, InputError, Interrupted, StorageFailed
 from metadist.core.files import finite
 from metadist.core.redaction import to_stderr
@@ -26,7 +28,6 @@ if TYPE_CHECKING:  # so that --help needs no torch
     pass
 
 KNOWN_ERRORS = (InputError, Diverged, StorageFailed, EvaluationFailed, HeadLost)
-TRUST = click.option("--trust-code", is_flag=True, help="Follow the code, address and places that a saved run names.")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -62,7 +63,9 @@ def train(
     """
     from metadist.config import load_config, split_arguments
     from metadist.run import api
+    from metadist.run.package import check_client
 
+    check_client()
     files, overrides = split_arguments(arguments)
     if not files and not overrides:
         raise click.UsageError("name a job file, such as jobs/digits.yaml (`metadist config new` writes one)")
@@ -82,74 +85,7 @@ def train(
     click.echo(f"{report(results)}\n\n{next_commands(config, results)}")
 
 
-@commands.command(context_settings=ANY_ARGUMENTS)
-@click.argument("run_directory", metavar="RUN", type=click.Path(path_type=Path))
-@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
-@click.option("--checkpoint", default="best", show_default=True, help="best, latest or step_...")
-@click.option("--json", "as_json", is_flag=True, help="Print the results as JSON.")
-@TRUST
-def evaluate(run_directory: Path, arguments: tuple[str, ...], checkpoint: str, as_json: bool, trust_code: bool) -> None:
-    """Evaluate a RUN again, with what FILE.yaml or key=value say changed.
-
-    \b
-    metadist evaluate runs/digits evaluation.inner_steps=10 evaluation.transductive=false
-    """
-    from metadist.config import given_settings, load_config, split_arguments
-    from metadist.run import evaluate as evaluation
-    from metadist.run.directory import config_file
-
-    files, overrides = split_arguments(arguments)
-    config = load_config([config_file(run_directory), *files], overrides)
-    typed = given_settings(files, overrides)
-    results = evaluation.evaluate(
-        config, run_directory, checkpoint=checkpoint, say=to_stderr, trust_code=trust_code, own=typed
-    )
-    click.echo(
-        json.dumps(finite(results), indent=2) if as_json else f"{report(results)}\n\nresults    {results['folder']}"
-    )
-
-
-@commands.command(context_settings={"ignore_unknown_options": True})  # so that -1 is a number
-@click.argument("run_directory", metavar="RUN", type=click.Path(path_type=Path))
-@click.argument("workers", type=int)
-def scale(run_directory: Path, workers: int) -> None:
-    """Have a running job use another number of WORKERS from its next meta-step.
-
-    \b
-    metadist scale runs/digits 8
-    """
-    from metadist.run import directory
-
-    directory.scale(run_directory, workers)
-    ended = (run_directory / "results.json").exists()
-    click.echo(f"{run_directory} {'has ended; resumed, it' if ended else 'will'} use{'s' * ended} {workers} workers")
-
-
-@commands.command()
-@click.argument("run_directory", metavar="RUN", type=click.Path(path_type=Path))
-@click.option(
-    "--verify", is_flag=True, help="Compare theta with every hash in the journal (the default without --task)."
-)
-@click.option("--task", "task_name", help="Compute one task, such as train:120:7, step by step instead.")
-@TRUST
-def replay(run_directory: Path, verify: bool, task_name: str | None, trust_code: bool) -> None:
-    """Compute a run again from its journal, on one worker, and compare the bits; or look at one task.
-
-    \b
-    metadist replay runs/digits --verify
-    metadist replay runs/digits --task train:120:7
-    """
-    del verify
-    from metadist.run import replay as replaying
-
-    if task_name is None:
-        click.echo(json.dumps(replaying.replay(run_directory, to_stderr, trust_code=trust_code), indent=2))
-        return
-    for row in replaying.replay_task(run_directory, task_name, trust_code=trust_code):
-        click.echo(json.dumps(row))
-
-
-for command in (data, bench, config_group, learners):
+for command in (evaluate, scale, replay, submit, status, stop, doctor, data, bench, config_group, learners):
     commands.add_command(command)
 
 

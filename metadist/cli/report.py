@@ -1,10 +1,12 @@
-"""What `train` and `evaluate` print of their results."""
+"""What is printed of a run that has ended: its results as a table, and what to type next."""
 
 import os
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from metadist.core.files import is_uri, join
+from metadist.core.redaction import redact
 from metadist.tracking.description import figure
 
 if TYPE_CHECKING:  # so that --help needs no torch
@@ -42,13 +44,13 @@ def next_commands(config: "Config", results: dict[str, Any]) -> str:
     """Where a trained run is, and how to evaluate and watch it."""
     from metadist.run.trust import trust_flag
 
-    run_dir = Path(config.run_dir or "")
+    run_dir = redact(config.run_dir or "")
     change = "evaluation.inner_steps=10" if results["protocol"]["inner_steps"] else "evaluation.test_tasks=1000"
-    lines = [f"results    {quoted(run_dir / 'results.json')}"]
+    lines = [f"results    {quoted(join(run_dir, 'results.json'))}"]
     lines.append(f"evaluate   metadist evaluate {quoted(run_dir)} {change}{trust_flag(config)}")
     page = results.get("mlflow_page", "")
     if config.tracking.mlflow and not (config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")):
-        database = run_dir.absolute().parent / "mlflow.db"
+        database = Path(run_dir).absolute().parent / "mlflow.db"
         lines.append(f"watch      mlflow ui --backend-store-uri {shlex.quote(f'sqlite:///{database}')}")
         page = f"http://127.0.0.1:5000/{page}"
     if "mlflow_page" in results:
@@ -58,5 +60,7 @@ def next_commands(config: "Config", results: dict[str, Any]) -> str:
 
 def quoted(path: str | Path) -> str:
     """A path as it is typed into a shell, from the current directory where it lies in it."""
+    if is_uri(path):
+        return shlex.quote(str(path))
     path = Path(path)
     return shlex.quote(str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path))

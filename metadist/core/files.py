@@ -1,5 +1,5 @@
-"""Reading and writing files safely: whole after a death at any byte, one clear sentence when the disk is full, and one
-driver at a time in a folder."""
+"""Names of places, and reading and writing files safely: whole after a death at any byte, one clear sentence when the
+disk is full, and one driver at a time in a folder."""
 
 import fcntl
 import json
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from metadist.core.errors import InputError, PlaceLost, StorageFailed
+from metadist.core.redaction import redact
 
 MOST_TEXT_BYTES = 1 << 24
 MOST_LINES_BYTES = 1 << 34
@@ -30,6 +31,35 @@ def private_files() -> Iterator[None]:
         yield
     finally:
         os.umask(before)
+
+
+def cache_root() -> Path:
+    """Where this machine keeps what it can make or fetch again: $METADIST_CACHE, else ~/.cache/metadist."""
+    return Path(os.environ.get("METADIST_CACHE") or Path.home() / ".cache" / "metadist")
+
+
+def is_uri(place: str | Path) -> bool:
+    """Whether a place is given as a URI, rather than as a local path."""
+    return "://" in str(place)
+
+
+def join(location: str, name: str) -> str:
+    """The place `name` under a path, or under a URI that may end in options (`s3://bucket/runs?region=...`)."""
+    if not is_uri(location):
+        return os.path.join(os.path.abspath(location), name)
+    base, mark, options = location.partition("?")
+    return f"{base.rstrip('/')}/{name}{mark}{options}"
+
+
+def bare(location: str) -> str:
+    """The name of a place: a URI without user, password, options and a slash at its end; a path as it is."""
+    if not is_uri(location):
+        return location
+    scheme, _, rest = location.partition("?")[0].partition("://")
+    host, slash, path = redact(f"{scheme}://{rest}").partition("://")[2].partition("/")
+    if not scheme.startswith(("abfs", "wasb")):  # whose containers stand before the @
+        host = host.rpartition("@")[2]
+    return f"{scheme}://{host}{slash}{path}".rstrip("/")
 
 
 @contextmanager
@@ -250,6 +280,23 @@ class DriverLock:
         """Raises PlaceLost where the folder or its lock is no longer the one that was taken."""
         for held in self._held:
             held.check()
+
+
+def lock_holder(folder: Path) -> str | None:
+    """The driver that has locked a folder, as `here` calls it; None where none has."""
+    try:
+        descriptor = os.open(folder / LOCK_FILE, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return os.pread(descriptor, 200, 0).decode(errors="replace").strip() or "a driver that is just starting"
+    except OSError:  # a file system without locks
+        return None
+    finally:
+        os.close(descriptor)  # and its lock with it
+    return None
 
 
 def here() -> str:

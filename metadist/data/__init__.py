@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from metadist.data.cache import cached
     from metadist.data.online import Stream
+    from metadist.data.remote import dataset_at, fetched_weights
     from metadist.data.shapes import Shapes, task_shapes
     from metadist.data.sources import ClassSource, LabelledSource, Source, ValueSource, sample
     from metadist.data.table import Dataset, Field, Table, describe, open_dataset
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "cache": ("cached",),
     "online": ("Stream",),
+    "remote": ("dataset_at", "fetched_weights"),
     "shapes": ("Shapes", "task_shapes"),
     "sources": ("ClassSource", "LabelledSource", "Source", "ValueSource", "sample"),
     "table": ("Dataset", "Field", "Table", "describe", "open_dataset"),
@@ -29,8 +31,8 @@ _HOMES = {
 
 __all__ = [
     "About", "ClassSource", "Dataset", "DatasetWriter", "Field", "Group", "LabelledSource", "Shapes", "Source",
-    "Stream", "Table", "Tokenizer", "ValueSource", "cached", "describe", "open_dataset", "sample", "staging",
-    "task_shapes",
+    "Stream", "Table", "Tokenizer", "ValueSource", "cached", "dataset_at", "describe", "fetched_weights",
+    "open_dataset", "sample", "staging", "task_shapes",
 ]  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from metadist.core.errors import InputError, did_you_mean
+from metadist.core.files import cache_root
 from metadist.data import importers, splits, table, writer
 from metadist.data.table import FORMAT_VERSION
 
@@ -37,7 +38,7 @@ def cached(family: str, options: Mapping[str, Any] | None = None) -> Path:
     chosen = {**known, **options}
     content = json.dumps([FORMAT_VERSION, chosen, _version(build)], sort_keys=True)
     place = f"{family}-{hashlib.sha256(content.encode()).hexdigest()[:16]}"
-    root = Path(os.environ.get("METADIST_CACHE") or Path.home() / ".cache" / "metadist")
+    root = cache_root()
     final, aside = root / place, root / f".{place}.{secrets.token_hex(4)}"
     if final.is_dir():
         return final

@@ -11,7 +11,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -183,13 +183,13 @@ class Dataset:
         self.kind, self.fields = first.kind, first.fields
         self.metadata: dict[str, Any] = {k: first.metadata[k] for k in ("version", "source", "licence", "options")}
         self.metadata |= {"extra": first.metadata["extra"], "notes": _read_notes(first)}
-        digests = [f"{split} {table.digest}" for split, table in self.splits.items()]
+        digests: dict[str, str] = {split: table.digest for split, table in self.splits.items()}
         self.shared_ranges: dict[str, list[float]] = {}
         if any(field.shared for field in self.fields):
             header, _ = read_batch(self.path / SHARED)
             self.shared_ranges = header["ranges"]
-            digests.append(f"shared {header['digest']}")
-        self.digest: str = hashlib.sha256("\n".join(digests).encode()).hexdigest()[:32]
+            digests["shared"] = header["digest"]
+        self.digest: str = digest_of_all(digests)
 
     def __reduce__(self):
         return open_dataset, (str(self.path),)
@@ -302,13 +302,18 @@ def digest_of(fields: Iterable[Field], labels: tuple[Any, ...], columns: Iterabl
     return content.hexdigest()
 
 
+def digest_of_all(digests: Mapping[str, str]) -> str:
+    """The digest of a dataset, of those of its splits in their order and of its shared rows."""
+    return hashlib.sha256("\n".join(f"{name} {digest}" for name, digest in digests.items()).encode()).hexdigest()[:32]
+
+
 def read_batch(path: Path) -> tuple[dict[str, Any], pa.RecordBatch]:
     """The header (schema metadata) and the one record batch of a file, memory-mapped."""
     try:
         if path.exists():
             require_regular(path)
         reader = pa.ipc.open_file(pa.memory_map(str(path)))
-        header = _read_header(path, (reader.schema.metadata or {})[KEY])
+        header = read_header(path, (reader.schema.metadata or {})[KEY])
         if reader.num_record_batches != 1:
             raise _damaged(path, f"it has {reader.num_record_batches} record batches instead of 1")
         batch = reader.get_batch(0)
@@ -328,7 +333,8 @@ def read_batch(path: Path) -> tuple[dict[str, Any], pa.RecordBatch]:
     return header, batch
 
 
-def _read_header(path: Path, text: bytes) -> dict[str, Any]:
+def read_header(path: str | Path, text: bytes) -> dict[str, Any]:
+    """What the schema metadata of a dataset's file says. Raises InputError that names `path`, or ValueError."""
     if len(text) > HEADER_BYTES:
         raise ValueError("longer than any header")
     header = json.loads(text)
@@ -384,7 +390,7 @@ def _read_notes(table: Table) -> list[dict[str, Any]]:
     return notes
 
 
-def _damaged(path: Path, why: str) -> InputError:
+def _damaged(path: str | Path, why: str) -> InputError:
     return InputError(f"{path} is damaged or no metadist dataset ({why}); import it again")
 
 

@@ -62,6 +62,8 @@ class Controller:
         """Of those that have joined, who gave no sign of life when asked for one."""
         self.queue: deque[Key] = deque()
         self.batch = 0
+        self.num_lost = self.num_copies = 0
+        """Workers that were lost, but for those of draining nodes; chunks given to a second worker."""
         self._cost = cost
         self._attempts: dict[Key, list[Attempt]] = {}  # in flight, of every chunk without a result
         self._left: dict[int, int] = {}
@@ -211,6 +213,7 @@ class Controller:
         node = member.node or node
         if foretold or node in self._nodes.draining:
             return [events.Say(f"worker {worker} left with its node; its chunks are computed again")]
+        self.num_lost += 1
         said: list[Action] = [events.Say(f"worker {worker} was lost ({reason}); its chunks are computed again")]
         if not member.proven:
             self._fruitless += 1
@@ -350,7 +353,9 @@ class Controller:
         late = [member for member in busy if now >= member.since + self._limits(member)[0]]
         self._copy_at = min((m.since + self._limits(m)[0] for m in busy if m not in late), default=0.0)
         alone = (a for m in sorted(late, key=lambda m: m.since) for a in m.attempts if self._attempts.get(a[:2]) == [a])
-        return [self._assign(attempt[:2], worker, now) for worker, attempt in zip(idle, list(alone), strict=False)]
+        copies = [self._assign(attempt[:2], worker, now) for worker, attempt in zip(idle, list(alone), strict=False)]
+        self.num_copies += len(copies)
+        return [*copies]
 
     def _notice(self, now: float) -> list[Action]:
         """While workers are missing, say so now and then."""

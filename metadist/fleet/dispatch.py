@@ -21,7 +21,7 @@ from metadist.fleet.executor import Executor, Failure, Ref
 from metadist.fleet.limits import PATIENT, Patience
 from metadist.fleet.recovery import RecoveringServer, Result, ServerLost, ShardedServer, Snapshot, WeightsLost
 from metadist.fleet.roster import Roster
-from metadist.fleet.server import Optimization, slices
+from metadist.fleet.server import Optimization, Stats, slices
 from metadist.fleet.vitals import Machines
 
 MOST_CHUNKS = 8  # of a bundle: so much, of each of two bundles, a death has computed again
@@ -280,6 +280,9 @@ class Fleet:
         """Of each bundle of the last meta-step: first task, the task after the last, worker, attempts, seconds, who."""
         return self._last_step.account() if self._last_step else []
 
+    def report(self, stats: Stats, seconds: float) -> None:
+        """Show a meta-step's figures where those who look after the cluster watch it; here nowhere."""
+
     def fetch(self, weights: Sequence[Ref] | Weights) -> Weights:
         """Weights as the server returned them."""
         if isinstance(weights, Weights):
@@ -413,7 +416,8 @@ class Fleet:
                     self._say(text)
                 case events.Waiting(joined, target, paused):
                     doing = "waiting for workers" if paused else "computing with fewer workers"
-                    self._say(f"{doing}: {joined} of {target} have joined; {self.executor.shortage()}")
+                    why = self.executor.shortage(*self.roster.missing(target - joined))
+                    self._say(f"{doing}: {joined} of {target} have joined; {why}")
 
     def _submit(self, attempt: Attempt) -> None:
         """Have a worker compute a bundle. One that has just been found lost, of which the controller is about to hear,

@@ -42,8 +42,8 @@ class Executor(Protocol):
         """Ids of the nodes that will be taken away."""
         ...
 
-    def shortage(self) -> str:
-        """Which resources are missing for the workers that have not joined, in words."""
+    def shortage(self, unplaced: int, building: int, silent: int) -> str:
+        """Why so many workers have not joined: those without a place to run, being built, and not answering."""
         ...
 
     def start_worker(self, worker: int, avoid: frozenset[str]) -> Actor:

@@ -146,8 +146,8 @@ class LocalExecutor:
     def draining(self) -> frozenset[str]:
         return self._draining
 
-    def shortage(self) -> str:
-        return "the others are being started"
+    def shortage(self, unplaced: int, building: int, silent: int) -> str:
+        return f"{unplaced + building + silent} being started"
 
     def start_worker(self, worker: int, avoid: frozenset[str]) -> Actor:
         """On a node that is not to be avoided; while there is none, it waits."""

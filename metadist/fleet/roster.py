@@ -24,11 +24,19 @@ class Roster:
         self._joining: dict[Ref, int] = {}
         self._asked: dict[Ref, int] = {}
         self._placed_at: dict[int, float] = {}
+        self._probed: set[int] = set()
 
     @property
     def refs(self) -> list[Ref]:
         """Answers that are waited for."""
         return [*self._joining, *self._placing, *self._asked]
+
+    def missing(self, count: int) -> tuple[int, int, int]:
+        """Of `count` workers that have not joined or cannot be reached: how many wait for a place to run, how many have
+        a process that builds them, and how many do not answer or are yet to be replaced."""
+        unplaced = {*self._placing.values()}
+        building = {*self._joining.values()} - unplaced - self._probed
+        return len(unplaced), len(building), max(count - len(unplaced) - len(building), 0)
 
     def spawn(self, worker: int, avoid: frozenset[str]) -> None:
         """Start an actor, elsewhere than on the nodes to avoid, if there are others."""
@@ -42,6 +50,7 @@ class Roster:
         self._forget(worker)
         self.actors[successor], self._placed_at[successor] = actor, self._executor.now()
         self._joining[self._call(actor, "still_there", control=True)] = successor
+        self._probed.add(successor)
 
     def ask(self, worker: int) -> None:
         """Ask a worker for a sign of life, which its actor gives while it computes."""
@@ -114,6 +123,7 @@ class Roster:
     def _forget(self, worker: int) -> None:
         for by_worker in (self.actors, self.pids, self._placed_at):
             by_worker.pop(worker, None)
+        self._probed.discard(worker)
         for answers in (self._placing, self._joining, self._asked):
             for ref in [ref for ref, other in answers.items() if other == worker]:
                 del answers[ref]

@@ -1,22 +1,20 @@
-"""A run from its job to its results; `dry_run` checks one and trains nothing."""
+"""A run from its job to its results."""
 
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from metadist.config import Config
 from metadist.core.errors import Interrupted
-from metadist.run.build import Job
-from metadist.run.directory import Run, RunLock, check_lasting, located, saved_place
-from metadist.run.fleets import open_fleet
-from metadist.run.identity import digest, run_identity
-from metadist.run.preflight import preflight
+from metadist.run.directory import Run, RunLock
+from metadist.run.dry_run import dry_run as dry_run
+from metadist.run.fleets import check_cluster, open_fleet
+from metadist.run.places import checked
 from metadist.run.results import conclude
-from metadist.run.resume import Start, evaluated_splits, find_checkpoint, find_start, first_target
+from metadist.run.resume import Start, find_start, first_target
 from metadist.run.signals import Signals, Stop
 from metadist.run.trainer import Trainer
-from metadist.run.trust import check_usable, unloadable
+from metadist.run.trust import trust_flag, unloadable
 
 
 def train(
@@ -44,14 +42,11 @@ def train(
         >>> metadist.train(config)["accuracy"]["after"]["mean"]  # doctest: +SKIP
         0.93
     """
-    config = located(config)
-    check_lasting(config)
-    check_usable(config.tracking.uri, config.checkpoint.location, config.fleet.address)
-    if resume not in (None, "auto"):
-        saved_place(str(resume), config.checkpoint.location, trust_code)
+    config = checked(config)
+    check_cluster(config)
     began = time.monotonic()
     with RunLock(config) as lock:
-        start = find_start(config, resume)
+        start = find_start(config, resume, trust_code)
         lock.take()
         with Run(config, start.checkpoint, start.identity, start.drifted, lock, quiet) as run:
             return _train(run, start, began)
@@ -65,7 +60,7 @@ def _train(run: Run, start: Start, began: float) -> dict[str, Any]:
     with (
         open_fleet(prepared, target, run.say, signals, *start.proofs, writes=True) as fleet, signals, run.writing()
     ):  # fmt: skip
-        run.describe(prepared.job.dataset, prepared.resolved(), prepared.about())
+        run.describe(prepared.job.dataset, prepared.resolved(), prepared.about(), trust_flag(config))
         trainer = Trainer(run, prepared, fleet)
         for line in [banner(run, start), *prepared.notes, *unloadable(config)]:
             run.say(line)
@@ -73,7 +68,10 @@ def _train(run: Run, start: Start, began: float) -> dict[str, Any]:
             weights, ended_by = trainer.run(start.step, Stop(signals, config.max_time_s, config.evaluation.patience))
         run.check()
         if signals.received is not None:
-            run.say(f"saved in {run.path}; the same command with --resume auto goes on from there")
+            run.say(
+                f"saved at step {weights.version} in {run.place}; the same command with --resume auto goes on from "
+                "there"
+            )
             raise Interrupted(signals.received)
         results = conclude(prepared, fleet, run, weights, ended_by, trainer.progress.round_losses)
         results["seconds"] = round(time.monotonic() - began, 1)
@@ -92,34 +90,7 @@ def banner(run: Run, start: Start) -> str:
     # on Ray the workers are starting meanwhile
     memory = f", {prepared.memory()} of memory each" if config.fleet.backend == "ray" else ""
     return (
-        f"{run.path} {begins}: {config.learner.name}, {prepared.engine.layout.size} parameters, "
+        f"{run.place} {begins}: {config.learner.name}, {prepared.engine.layout.size} parameters, "
         f"{config.batch_size(config.num_workers)} tasks a step, {config.num_workers} workers, "
         f"{prepared.engine.kind} engine{memory}"
     )
-
-
-def dry_run(config: Config) -> dict[str, Any]:
-    """Everything `train` would check before it starts workers, and the plan."""
-    config = located(config)
-    assert config.run_dir
-    check_lasting(config)
-    check_usable(config.tracking.uri, config.checkpoint.location, config.fleet.address)
-    find_checkpoint(config, Path(config.run_dir), "auto")
-    prepared = preflight(Job(config), evaluated_splits(config), gradient=True)
-    engine = prepared.engine
-    return {
-        "run_dir": config.run_dir,
-        "learner": config.learner.name,
-        "parameters": engine.layout.size,
-        "engine": asdict(engine.method),
-        "memory_per_worker": prepared.memory(),
-        "chunk_size": prepared.chunk_size,
-        "tasks_per_step": config.batch_size(config.num_workers),
-        "workers": config.num_workers,
-        "inputs": prepared.job.shapes.inputs,
-        "outputs": prepared.job.shapes.outputs,
-        "meta_gradient": prepared.gradient,
-        "baselines": list(prepared.baselines),
-        "notes": [*prepared.notes, *unloadable(config)],
-        "identity": digest(run_identity(prepared.job, engine)),
-    }

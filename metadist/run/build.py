@@ -1,6 +1,5 @@
 """The objects of a run, from its `Config`, of which nothing below this room knows (`evaluation` its own section)."""
 
-import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
@@ -22,6 +21,7 @@ from metadist.data import (
     Stream,
     ValueSource,
     cached,
+    dataset_at,
     open_dataset,
     task_shapes,
 )
@@ -39,30 +39,27 @@ class Job:
     """The parts of one job, each made when it is first asked for and then shared: data, tasks, model, engines.
 
     Training and evaluation compute with one model where both are on one device: it must keep no state between calls.
-    `shapes`: known already, so that no task is drawn for them.
+    `shapes`: known already, so that no task is drawn for them. `data_name`: of the dataset in the driver's cache, where
+    `data.path` is a URI.
     """
 
-    def __init__(self, config: Config, shapes: Shapes | None = None):
+    def __init__(self, config: Config, shapes: Shapes | None = None, data_name: str | None = None):
         self.config = config
+        self._data_name = data_name
         self._shapes = shapes
         self._models: dict[tuple[int, str], Model] = {}
         self._engines: dict[tuple[bool, str, int], Engine] = {}
 
     @cached_property
     def dataset(self) -> Dataset | None:
-        """The dataset (a built-in family is built first), or None where the job brings its own source."""
+        """The dataset (built or fetched first where need be), or None where the job brings its own source."""
         data = self.config.data
         if data.source:
             return None
         if data.family:
             return open_dataset(cached(data.family, data.options))
         assert data.path
-        if not Path(data.path).is_dir():
-            raise InputError(
-                f"there is no data in {data.path}: make it with `metadist data ... --out {shlex.quote(data.path)}` "
-                "(see `metadist data --help`), or set data.path to where it is"
-            )
-        return open_dataset(data.path)
+        return dataset_at(data.path, self._data_name)
 
     @cached_property
     def source(self) -> Source:
@@ -186,7 +183,8 @@ class Job:
 
     def worker_factory(self, constants: Mapping[str, np.ndarray]) -> Callable[[], Worker]:
         """A function that builds a worker in any process, with modules found where this process finds them."""
-        return partial(_worker_elsewhere, self.config, constants, str(Path.cwd()))
+        name = self.dataset.path.name if self.dataset else None
+        return partial(_worker_elsewhere, self.config, constants, str(Path.cwd()), name)
 
     def optimization(self, engine: Engine) -> Optimization:
         """The server's side of the configuration."""
@@ -268,7 +266,9 @@ class Job:
         }
 
 
-def _worker_elsewhere(config: Config, constants: Mapping[str, np.ndarray], search_path: str) -> Worker:
+def _worker_elsewhere(
+    config: Config, constants: Mapping[str, np.ndarray], search_path: str, data_name: str | None
+) -> Worker:
     if search_path not in sys.path:
         sys.path.insert(0, search_path)
-    return Job(config).worker(constants)
+    return Job(config, data_name=data_name).worker(constants)

@@ -1,49 +1,50 @@
-"""A run directory: its paths, what is read from it, and the run that writes it."""
+"""A run directory: its paths, and the run that writes it."""
 
-import json
-import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from metadist.checkpoint.format import Checkpoint, load_checkpoint, local_folder
+from metadist.checkpoint.format import Checkpoint
 from metadist.checkpoint.journal import Journal, planned_batches, read_journal
 from metadist.checkpoint.saver import Saver
 from metadist.checkpoint.store import CheckpointStore
-from metadist.config import Config, dump_config, load_config
-from metadist.config.load import parse_config
+from metadist.config import Config, dump_config
 from metadist.core.errors import InputError
-from metadist.core.files import DriverLock, finite, here, private_files, read_file, reason, replace_text
-from metadist.core.redaction import redacted
+from metadist.core.files import DriverLock, bare, here, is_uri, private_files, reason, replace_text
+from metadist.core.storage import local_folder, reaching
 from metadist.run.identity import bound_settings
+from metadist.run.mirror import TARGET_FILE, Mirror, name_of, working_folder
+from metadist.run.saved import config_before, is_own, location, write_json
 from metadist.run.tracker import RunTracker
-from metadist.run.trust import check_trusted, check_usable, outside_place, trust_flag
-
-_PACKAGES = "working_dir_files"
-TARGET_FILE = "target_workers"
-MOST_WORKERS = 100_000
 
 
 class RunLock:
     """The right to write to a run's folders, its directory and a local `checkpoint.location`, as a context.
 
     The run's directory is locked at entry if it is there; all else at `take`, once nothing can be wrong with the job.
-    Files written meanwhile are for this user alone.
+    Files written meanwhile are for this user alone. Of a run directory at a URI the folder in the cache is locked, and
+    then holds what is at the URI.
     """
 
     def __init__(self, config: Config):
         assert config.run_dir
-        self._folder = Path(config.run_dir)
-        self._elsewhere = local_folder(config.checkpoint.location) if config.checkpoint.location else None
+        self._folder = working_folder(config.run_dir)
+        self.mirror = Mirror(config.run_dir) if is_uri(config.run_dir) else None
+        elsewhere = config.checkpoint.location or self.mirror
+        self._elsewhere = local_folder(location(config)) if elsewhere else None
         self._locks: list[DriverLock] = []
         self._stack = ExitStack()
 
     def __enter__(self) -> "RunLock":
         with self._stack:  # undone at once where another driver has the directory
             self._stack.enter_context(private_files())
+            if self.mirror:
+                self._folder.mkdir(parents=True, exist_ok=True)
             self._lock(self._folder)
+            if self.mirror:
+                self.mirror.fetch()
             self._stack = self._stack.pop_all()
         return self
 
@@ -69,7 +70,8 @@ class RunLock:
 class Run:
     """A run while it is trained: the one writer of its directory, journal, checkpoints and trackers.
 
-    config, path: the job and the directory. checkpoint: where it goes on from, None at its start. identity: what its
+    config, path: the job and the directory (or the folder that stands for one at a URI); `place` is its name for people
+    and their commands, `name` without options. checkpoint: where it goes on from, None at its start. identity: what its
     bits depend on; drifted: whether they may differ from those of an uninterrupted run of that identity. A context:
     entering writes config.yaml and opens the trackers, leaving closes them with a truthful status.
     """
@@ -80,7 +82,7 @@ class Run:
     ):  # fmt: skip
         assert config.run_dir
         self.config = config
-        self.path = Path(config.run_dir)
+        self.path, self.place, self.name = working_folder(config.run_dir), name_of(config.run_dir), bare(config.run_dir)
         self.checkpoint = checkpoint
         self.identity = identity
         self.drifted = drifted
@@ -96,23 +98,30 @@ class Run:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._tracker.finish(kind)
+        try:
+            self._tracker.finish(kind)
+        finally:
+            if self._lock.mirror:
+                self._lock.mirror.finish(failed=kind is not None)
 
     @contextmanager
     def writing(self) -> Iterator[None]:
         """Journal, checkpoint store and saver, open meanwhile; `planned` has the meta-batches journalled before."""
         with Journal(self.path / "journal.jsonl") as self.journal:
-            keep, place = self.config.checkpoint.keep_last, location(self.config, self.path)
+            keep, place, mirror = self.config.checkpoint.keep_last, location(self.config), self._lock.mirror
             self.store = CheckpointStore(place, keep, self.say, self.check)
-            if "://" in self.store.location:
-                self.store.claim(f"{self.path}, {here()},")
+            if is_uri(place):
+                with reaching(f"{'checkpoint.location' if self.config.checkpoint.location else 'run_dir'}={place}"):
+                    self.store.claim(f"{self.place}, {here()},")
+            if mirror:
+                mirror.begin(self.store.check_place, self.say)
             self.planned = planned_batches(read_journal(self.path / "journal.jsonl"))
             if self.planned and not self.checkpoint:
                 self.say(
-                    f"{self.path} has no checkpoint: its {len(self.planned)} meta-steps are computed again, each with "
+                    f"{self.place} has no checkpoint: its {len(self.planned)} meta-steps are computed again, each with "
                     "the tasks that journal.jsonl has for it"
                 )
-            self.saver = Saver(self.store, self.journal, self.say)
+            self.saver = Saver(self.store, self.journal, self.say, *([mirror.cut] if mirror else []))
             try:
                 yield
             finally:
@@ -121,18 +130,19 @@ class Run:
     @property
     def checkpoint_is_own(self) -> bool:
         """Whether the checkpoint is this directory's own, rather than that of a run that this one branches from."""
-        return is_own(self.checkpoint, self.path)
+        return is_own(self.checkpoint, self.config.run_dir or "")
 
     def check(self) -> None:
         """Raises PlaceLost where a folder that the run writes to is no longer the one it locked."""
         self._lock.check()
 
-    def describe(self, dataset: Any, resolved: dict[str, Any], about: str) -> None:
+    def describe(self, dataset: Any, resolved: dict[str, Any], about: str, trust: str) -> None:
         """Send parameters (with those that were `auto` as `resolved`), tags, the data (a Dataset, or None), the
-        configuration and what the run is `about` to the trackers."""
-        name = self.config.data.family or (dataset.path.name if dataset else "")
-        data = (name, dataset.digest, str(dataset.path)) if dataset else None
-        self._tracker.describe(self.identity, data, resolved, about, trust_flag(self.config))
+        configuration, what the run is `about` and the flag of `trust` that its commands need to the trackers."""
+        place = bare(self.config.data.path or str(dataset.path)) if dataset else ""
+        name = self.config.data.family or place.rpartition("/")[2]
+        data = (name, dataset.digest, place) if dataset else None
+        self._tracker.describe(self.identity, data, resolved, about, trust)
 
     def mlflow_run_id(self) -> str | None:
         """The MLflow run to continue after a restart, once there is one."""
@@ -148,53 +158,6 @@ class Run:
         write_json(results, self.path / "results.json")
         self.tracker.artifact(self.path / "results.json")
         self._tracker.conclude(results)
-
-
-def located(config: Config) -> Config:
-    """The configuration with its paths made absolute, so that it means the same from anywhere."""
-    data, model, place = config.data, config.model, config.checkpoint.location
-    changes: dict[str, Any] = {"run_dir": _absolute("run_dir", config.run_dir or "runs/run")}
-    if data.path:
-        changes["data"] = data.model_copy(update={"path": _absolute("data.path", data.path)})
-    if model.weights:
-        changes["model"] = model.model_copy(update={"weights": _absolute("model.weights", model.weights)})
-    if place and "://" not in place:
-        place = _absolute("checkpoint.location", place)
-        changes["checkpoint"] = config.checkpoint.model_copy(update={"location": place})
-    return config.model_copy(update=changes)
-
-
-def _absolute(setting: str, path: str) -> str:
-    absolute = str(Path(path).absolute())
-    try:
-        absolute.encode()
-    except UnicodeEncodeError:
-        raise InputError(f"{setting}={absolute!r} is not UTF-8, as every path here must be: rename it") from None
-    return absolute
-
-
-def check_lasting(config: Config) -> None:
-    """Raises InputError where a job that was submitted to a cluster would leave its run, or has its initial weights, in
-    the copy of its working directory: that is thrown away, and has another name after the smallest change."""
-    if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:
-        return
-    places = {
-        "run_dir": config.run_dir,
-        "checkpoint.location": config.checkpoint.location,
-        "model.weights": config.model.weights,
-    }
-    lost = [f"{setting}={place}" for setting, place in places.items() if place and _PACKAGES in Path(place).parts]
-    if lost:
-        raise InputError(
-            f"{' and '.join(lost)} would vanish with the job, since relative paths of a submitted job lie in a copy of "
-            "its working directory: give absolute paths on storage that all nodes share (checkpoint.location may also "
-            "be a URI such as s3://...)"
-        )
-
-
-def is_own(checkpoint: Checkpoint | None, run_dir: Path) -> bool:
-    """Whether a checkpoint was written by the run of this directory, rather than by one that it goes on from."""
-    return checkpoint is not None and checkpoint.run.get("run_dir") == str(run_dir)
 
 
 def begin_directory(config: Config, run_dir: Path, checkpoint: Checkpoint | None) -> None:
@@ -216,68 +179,3 @@ def begin_directory(config: Config, run_dir: Path, checkpoint: Checkpoint | None
         raise InputError(
             f"run_dir={run_dir} cannot be written to ({reason(error.__cause__ or error)}): choose another"
         ) from None
-
-
-def config_before(run_dir: Path) -> Config | None:
-    """The configuration of the run that the directory already has, if any."""
-    path = run_dir / "config.yaml"
-    try:
-        return parse_config(read_file(path).decode(), str(path))
-    except (FileNotFoundError, UnicodeDecodeError, InputError):
-        return None
-
-
-def location(config: Config, run_dir: Path) -> str:
-    """Where a run's checkpoints are."""
-    return config.checkpoint.location or str(run_dir / "checkpoints")
-
-
-def scale(run_dir: str | Path, target: int) -> None:
-    """Ask a running job for `target` workers; it follows from its next meta-step."""
-    path = config_file(run_dir).parent
-    if not 1 <= target <= MOST_WORKERS:
-        raise InputError(f"a run has between 1 and {MOST_WORKERS} workers, not {target}")
-    replace_text(path / TARGET_FILE, str(target))
-
-
-def asked_target(run_dir: Path) -> int | None:
-    """The number of workers asked for; None where what the file holds is none."""
-    try:
-        target = int(read_file(run_dir / TARGET_FILE))
-    except (OSError, ValueError):
-        return None
-    return target if 1 <= target <= MOST_WORKERS else None
-
-
-def write_json(results: Any, path: Path) -> None:
-    """Results as strict JSON; a number that is not finite is null."""
-    replace_text(path, json.dumps(finite(redacted(results)), indent=2, allow_nan=False) + "\n")
-
-
-def config_file(run: str | Path) -> Path:
-    """The config.yaml of a run directory. Raises InputError where that is none."""
-    path = Path(run) / "config.yaml"
-    if not path.exists():
-        raise InputError(f"{run} is not a run directory: it has no config.yaml")
-    return path
-
-
-def saved_place(run: str | Path, known: str | None = None, trust_code: bool = False) -> str | None:
-    """Where the configuration of a run says that its checkpoints are. Raises InputError where that is neither in its
-    directory, nor `known` to the user, nor trusted."""
-    if (Path(run) / "meta.json").exists():
-        return None
-    saved = load_config([config_file(run)])
-    if saved.checkpoint.location != known:
-        check_trusted(run, outside_place(saved, Path(run)), trust_code)
-    check_usable(saved.checkpoint.location)
-    return saved.checkpoint.location
-
-
-def read_checkpoint(run: str | Path, checkpoint: str = "best", place: str | None = None) -> Checkpoint:
-    """The checkpoint that `load` takes, from `place` or else from the run's own directory."""
-    path = Path(run)
-    if (path / "meta.json").exists():
-        return load_checkpoint(path)
-    store = CheckpointStore(place or config_file(path).parent / "checkpoints")
-    return store.load("latest" if checkpoint == "best" and not store.has_best() else checkpoint)

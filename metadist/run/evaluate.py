@@ -4,18 +4,26 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
-from metadist.config import Config, load_config
-from metadist.config.load import shown
-from metadist.core.files import private_files, writing
+from metadist.config import Config, load_config, shown
 from metadist.run.build import Job
-from metadist.run.directory import config_file, located, read_checkpoint, write_json
 from metadist.run.fleets import open_fleet
 from metadist.run.identity import check_evaluation, digest
-from metadist.run.measures import log_evaluation, nested_tracker
+from metadist.run.measures import nested_tracker
+from metadist.run.mirror import new_files
+from metadist.run.places import located
 from metadist.run.preflight import preflight
 from metadist.run.results import evaluate_weights
+from metadist.run.saved import config_file, read_checkpoint, write_json
 from metadist.run.signals import Signals
-from metadist.run.trust import check_trusted, check_usable, is_tracked, outside_address, outside_code, outside_place
+from metadist.run.trust import (
+    check_trusted,
+    check_usable,
+    is_tracked,
+    outside_address,
+    outside_code,
+    outside_data,
+    outside_place,
+)
 
 
 def evaluate(
@@ -47,32 +55,26 @@ def evaluate(
     """
     config = located(config)
     check_followed(config, run, trust_code, own)
-    check_usable(config.checkpoint.location, config.fleet.address)
+    check_usable(config.checkpoint.location, config.fleet.address, config.data.path, config.model.weights)
     saved = read_checkpoint(run, checkpoint, config.checkpoint.location)
     check_evaluation(saved.run["identity"], config)
     prepared = preflight(Job(config), [config.evaluation.split], saved)
     for note in prepared.notes:
         say(note)
-    weights = prepared.weights(saved.step)
-    folder = Path(run) / "evaluations" / digest({"config": shown(config), "step": saved.step})
-    signals = Signals()
-    with private_files():
-        with writing(folder):
-            folder.parent.mkdir(exist_ok=True)
-            folder.mkdir(exist_ok=True)
-        followed = is_tracked(config, trust_code, own)
-        with nested_tracker(prepared, Path(run), folder, followed, say) as tracker:
-            with open_fleet(prepared, config.num_workers, say, signals) as fleet, signals:
-                results = evaluate_weights(prepared, fleet, weights, folder, say)
-            write_json(results, folder / "results.json")
-            log_evaluation(tracker, results, folder)
-    return results | {"folder": str(folder)}
+    name, signals = f"evaluations/{digest({'config': shown(config), 'step': saved.step})}", Signals()
+    followed = is_tracked(config, trust_code, own)
+    with new_files(run, name) as (folder, place), nested_tracker(prepared, run, name, folder, followed, say) as log:
+        with open_fleet(prepared, config.num_workers, say, signals) as fleet, signals:
+            results = evaluate_weights(prepared, fleet, prepared.weights(saved.step), folder, say)
+        write_json(results, folder / "results.json")
+        log(results)
+    return results | {"folder": place}
 
 
 def check_followed(config: Config, run: str | Path, trust_code: bool, own: Collection[str]) -> None:
     """Raises InputError where evaluation would follow code, an address or a place that only the saved run names."""
     followed, saved = (
-        outside_code(each) | outside_address(each) | outside_place(each, Path(run))
+        outside_code(each) | outside_address(each) | outside_place(each, Path(run)) | outside_data(each, run)
         for each in (config, load_config([config_file(run)]))
     )
     check_trusted(run, {key: name for key, name in followed.items() if saved.get(key) == name}, trust_code, own)

@@ -14,10 +14,9 @@ from metadist.core.task import Task, TaskId
 from metadist.run.directory import Run
 from metadist.run.predictor import FewShotLearner, learner_of
 from metadist.run.prepare import Prepared
+from metadist.run.tracker import MODELS_FOLDER
 from metadist.run.trust import outside_code
 from metadist.tracking import SavedModel
-
-FOLDER = "models"
 
 
 def unexportable(config: Config) -> str:
@@ -48,7 +47,7 @@ def log_models(prepared: Prepared, run: Run, models: Mapping[str, Checkpoint]) -
 def export_model(checkpoint: Checkpoint, name: str, run_dir: Path, task: Task, evaluated: bool) -> SavedModel:
     """The model in a checkpoint, written to RUN/models/NAME without what only training needs; `task` is one of
     evaluation, of which the example of a request is a part. Raises StorageFailed."""
-    folder = run_dir / FOLDER / name
+    folder = run_dir / MODELS_FOLDER / name
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         for file, content in encode(replace(checkpoint, trainer={})).items():

@@ -2,16 +2,16 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import Any
 
 from metadist.config import Config
-from metadist.core.files import here
+from metadist.core.files import bare, here, is_uri
 from metadist.fleet.events import Kind
 from metadist.fleet.limits import Patience
 from metadist.fleet.local import LocalFleet
-from metadist.run.directory import asked_target
+from metadist.run.mirror import asked_target, working_folder
 from metadist.run.prepare import Prepared
+from metadist.run.saved import location
 from metadist.run.signals import Signals
 
 Say = Callable[[str], None]
@@ -32,36 +32,38 @@ def open_fleet(
         worker = prepared.job.worker(prepared.constants)  # what is wrong with it is told before the run begins
         yield LocalFleet(lambda: worker, target, own.min_workers, say=say)
         return
-    from metadist.fleet.ray.cluster import (
-        GIVE_UP_S,
-        OWN_GIVE_UP_S,
-        check_gpus,
-        claim,
-        connect,
-        disconnect,
-        joins,
-    )
-    from metadist.fleet.ray.fleet import RayFleet, Resources
+    from metadist.fleet.ray.capacity import Resources, announce
+    from metadist.fleet.ray.cluster import GIVE_UP_S, OWN_GIVE_UP_S, claim, connect, disconnect, joins
+    from metadist.fleet.ray.fleet import RayFleet
 
     fleet: RayFleet | None = None
     with ExitStack() as stack:
-        started = connect(own.address, target * own.cpus_per_worker, say)
-        if started:
+        started = joins(own.address) is None
+        if connect(own.address, target * own.cpus_per_worker, say):
             stack.callback(lambda: disconnect(fleet is not None and fleet.head_lost))
-        check_gpus(own.gpus_per_worker, started, say)
-        place = config.checkpoint.location or ""
-        claimed = claim(place, here()) if writes and "://" in place else None
-        stack.callback(lambda: claimed)  # which ends with its last reference
         resources = Resources(own.cpus_per_worker, own.gpus_per_worker, own.threads_per_worker, own.resources)
+        announce(target, resources, started, say)
+        place = location(config)
+        claimed = claim(bare(place), here()) if writes and is_uri(place) else None
+        stack.callback(lambda: claimed)  # which ends with its last reference
         fleet = RayFleet(
             prepared.job.worker_factory(prepared.constants), target, own.min_workers, resources, say,
-            GIVE_UP_S if joins(own.address) else OWN_GIVE_UP_S, mixed_devices=own.mixed_devices,
+            GIVE_UP_S if joins(own.address) else OWN_GIVE_UP_S, bare(config.run_dir or "").rpartition("/")[2],
+            mixed_devices=own.mixed_devices,
             asked_to_stop=lambda: signals.received,
-            asked_target=lambda: asked_target(Path(config.run_dir or "")) if writes else None,
+            asked_target=lambda: asked_target(working_folder(config.run_dir or "")) if writes else None,
             servers=own.servers, patience=patience_of(config), proof=proof, server_proof=server_proof,
         )  # fmt: skip
         stack.callback(fleet.close)
         yield fleet
+
+
+def check_cluster(config: Config) -> None:
+    """Raises InputError, within ten seconds, where the Ray cluster that a job would join cannot be reached."""
+    if config.fleet.backend == "ray":
+        from metadist.fleet.ray import cluster
+
+        cluster.check_cluster(config.fleet.address)
 
 
 def patience_of(config: Config) -> Patience:

@@ -9,6 +9,7 @@ from typing import Any
 from metadist.config.load import shown
 from metadist.core.errors import Interrupted
 from metadist.core.files import replace_text
+from metadist.run.mirror import run_file, working_folder
 from metadist.run.prepare import Prepared
 from metadist.run.tracker import RUN_ID_FILE, flat, known_run_id
 from metadist.tracking import Status, Tracker, Trackers
@@ -19,31 +20,32 @@ from metadist.tracking.mlflow import MlflowTracker, tracking_uri
 
 @contextmanager
 def nested_tracker(
-    prepared: Prepared, run_dir: Path, folder: Path, followed: bool, say: Callable[[str], None]
-) -> Iterator[Tracker]:
-    """The trackers of an evaluation of the run in `run_dir`: metrics.jsonl in its own `folder` and, where that run is
-    in MLflow, a run nested in it. `followed`: the job's `tracking.uri` is the user's own, or trusted."""
-    config = prepared.job.config
+    prepared: Prepared, run: str | Path, name: str, folder: Path, followed: bool, say: Callable[[str], None]
+) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+    """A function that takes the summary of an evaluation `name` of a run, whose files are in `folder`; where that run
+    is in MLflow, it is shown as a run nested in it. `followed`: the job's `tracking.uri` is the user's own, or
+    trusted."""
+    config, folder_of_run = prepared.job.config, working_folder(str(run))
     trackers: list[Tracker] = []
-    parent, uri = known_run_id(run_dir, None), config.tracking.uri
+    parent, uri = known_run_id(run_file(run, RUN_ID_FILE).parent, None, None), config.tracking.uri
     if config.tracking.mlflow and parent and not followed:
         say(f"not shown in MLflow: only the saved run names tracking.uri={uri}: give it yourself, or --trust-code")
     elif config.tracking.mlflow and parent:
-        name = f"{config.tracking.run_name or run_dir.name} {folder.name}"
+        title = f"{config.tracking.run_name or folder_of_run.name} {name.rpartition('/')[2]}"
         note = partial(replace_text, folder / RUN_ID_FILE)
         (folder / "metrics.jsonl").unlink(missing_ok=True)
         trackers = [
             JsonlTracker(folder / "metrics.jsonl"),
             MlflowTracker(
-                tracking_uri(uri, run_dir.absolute().parent), config.tracking.experiment, name,
-                known_run_id(folder, None), folder, say, note, parent,
+                tracking_uri(uri, folder_of_run.absolute().parent), config.tracking.experiment, title,
+                known_run_id(folder, None, None), folder, say, note, parent,
             ),
         ]  # fmt: skip
     tracker = Trackers(*trackers)
     status: Status = "FAILED"
     tracker.params(flat(shown(config)) | flat(prepared.resolved()))
     try:
-        yield tracker
+        yield lambda summary: log_evaluation(tracker, summary, folder)
         status = "FINISHED"
     except (Interrupted, KeyboardInterrupt):
         status = "KILLED"

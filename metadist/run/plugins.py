@@ -17,8 +17,9 @@ from torch.nn.parameter import is_lazy
 
 from metadist.config.schema import LearnerConfig, ModelConfig
 from metadist.core.errors import InputError, did_you_mean
-from metadist.core.files import finite, reason
+from metadist.core.files import finite, is_uri, reason
 from metadist.core.redaction import is_redacted
+from metadist.data.remote import fetched_weights
 from metadist.data.shapes import Shapes
 from metadist.learners import INNER_OPTIMIZERS, LEARNERS, InnerOptimizer, Learner
 from metadist.models import MODELS, Model
@@ -132,6 +133,7 @@ def _materialise(module: torch.nn.Module, shapes: Shapes) -> None:
 
 
 def _load_weights(module: torch.nn.Module, path: str) -> None:
+    path = str(fetched_weights(path)) if is_uri(path) else path
     if not Path(path).is_file():
         raise InputError(f"model.weights={path} is not a safetensors file that can be read (no regular file)")
     try:

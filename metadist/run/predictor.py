@@ -16,7 +16,7 @@ from metadist.core.task import Examples
 from metadist.data import Shapes
 from metadist.engine import Engine
 from metadist.run.build import Job
-from metadist.run.directory import read_checkpoint, saved_place
+from metadist.run.saved import read_checkpoint, saved_place
 from metadist.run.trust import check_trusted, outside_code
 
 Arrays = np.ndarray | torch.Tensor | Sequence[float] | tuple[np.ndarray, ...]

@@ -14,9 +14,10 @@ from metadist.core.messages import Chunk, Weights, plan
 from metadist.core.task import TaskId
 from metadist.fleet.local import LocalFleet
 from metadist.run.build import Job
-from metadist.run.directory import config_file, read_checkpoint, saved_place
+from metadist.run.mirror import run_file
 from metadist.run.prepare import prepare
-from metadist.run.trust import check_trusted, outside_code
+from metadist.run.saved import config_file, read_checkpoint, saved_place
+from metadist.run.trust import check_trusted, check_usable, outside_code, outside_data
 
 
 class Differs(RuntimeError):
@@ -28,7 +29,7 @@ def replay(run_dir: str | Path, say: Callable[[str], None], *, trust_code: bool 
     compare theta wherever the journal has its hash. Raises Differs at the first that is not equal, InputError where
     the run names code outside metadist (see `metadist.load`)."""
     config = _trusted(run_dir, trust_code)
-    records = read_journal(Path(run_dir) / "journal.jsonl")
+    records = read_journal(run_file(run_dir, "journal.jsonl"))
     batches = planned_batches(records)
     hashes = journalled_hashes(records)
     if not hashes:
@@ -92,5 +93,6 @@ def replay_task(run_dir: str | Path, task: str | TaskId, *, trust_code: bool = F
 
 def _trusted(run_dir: str | Path, trust_code: bool) -> Config:
     config = load_config([config_file(run_dir)])
-    check_trusted(run_dir, outside_code(config), trust_code)
+    check_trusted(run_dir, outside_code(config) | outside_data(config, run_dir), trust_code)
+    check_usable(config.data.path, config.model.weights)
     return config

@@ -59,9 +59,9 @@ def conclude(
     except Exception as error:
         failure = f"{type(error).__name__}: {reason(error)}"
         write_json({**ending, "evaluation_failed": failure}, run.path / "results.json")
-        command = f"metadist evaluate {shlex.quote(str(run.path))}{trust_flag(run.config)}"
+        command = f"metadist evaluate {shlex.quote(run.place)}{trust_flag(run.config)}"
         raise EvaluationFailed(
-            f"{run.path} is trained and saved, but evaluating it failed ({failure}): once that is mended, "
+            f"{run.place} is trained and saved, but evaluating it failed ({failure}): once that is mended, "
             f"`{command}` does it"
         ) from error
 

@@ -2,7 +2,6 @@
 
 import math
 import reprlib
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,18 +11,18 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from metadist.checkpoint.format import Checkpoint, local_folder
-from metadist.checkpoint.store import CheckpointStore
+from metadist.checkpoint.format import Checkpoint
 from metadist.config import Config
 from metadist.config.load import parse_config
 from metadist.core.errors import InputError
 from metadist.core.task import Split
 from metadist.fleet.server import Optimization, make_optimizer
 from metadist.run.build import Job
-from metadist.run.directory import TARGET_FILE, config_before, is_own, location, read_checkpoint, saved_place
 from metadist.run.identity import check_settings, drift, run_identity
+from metadist.run.mirror import TARGET_FILE
 from metadist.run.preflight import preflight
 from metadist.run.prepare import Prepared
+from metadist.run.saved import find_checkpoint
 
 
 @dataclass(frozen=True)
@@ -52,12 +51,12 @@ class Start:
         return saved.get("proof"), saved.get("server_proof")
 
 
-def find_start(config: Config, resume: str | Path | None) -> Start:
+def find_start(config: Config, resume: str | Path | None, trust_code: bool = False) -> Start:
     """Find the checkpoint that a run goes on from, if any, and try everything that could fail later.
 
     Raises InputError.
     """
-    checkpoint = find_checkpoint(config, Path(config.run_dir or ""), resume)
+    checkpoint = find_checkpoint(config, resume, trust_code)
     if checkpoint is not None:
         check_resumable(checkpoint)
         check_settings(checkpoint.run["identity"], config)
@@ -76,59 +75,6 @@ def evaluated_splits(config: Config) -> list[Split]:
     """The splits that a run is evaluated on, in its course and at its end."""
     validated: list[Split] = ["validation"] if config.evaluation.every else []
     return [*validated, config.evaluation.split]
-
-
-def find_checkpoint(config: Config, run_dir: Path, resume: str | Path | None) -> Checkpoint | None:
-    """Where a run goes on from, or None at its start. Raises InputError when the directory is in use unasked."""
-    if resume is not None and resume != "auto":
-        checkpoint = read_checkpoint(resume, "latest", saved_place(resume, trust_code=True))
-        if (run_dir / "config.yaml").exists() and not is_own(checkpoint, run_dir):
-            raise InputError(
-                f"{run_dir} already holds another run: --resume auto continues that one; set run_dir=... to go on "
-                f"from {resume} in a place of its own"
-            )
-        store = CheckpointStore(location(config, run_dir))
-        if config.checkpoint.location and store.steps():
-            _check_owner(store.location, run_dir, store.load("latest"))
-        return checkpoint
-    if run_dir.exists() and not run_dir.is_dir():
-        raise InputError(f"run_dir={run_dir} is a file: choose another")
-    if (run_dir / "config.yaml").exists() and resume is None:
-        raise InputError(
-            f"{run_dir} already holds a run: add --resume auto to continue it, or run_dir=... to start another"
-        )
-    try:
-        store = CheckpointStore(location(config, run_dir))
-        found = store.steps()
-    except OSError as error:
-        raise InputError(f"checkpoints cannot be kept in {location(config, run_dir)}: {error}") from error
-    if not found:
-        lost = store.report_incomplete()
-        if lost and local_folder(store.location):  # where a checkpoint appears whole or not at all
-            raise InputError(
-                f"no checkpoint in {store.location} is complete: restore the meta.json of {lost[-1]}, or remove these "
-                "directories, then --resume auto computes the run again from its start"
-            )
-        return None
-    if resume is None:
-        raise InputError(f"{location(config, run_dir)} holds another run's checkpoints: set checkpoint.location anew")
-    checkpoint = store.load("latest")
-    if config.checkpoint.location:
-        _check_owner(store.location, run_dir, checkpoint)
-        return checkpoint
-    return replace(checkpoint, run={**checkpoint.run, "run_dir": str(run_dir)})  # even if it was moved
-
-
-def _check_owner(place: str, run_dir: Path, latest: Checkpoint) -> None:
-    """Raises InputError where the place that a job gives for its checkpoints holds those of a run in another directory,
-    which this one neither is nor was before it was moved."""
-    owner = latest.run.get("run_dir")
-    before = config_before(run_dir)
-    if owner != str(run_dir) and (before is None or before.run_dir != owner):
-        raise InputError(
-            f"{place} holds the checkpoints of the run in {owner}: set checkpoint.location to a place of this "
-            f"run's own, or run_dir={shlex.quote(str(owner))} to go on with that one"
-        )
 
 
 def first_target(config: Config, run_dir: Path, checkpoint: Checkpoint | None) -> int:

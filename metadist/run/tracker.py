@@ -14,7 +14,7 @@ from metadist.checkpoint.format import Checkpoint
 from metadist.config import Config
 from metadist.config.load import shown
 from metadist.core.errors import InputError, Interrupted
-from metadist.core.files import DriverLock, read_file, replace_text
+from metadist.core.files import DriverLock, bare, read_file, replace_text
 from metadist.run.identity import digest
 from metadist.tracking import Status, Tracker, Trackers
 from metadist.tracking.console import ConsoleTracker
@@ -25,6 +25,8 @@ from metadist.tracking.provenance import git_tags, job_git_tags, source_tags, su
 
 SIGNAL_GRACE_S = 2.0
 RUN_ID_FILE = "mlflow_run_id"
+MODELS_FOLDER = "models"
+"""Of a run's directory, for MLflow: copies of the weights in two of its checkpoints."""
 
 
 class RunTracker:
@@ -41,7 +43,7 @@ class RunTracker:
         self._description: RunDescription | None = None
         if own.mlflow:
             name = own.run_name or run_dir.name
-            run_id = known_run_id(run_dir, checkpoint)
+            run_id = known_run_id(run_dir, checkpoint, config.run_dir)
             note = partial(replace_text, run_dir / RUN_ID_FILE)
             self._mlflow = MlflowTracker(
                 own.uri, own.experiment, name, run_id, run_dir, self.say, note, register=own.register
@@ -80,14 +82,15 @@ class RunTracker:
             (job_git_tags(job) or git_tags(Path.cwd()))
             | version_tags()
             | source_tags(sys.argv, job)
-            | {"metadist.identity": digest(identity), "metadist.run_dir": str(self.run_dir)}
+            | {"metadist.identity": digest(identity), "metadist.run_dir": bare(self.config.run_dir or "")}
         )
         if self._description:
-            place = shlex.quote(str(self.run_dir))
+            run_dir = bare(self.config.run_dir or "")
+            place = shlex.quote(run_dir)
             self._description.about = about
             self._description.commands = (
                 f"Continue: `metadist train {place}/config.yaml --resume auto{trust_flag}`\n\n"
-                f"Evaluate: `metadist evaluate {place}{trust_flag}`\n\nUse: `metadist.load({str(self.run_dir)!r})`"
+                f"Evaluate: `metadist evaluate {place}{trust_flag}`\n\nUse: `metadist.load({run_dir!r})`"
             )
         if data is not None:
             self.tracker.dataset(*data, "train")
@@ -117,15 +120,15 @@ def close_stale(run_dir: Path, uri: str | None) -> bool:
     if not (run_dir / RUN_ID_FILE).exists():
         return False
     with suppress(InputError), DriverLock(run_dir):  # else a driver has it
-        return close_run(tracking_uri(uri, run_dir.parent), known_run_id(run_dir, None) or "", "KILLED")
+        return close_run(tracking_uri(uri, run_dir.parent), known_run_id(run_dir, None, None) or "", "KILLED")
     return False
 
 
-def known_run_id(run_dir: Path, checkpoint: Checkpoint | None) -> str | None:
-    """The MLflow run that this run directory already has; a checkpoint of another one does not count."""
-    if (run_dir / RUN_ID_FILE).exists():
-        return read_file(run_dir / RUN_ID_FILE).decode(errors="replace")
-    if checkpoint and checkpoint.run["run_dir"] == str(run_dir):
+def known_run_id(folder: Path, checkpoint: Checkpoint | None, run_dir: str | None) -> str | None:
+    """The MLflow run that this run directory already has (in `folder`); a checkpoint of another does not count."""
+    if (folder / RUN_ID_FILE).exists():
+        return read_file(folder / RUN_ID_FILE).decode(errors="replace")
+    if checkpoint and checkpoint.run["run_dir"] == bare(run_dir or ""):
         return checkpoint.run["mlflow_run_id"]
     return None
 

@@ -17,11 +17,11 @@ from metadist.checkpoint.format import Checkpoint
 from metadist.config import dump_config
 from metadist.core.errors import Diverged, HeadLost, Interrupted, StorageFailed
 from metadist.core.messages import PHASES, Weights, plan
-from metadist.evaluation.intervals import count_diverged, interval
-from metadist.evaluation.protocol import measure, round_loss
+from metadist.evaluation.protocol import count_diverged, interval, measure, round_loss
 from metadist.fleet.dispatch import Ahead
 from metadist.fleet.server import Stats
-from metadist.run.directory import TARGET_FILE, Run, asked_target
+from metadist.run.directory import Run
+from metadist.run.mirror import TARGET_FILE, asked_target
 from metadist.run.prepare import Prepared
 from metadist.run.signals import Stop
 from metadist.run.trust import trust_flag
@@ -80,7 +80,7 @@ class Trainer:
         )
         progress = state["progress"] if state and run.checkpoint_is_own else {}
         self.progress = Progress(**{"validated": run.checkpoint.step if run.checkpoint else 0, **progress})
-        self._facts = {"identity": run.identity, "shapes": prepared.job.shapes._asdict(), "run_dir": str(run.path)}
+        self._facts = {"identity": run.identity, "shapes": prepared.job.shapes._asdict(), "run_dir": run.name}
         self._config_text = dump_config(self.config)
         self._said = set[str]()
         self._window = Window()
@@ -129,6 +129,7 @@ class Trainer:
             self._run.journal.append({"applied": step, "bundles": self.fleet.account()})
             self._watch_norm(step, stats.gradient_norm)
             self._count(stats, computed - began, time.perf_counter() - computed)
+            self.fleet.report(stats, time.perf_counter() - began)
             self._log(step + 1, stats)
             del gradients  # which would stay in the object store while the next ones come
             improved = self._validate(step + 1)
@@ -323,7 +324,7 @@ class Trainer:
             name = self.engine.layout.name_at(error.element)
             usual = f"; the usual norm is {median(self._norms):.3g}" if self._norms else ""
             return Diverged(f"meta-step {step}: {error} (it begins in {name}{usual}); what was before it is saved")
-        again = f"metadist replay {shlex.quote(str(self._run.path))} --task {error.task}{trust_flag(self.config)}"
+        again = f"metadist replay {shlex.quote(self._run.place)} --task {error.task}{trust_flag(self.config)}"
         return Diverged(
             f"{error} at meta-step {step}: lower learner.inner_lr or meta_lr, or set optimizer.clip_norm; `{again}` "
             "computes it again, step by step"

@@ -16,6 +16,7 @@ import torch
 
 from metadist.config.schema import Config
 from metadist.core.errors import InputError
+from metadist.core.files import bare, is_uri
 from metadist.core.redaction import is_redacted
 from metadist.learners import Learner
 from metadist.run.plugins import resolve
@@ -52,9 +53,25 @@ def outside_place(config: Config, run: Path) -> dict[str, str]:
     return {"checkpoint.location": place}
 
 
+def outside_data(config: Config, run: str | Path) -> dict[str, str]:
+    """The URIs of data and initial weights that it would be asked for, where these are not in the storage of the run
+    itself, which the user has named."""
+    own = _storage(str(run)) if is_uri(run) else None
+    places = {"data.path": config.data.path, "model.weights": config.model.weights}
+    return {key: place for key, place in places.items() if place and is_uri(place) and _storage(place) != own}
+
+
+def _storage(uri: str) -> tuple[str, str]:
+    """The bucket, and how it is reached."""
+    return "/".join(bare(uri).split("/", 3)[:3]), uri.partition("?")[2]
+
+
 def trust_flag(config: Config) -> str:
     """What a printed command that reads the run of this configuration again must end with."""
-    named = outside_code(config) | outside_address(config) | outside_place(config, Path(config.run_dir or ""))
+    run = config.run_dir or ""
+    named = (
+        outside_code(config) | outside_address(config) | outside_place(config, Path(run)) | outside_data(config, run)
+    )
     return " --trust-code" if named else ""
 
 
@@ -66,7 +83,7 @@ def check_trusted(saved: str | Path, found: Mapping[str, str], trust_code: bool,
         modules = sorted({name.partition(":")[0] for key, name in foreign.items() if key in _SEAMS})
         named = [f"the code of {', '.join(modules)}"] * bool(modules)
         named += ["an address"] * ("fleet.address" in foreign) + ["a place elsewhere"] * (
-            "checkpoint.location" in foreign
+            not foreign.keys().isdisjoint(("checkpoint.location", "data.path", "model.weights"))
         )
         settings = ", ".join(f"{key}={name}" for key, name in foreign.items())
         raise InputError(

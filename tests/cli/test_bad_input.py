@@ -25,8 +25,9 @@ from metadist.config import Config, load_config
 from metadist.core.errors import InputError
 from metadist.data import open_dataset
 from metadist.run.api import dry_run, train
-from metadist.run.directory import asked_target, scale
+from metadist.run.mirror import asked_target
 from metadist.run.replay import replay
+from metadist.run.saved import scale
 from tests.data.example import write_example
 from tests.data.test_table import rewrite
 

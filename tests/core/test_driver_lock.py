@@ -13,8 +13,8 @@ from metadist.config import load_config
 from metadist.core.errors import InputError
 from metadist.core.files import DriverLock
 from metadist.run.api import train
-from metadist.run.directory import scale
 from metadist.run.evaluate import evaluate
+from metadist.run.saved import scale
 
 HOLD = "import sys, time; from pathlib import Path; from metadist.core.files import DriverLock\n" \
        "with DriverLock(Path(sys.argv[1])) as lock: lock.take(); print('held', flush=True); time.sleep(60)"  # fmt: skip

@@ -20,11 +20,12 @@ from ray._common.utils import get_default_system_temp_dir
 from ray._private import ray_constants
 from ray._private import worker as ray_worker
 from ray._private.state import state
-from ray._raylet import AuthenticationTokenLoader, Config, GcsClient  # pyright: ignore[reportAttributeAccessIssue]
+from ray._raylet import GcsClient  # pyright: ignore[reportAttributeAccessIssue]
 from ray.exceptions import RayError, RpcError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from metadist.core.errors import HeadLost, InputError
+from metadist.fleet.ray.reach import check_head, read_environment, use_token
 
 LONGEST_FOLDER = 107 - 64  # of the path of a unix socket, what Ray's session takes
 LOOPBACK = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR  # whatever the system: 0 has Ray use the loopback interface
@@ -42,6 +43,8 @@ SAY_AFTER_S = 3.0
 DRAIN_EVERY_S = 3.0
 GIVE_UP_S = 40.0  # a cluster's head may be restarted, or its link mended, meanwhile
 OWN_GIVE_UP_S = 20.0  # nobody restarts that of a Ray of our own
+NAMESPACE = "metadist"  # of our actors' names
+SLIVER = 1 << 20  # bytes of memory that an actor asks for which needs no CPU, so that its node does not count as unused
 EXIT_S = 54.0  # before Ray does it (RAY_gcs_rpc_server_reconnect_timeout_s, 60)
 
 
@@ -77,12 +80,19 @@ def joins(address: str | None) -> str | None:
 
 
 def _join(address: str) -> None:
-    if "RAY_AUTH_MODE" not in os.environ and (Path.home() / ".ray" / "auth_token").exists():
-        os.environ["RAY_AUTH_MODE"] = "token"
+    check_cluster(address)
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RayError, RuntimeError, ValueError) as error:
         raise InputError(f"no Ray cluster answers at {address}: {str(error).splitlines()[0]}") from None
+
+
+def check_cluster(address: str | None) -> None:
+    """Raises InputError, within ten seconds, where the cluster that would be joined cannot be."""
+    if address := joins(address):
+        use_token()
+        if address not in ("auto", "local"):
+            check_head(address)
 
 
 def _start(cpus: float, say: Callable[[str], None]) -> None:
@@ -97,7 +107,7 @@ def _start(cpus: float, say: Callable[[str], None]) -> None:
     os.environ.update({name: value for name, value in own.items() if name not in os.environ})
     os.environ[LOOPBACK] = "0"
     ray_constants.ENABLE_RAY_CLUSTER = False  # here that variable was read at import
-    _read_environment()
+    read_environment()
     try:
         ray.init(
             "local", num_cpus=max(here, math.ceil(cpus)), include_dashboard=False, log_to_driver=False,
@@ -116,12 +126,6 @@ def _token() -> dict[str, str]:
     if mode["RAY_AUTH_MODE"].lower() != "token" or {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
         return mode
     return {**mode, "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-
-
-def _read_environment() -> None:
-    """Have Ray, which remembers what it has read, read again how to authenticate."""
-    Config.initialize("")
-    AuthenticationTokenLoader.instance().reset_cache()
 
 
 def ray_folder(say: Callable[[str], None]) -> str:
@@ -148,17 +152,6 @@ def ray_folder(say: Callable[[str], None]) -> str:
     )
 
 
-def check_gpus(per_worker: float, started: bool, say: Callable[[str], None]) -> None:
-    """Raises InputError where no worker could ever have its GPUs; a cluster joined may still get nodes that have."""
-    there = ray.cluster_resources().get("GPU", 0)
-    if per_worker <= there:
-        return
-    shortage = f"fleet.gpus_per_worker={per_worker:g}, but there are {there:g} GPUs"
-    if started:
-        raise InputError(f"{shortage} on this machine: set it to 0, or give fleet.address of a cluster that has them")
-    say(f"{shortage} in the cluster now: waiting until a node has them")
-
-
 def disconnect(lost: bool = False) -> None:
     """Leave the cluster; one that `connect` started ends. `lost`: its head does not answer, so there is nobody to take
     leave of, which Ray would wait for."""
@@ -167,7 +160,7 @@ def disconnect(lost: bool = False) -> None:
         return
     ray.shutdown()
     ray_constants.ENABLE_RAY_CLUSTER = True
-    _read_environment()
+    read_environment()
 
 
 def exit_without_head(code: int) -> NoReturn:
@@ -247,6 +240,10 @@ class HeadWatch:
                 # there is no public call for it; Ray's own libraries use this one
                 self.draining = frozenset(state.get_draining_nodes())
 
+    def ask(self) -> bool:
+        """Whether the head answers now, within the second or two that it is given."""
+        return not self._silent_s and self._answers()
+
     def _answers(self) -> bool:
         try:
             self._client.internal_kv_exists(b"metadist", b"metadist", timeout=HEAD_ANSWER_S)
@@ -272,7 +269,8 @@ def claim(place: str, holder: str, patience_s: float = 10.0) -> Any:
     has `patience_s` to be noticed."""
     name = f"writer-{hashlib.sha256(place.encode()).hexdigest()[:16]}"
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)  # it dies as the driver
-    options = {"name": name, "namespace": "metadist", "num_cpus": 0, "max_restarts": 0, "scheduling_strategy": here}
+    options = {"name": name, "namespace": NAMESPACE, "num_cpus": 0, "memory": SLIVER, "max_restarts": 0}
+    options["scheduling_strategy"] = here
     deadline = time.monotonic() + patience_s
     while True:
         try:
@@ -289,6 +287,6 @@ def claim(place: str, holder: str, patience_s: float = 10.0) -> Any:
 
 def _holder(name: str) -> str:
     try:
-        return f" ({ray.get(ray.get_actor(name, 'metadist').holder.remote(), timeout=5)})"
+        return f" ({ray.get(ray.get_actor(name, NAMESPACE).holder.remote(), timeout=5)})"
     except (ValueError, RayError):
         return ""

@@ -1,13 +1,14 @@
 """The executor on Ray: actors on a cluster's nodes, objects in its stores."""
 
+import secrets
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import ray
 import torch
 from ray.exceptions import (
+    ActorAlreadyExistsError,
     ActorUnavailableError,
     GetTimeoutError,
     ObjectLostError,
@@ -20,36 +21,31 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from metadist.fleet.dispatch import Fleet
 from metadist.fleet.executor import Failure
-from metadist.fleet.ray.actors import WorkerActor
-from metadist.fleet.ray.cluster import GIVE_UP_S, HeadWatch
-from metadist.fleet.server import Shard
+from metadist.fleet.ray.actors import WorkerActor, print_start, prints_errors
+from metadist.fleet.ray.capacity import Resources, why_missing
+from metadist.fleet.ray.cluster import GIVE_UP_S, NAMESPACE, SLIVER, HeadWatch
+from metadist.fleet.ray.metrics import RunMetrics
+from metadist.fleet.server import Shard, Stats
 
 ANSWER_S = 600.0  # of an actor that nothing is known of
 NODE_LABEL = "ray.io/node-id"  # which Ray gives every node
 Ref = ray.ObjectRef
 
 
-@dataclass(frozen=True)
-class Resources:
-    """What each worker actor asks of the cluster, and its torch threads (None: it has no torch)."""
-
-    cpus: float = 1
-    gpus: float = 0
-    threads: int | None = 1
-    custom: dict[str, float] = field(default_factory=dict)
-
-
+@prints_errors
 class ServerActor(Shard):
     """A shard of the parameter server in a process of its own."""
 
     def __init__(self, *arguments: Any):
         torch.set_num_threads(1)
+        print_start("parameter server")
         super().__init__(*arguments)
 
 
 class RayExecutor:
     """Ray must be initialised. `make_worker` makes a `Worker`, or anything with its methods, in the actor's process.
-    `say` takes lines about the cluster's head, which is given up after `head_give_up_s` of silence."""
+    `say` takes lines about the cluster's head, which is given up after `head_give_up_s` of silence. `run`: the actors
+    are named for it, such as `digits-worker-3`."""
 
     def __init__(
         self,
@@ -57,8 +53,10 @@ class RayExecutor:
         resources: Resources,
         say: Callable[[str], None],
         head_give_up_s: float = GIVE_UP_S,
+        run: str = "",
     ):
         self.head = HeadWatch(say, head_give_up_s)
+        self._run = run
         make: Any = ray.remote(concurrency_groups={"control": 1})  # pyright: ignore[reportCallIssue]
         self._worker_actor, self._server_actor = make(WorkerActor), ray.remote(ServerActor)
         self._make_worker = ray.put(make_worker)
@@ -73,16 +71,10 @@ class RayExecutor:
     def draining(self) -> frozenset[str]:
         return self.head.draining
 
-    def shortage(self) -> str:
+    def shortage(self, unplaced: int, building: int, silent: int) -> str:
         if not self.head.answers:
             return "Ray's head does not answer"
-        wanted = {"CPU": self._resources.cpus, "GPU": self._resources.gpus, **self._resources.custom}
-        if not any(wanted.values()):
-            return "the others are being started"
-        free, there = ray.available_resources(), ray.cluster_resources()
-        asks = " and ".join(f"{amount:g} {name}" for name, amount in wanted.items() if amount)
-        has = ", ".join(f"{free.get(n, 0):g} of {there.get(n, 0):g} {n}" for n, amount in wanted.items() if amount)
-        return f"each asks for {asks}, and the cluster has {has} free"
+        return why_missing(self._resources, unplaced, building, silent)
 
     def start_worker(self, worker: int, avoid: frozenset[str]) -> Any:
         wanted, elsewhere = self._resources, None
@@ -90,23 +82,40 @@ class RayExecutor:
             alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
             if alive - avoid and alive & avoid:
                 elsewhere = {NODE_LABEL: f"!in({','.join(sorted(alive & avoid))})"}
-        remote = self._worker_actor.options(
-            num_cpus=wanted.cpus,
-            num_gpus=wanted.gpus,
-            resources=wanted.custom,
-            max_restarts=0,
-            max_task_retries=0,
-            max_concurrency=2,  # a bundle waits in the actor for the one before it
-            label_selector=elsewhere,
-        )
-        return remote.remote(self._make_worker, wanted.threads)
+        options = {
+            "num_cpus": wanted.cpus,
+            "num_gpus": wanted.gpus,
+            "memory": None if wanted.asked else SLIVER,
+            "resources": wanted.custom,
+            "max_task_retries": 0,
+            "max_concurrency": 2,  # a bundle waits in the actor for the one before it
+            "label_selector": elsewhere,
+        }
+        return self._start(self._worker_actor, f"worker-{worker}", options, self._make_worker, wanted.threads)
 
     def start_shards(self, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
         """One on the driver's node, without which there is no run; several spread over the cluster."""
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         where: Any = "SPREAD" if len(arguments) > 1 else here
-        remote = self._server_actor.options(num_cpus=0, max_restarts=0, scheduling_strategy=where)
-        return [remote.remote(*each) for each in arguments]
+        options = {"num_cpus": 0, "memory": SLIVER, "scheduling_strategy": where}
+        names = ["server"] if len(arguments) == 1 else [f"server-{number}" for number in range(len(arguments))]
+        return [
+            self._start(self._server_actor, name, options, *each) for name, each in zip(names, arguments, strict=True)
+        ]
+
+    def _start(self, actor: Any, name: str, options: dict[str, Any], *arguments: Any) -> Any:
+        """Start an actor under the run's name, with something added where another actor has that name: of another run
+        that is called the same, or of this one before it was resumed. Without a name where the head does not answer:
+        the call would wait for it."""
+        options = {**options, "max_restarts": 0}
+        if not self._run or not self.head.ask():
+            return actor.options(**options).remote(*arguments)
+        name = f"{self._run}-{name}"
+        while True:
+            try:
+                return actor.options(**options, name=name, namespace=NAMESPACE).remote(*arguments)
+            except ActorAlreadyExistsError:
+                name = f"{name}-{secrets.token_hex(2)}"
 
     def call(self, actor: Any, method: str, *arguments: Any, returns: int = 1, control: bool = False) -> list[Ref]:
         options: dict[str, Any] = {"concurrency_group": "control"} if control else {}
@@ -152,11 +161,19 @@ class RayFleet(Fleet):
         resources: Resources = Resources(),  # noqa: B008
         say: Callable[[str], None] = lambda text: None,
         head_give_up_s: float = GIVE_UP_S,
+        run: str = "",
         **options: Any,
     ):
-        executor = RayExecutor(make_worker, resources, say, head_give_up_s)
-        self._head = executor.head
+        executor = RayExecutor(make_worker, resources, say, head_give_up_s, run)
+        self._head, self._metrics = executor.head, RunMetrics(run) if run else None
         super().__init__(executor, target, min_workers, say=say, **options)
+
+    def report(self, stats: Stats, seconds: float) -> None:
+        """Among the metrics of Ray."""
+        if self._metrics is None:
+            return
+        own = self.controller
+        self._metrics.step(stats, seconds, self.num_workers, self.target, own.num_copies, own.num_lost)
 
     @property
     def head_lost(self) -> bool:

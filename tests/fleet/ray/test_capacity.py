@@ -1,0 +1,53 @@
+"""What is said of a cluster's resources; asked of Ray on four CPUs."""
+
+import pytest
+import ray
+
+from metadist.core.errors import InputError
+from metadist.fleet.ray import capacity
+from metadist.fleet.ray.capacity import Resources, announce, misfit, why_missing
+
+pytestmark = pytest.mark.ray
+
+
+def test_a_worker_fits_on_one_node_or_it_is_told_what_the_largest_has():
+    nodes = [{"CPU": 4.0}, {"CPU": 2.0, "GPU": 1.0}]
+    assert misfit({"CPU": 4}, nodes) == misfit({"CPU": 2, "GPU": 0.5}, nodes) == misfit({}, []) == ""
+    assert misfit({"CPU": 8}, nodes).endswith("asks for 8 CPU and the largest node has 4 CPU")
+    assert "largest node has 1 GPU" in misfit({"CPU": 2, "GPU": 2}, nodes)
+    assert "no node has all of that" in misfit({"CPU": 4, "GPU": 1}, nodes)
+    assert "largest node has 0 CPU" in misfit({"CPU": 1}, [])
+
+
+def test_the_cluster_and_what_the_job_asks_for_are_announced(ray_cluster):
+    said: list[str] = []
+    cpus = int(ray.cluster_resources()["CPU"])
+    announce(2, Resources(cpus=1), False, said.append)
+    announce(cpus + 3, Resources(cpus=1), False, said.append)
+    announce(1, Resources(cpus=0), False, said.append)
+    assert all(f"1 node with {cpus} CPUs, 0 GPUs" in text for text in said)
+    assert "2 workers ask for 1 CPU each: starting" in said[0]
+    assert f"room for {cpus} now" in said[1]
+    assert "1 worker asks for nothing: starting it" in said[2]
+
+
+def test_what_no_node_can_hold_is_refused_where_no_autoscaler_runs(ray_cluster, monkeypatch):
+    monkeypatch.setattr(capacity, "NODES_WAIT_S", 0.0)
+    asked = {
+        "fleet.cpus_per_worker": Resources(cpus=64),
+        "fleet.gpus_per_worker": Resources(gpus=1),
+        "fleet.resources": Resources(custom={"lab": 2}),
+    }
+    for setting, resources in asked.items():
+        for started in (False, True):
+            with pytest.raises(InputError, match=setting):
+                announce(1, resources, started, print)
+
+
+def test_missing_workers_are_told_by_cause(ray_cluster):
+    cpus = int(ray.cluster_resources()["CPU"])
+    assert why_missing(Resources(), 0, 2, 0) == "2 being started"
+    assert why_missing(Resources(), 1, 1, 0) == "1 being started, 1 being started"
+    assert "1 not answering" in why_missing(Resources(), 0, 0, 1)
+    assert f"cluster has {cpus} of {cpus} CPU free" in why_missing(Resources(cpus=cpus), 2, 0, 0)
+    assert "waiting for a node that has" in why_missing(Resources(cpus=cpus + 1), 1, 0, 0)

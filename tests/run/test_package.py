@@ -1,0 +1,142 @@
+"""What a submitted job takes along, and what is refused before it is."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from metadist.config import load_config
+from metadist.core.errors import InputError
+from metadist.run.package import VERSION, check_client, check_job, check_portable, job_files, pack, sizes
+
+GOOD = ["data.family=digits", "run_dir=/shared/runs/x", "tracking.mlflow=false"]
+
+
+def job(*overrides):
+    return load_config([], [*GOOD, *overrides])
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A folder with modules of a user's own, in which the command is typed."""
+    files = {
+        "nets.py": "import torch\nimport yaml\nfrom parts.blocks import Block\nimport letters_helper\n",
+        "parts/__init__.py": "",
+        "parts/blocks.py": "from . import sizes\nfrom .deep import inner\n\nclass Block:\n    pass\n",
+        "parts/sizes.py": "WIDTH = 4\n",
+        "parts/deep/__init__.py": "",
+        "parts/deep/inner.py": "def late():\n    import parts.lazy\n",
+        "parts/lazy.py": "import metadist\n",
+        "parts/unused.py": "",
+        "letters_helper.py": "import nets  # a circle\ntry:\n    import absent\nexcept ImportError:\n    pass\n",
+        "other.py": "",
+        "vocabulary/words.txt": "a b c\n",
+        "vocabulary/.env": "PASSWORD=x\n",
+        "vocabulary/.git/config": "",
+        "vocabulary/runs/r/config.yaml": "",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield tmp_path
+    for name in [name for name in sys.modules if name.split(".")[0] in ("nets", "parts", "letters_helper")]:
+        del sys.modules[name]
+
+
+def test_a_job_takes_the_modules_it_names_and_what_these_import_along(project):
+    files, left_out = job_files(job("model.name=nets:Block"))
+    assert sorted(files) == [
+        "job.yaml", "letters_helper.py", "nets.py", "parts/__init__.py", "parts/blocks.py", "parts/deep/__init__.py",
+        "parts/deep/inner.py", "parts/lazy.py", "parts/sizes.py",
+    ]  # fmt: skip
+    assert not left_out
+
+
+def test_the_job_file_holds_every_setting_and_loads_as_the_same_configuration(tmp_path):
+    config = job("meta_lr=0.25")
+    pack(job_files(config)[0], tmp_path)
+    assert load_config([tmp_path / "job.yaml"]) == config
+
+
+def test_an_included_folder_comes_without_history_keys_and_runs_which_are_counted(project):
+    files, left_out = job_files(job(), ["vocabulary"])
+    assert sorted(files) == ["job.yaml", "vocabulary/words.txt"]
+    assert sorted(left_out) == ["vocabulary/.env", "vocabulary/.git/config", "vocabulary/runs/r/config.yaml"]
+    assert "vocabulary/.env" in job_files(job(), ["vocabulary/.env"])[0]  # named by itself it is sent
+
+
+def test_a_packed_job_is_equal_to_what_was_collected(project, tmp_path):
+    files, _ = job_files(job("model.name=nets:Block"), ["vocabulary/words.txt"])
+    folder = tmp_path / "there"
+    pack(files, folder)
+    found = {str(path.relative_to(folder)): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
+    assert found == sizes(files)
+    assert list(sizes(files).values()) == sorted(found.values(), reverse=True)
+
+
+@pytest.mark.parametrize("given", ["/etc/hostname", "absent.txt", "../elsewhere"])
+def test_what_is_included_lies_in_the_current_folder(project, given):
+    with pytest.raises(InputError, match="--include"):
+        job_files(job(), [given])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "setting"),
+    [
+        (["run_dir=runs/x"], "run_dir"),
+        (["run_dir=null"], "run_dir"),
+        (["data.family=null", "data.path=data/omniglot"], "data.path"),
+        (["model.weights=w.safetensors"], "model.weights"),
+        (["checkpoint.location=checkpoints"], "checkpoint.location"),
+        (["tracking.mlflow=true", "tracking.uri=sqlite:///mlflow.db"], "MLflow"),
+        (["tracking.mlflow=true", "tracking.uri=./mlruns"], "MLflow"),
+        (["tracking.mlflow=true", "tracking.uri=http://localhost:5000"], "MLflow"),
+        (["tracking.mlflow=true", "tracking.uri=http://me:pw@server:5000"], "tracking.uri"),
+        (["checkpoint.location=s3://key:pw@bucket/x"], "checkpoint.location"),
+        (["fleet.address=10.0.0.1:6379"], "fleet.address"),
+    ],
+)
+def test_what_means_something_else_on_other_machines_is_refused(overrides, setting):
+    with pytest.raises(InputError, match=setting) as refusal:
+        check_portable(job(*overrides), on_this_machine=False)
+    assert "pw" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["run_dir=s3://bucket/runs/x", "checkpoint.location=gs://bucket/c"],
+        ["tracking.mlflow=true", "tracking.uri=http://server:5000"],
+        ["tracking.mlflow=true", "tracking.uri=sqlite:////shared/mlflow.db"],
+        ["data.family=null", "data.path=/shared/omniglot"],
+    ],
+)
+def test_shared_places_are_taken(overrides):
+    check_portable(job(*overrides), on_this_machine=False)
+
+
+def test_an_address_of_this_machine_is_fine_for_a_cluster_on_it():
+    check_portable(job("tracking.mlflow=true", "tracking.uri=http://localhost:5000"), on_this_machine=True)
+
+
+def test_code_that_is_not_there_is_refused_here(project):
+    with pytest.raises(InputError, match="absent"):
+        check_job(job("data.family=null", "data.path=/shared/x", "model.name=absent:Net"))
+
+
+def test_a_job_without_data_computes_a_task_here():
+    check_job(job("task.ways=3", "task.queries=2", "evaluation.queries=2"))
+    with pytest.raises(InputError, match="inner_stps"):
+        check_job(job("task.ways=3", "task.queries=2", "learner.inner_stps=3"))
+
+
+def test_a_job_submitted_by_another_version_ends_with_both_versions(monkeypatch):
+    check_client()
+    monkeypatch.setenv(VERSION, "0.0.7")
+    with pytest.raises(InputError, match=r"0\.0\.7"):
+        check_client()
+    assert Path.cwd().exists() and os.environ[VERSION] == "0.0.7"
