@@ -44,7 +44,7 @@ class Open(BaseModel):
 
 
 class DataConfig(Section):
-    path: Place | None = Field(None, description="directory made by `metadist data ...`")
+    path: Place | None = Field(None, description="directory made by `metadist data ...`, or a URI it is fetched from")
     family: Literal["digits", "sinusoid"] | None = Field(None, description="built-in data, built once into the cache")
     source: str | None = Field(None, description="your own source of tasks, `module:Class`")
     options: dict[str, Any] = Field({}, description="arguments of the family or of the source")
@@ -75,7 +75,9 @@ class ModelConfig(Open):
     name: str = Field(
         "auto", description=f"{', '.join(BUILT_IN_MODELS)}, or `module:callable`; further keys are its arguments"
     )
-    weights: Place | None = Field(None, description="safetensors file of initial weights, by parameter name")
+    weights: Place | None = Field(
+        None, description="safetensors file (path or URI) of initial weights, by parameter name"
+    )
 
 
 class LearnerConfig(Open):
@@ -201,7 +203,9 @@ with warnings.catch_warnings():
 
     class TrackingConfig(Section):
         mlflow: bool = True
-        uri: str | None = Field(None, description="default MLFLOW_TRACKING_URI, else SQLite beside the run directories")
+        uri: str | None = Field(
+            None, description="default MLFLOW_TRACKING_URI, else SQLite beside the run directories (not at a URI)"
+        )
         experiment: str = "metadist"
         run_name: str | None = None
         register: str | None = Field(
@@ -216,7 +220,9 @@ class Config(Section):
     """A whole run. `metadist config show JOB.yaml` prints one resolved."""
 
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    run_dir: Place | None = Field(None, description="default: runs/NAME of the job file")
+    run_dir: Place | None = Field(
+        None, description="path or URI (s3://bucket/runs/NAME); default: runs/NAME of the job file"
+    )
     num_workers: Workers = 2
     meta_steps: Count = 1000
     meta_batch_size: Tasks | None = Field(

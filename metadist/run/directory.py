@@ -91,6 +91,8 @@ class Run:
 
     def __enter__(self) -> "Run":
         begin_directory(self.config, self.path, self.checkpoint)
+        if self._lock.mirror and self.checkpoint:
+            self._lock.mirror.rewind(self.checkpoint.step)
         self._tracker = RunTracker(self.config, self.path, self.checkpoint, self._quiet)
         self.tracker, self.say = self._tracker.tracker, self._tracker.say
         return self

@@ -2,17 +2,18 @@
 
 import json
 import os
+import re
 import socket
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
 import ray
 from ray.exceptions import RayError
-from ray.job_submission import JobStatus, JobSubmissionClient
+from ray.job_submission import JobSubmissionClient
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from metadist.core.errors import InputError
@@ -103,7 +104,8 @@ def _examine_nodes(nodes: Sequence[dict[str, Any]]) -> Iterator[Finding]:
         by_versions[_versions(versions)].append(host)
         yield from found
         yield _object_store(node, host)
-        yield _clock(actors[node["NodeID"]], host)
+        actor = actors[node["NodeID"]]
+        yield _skew(host, lambda actor=actor: ray.get(actor.clock.remote(), timeout=ANSWER_S))
     for ref in silent:
         remedy = "look into its raylet.out, or `ray status`"
         yield Finding("fail", f"no answer within {NODES_S:.0f} s", remedy, _name(asked[ref]))
@@ -129,12 +131,12 @@ def _object_store(node: dict[str, Any], host: str) -> Finding:
     return Finding("ok", f"object store of {size / GIB:.2f} GiB", node=host)
 
 
-def _clock(actor: Any, host: str) -> Finding:
-    """The node's clock against this one's, by the quickest of a few calls."""
+def _skew(host: str, clock: Callable[[], float]) -> Finding:
+    """A node's clock against this one's, by the quickest of a few calls."""
     measured = []
     for _ in range(5):
         began = time.time()
-        there: Any = ray.get(actor.clock.remote(), timeout=ANSWER_S)
+        there = clock()
         ended = time.time()
         measured.append((ended - began, there - (began + ended) / 2))
     within_s, skew_s = min(measured)
@@ -166,7 +168,7 @@ def _by_job(url: str) -> list[Finding]:
         logs, ended = client.get_job_logs(job), client.get_job_status(job)
     except (ConnectionError, RuntimeError) as error:
         raise InputError(f"{url} takes no job: {str(error).strip().splitlines()[0]}") from None
-    return [*found, *_read(logs, ended, f"ray job logs --address {url} {job}")]
+    return [*found, *_read(logs, str(ended), f"ray job logs --address {url} {job}")]
 
 
 def _server_version(url: str) -> str:
@@ -193,11 +195,11 @@ def _server_version(url: str) -> str:
         raise InputError(f"what answers at {url} is no job server of Ray: correct the address") from None
 
 
-def _read(logs: str, ended: JobStatus, command: str) -> list[Finding]:
+def _read(logs: str, ended: str, command: str) -> list[Finding]:
     """The findings that the doctor printed there."""
-    _, mark, text = logs.rpartition("\n[\n")
-    if mark or logs.startswith("[\n"):
-        found, _ = json.JSONDecoder().raw_decode("[\n" + (text if mark else logs[2:]))
+    begins = re.search(r"^.*\[\n  \{", logs, re.MULTILINE)
+    if begins:
+        found, _ = json.JSONDecoder().raw_decode(logs, begins.end() - len("[\n  {"))
         return [Finding(**each) for each in found]
     lines = [line for line in logs.splitlines() if line.strip()]
     problem = lines[-1] if lines else "it printed nothing"

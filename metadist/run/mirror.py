@@ -24,6 +24,7 @@ from metadist.core.files import (
     cache_root,
     is_uri,
     join,
+    parse_json_line,
     private_files,
     read_file,
     reason,
@@ -34,7 +35,7 @@ from metadist.core.redaction import redact, to_stderr
 from metadist.core.storage import listed, open_location, put, reaching, read
 from metadist.run.tracker import MODELS_FOLDER, RUN_ID_FILE
 
-TARGET_FILE = "target_workers"
+TARGET_FILE, METRICS_FILE = "target_workers", "metrics.jsonl"
 MOST_WORKERS = 100_000
 LOOK_EVERY_S = 5.0
 _ATTEMPTS, _PAUSE_S = 3, 1.0
@@ -84,6 +85,16 @@ class Mirror:
         for info in there:
             with reaching(self._what):
                 _fetch(self._files, info.path, self._folder / info.base_name)
+
+    def rewind(self, step: int) -> None:
+        """Forget the metrics of later steps, which a process that died had sent ahead of its next checkpoint: they will
+        be computed again."""
+        path = self._folder / METRICS_FILE
+        lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+        while lines and (parse_json_line(lines[-1]) or {}).get("step", step + 1) > step:
+            del lines[-1]
+        if path.exists():
+            replace_text(path, b"".join(lines).decode())
 
     def begin(self, guard: Callable[[], None], say: Say) -> None:
         """The run may write from now on: `guard` raises PlaceLost once it may no longer. Has the place hold what the

@@ -28,12 +28,12 @@ from tests.benchmarks.hosts import Hosts, why_not  # noqa: E402
 
 JOB = [
     str(ROOT / "jobs/digits.yaml"), "data.family=null", "model.name=conv4", "model.channels=32", "model.pool=false",
-    "meta_batch_size=16", "engine.chunk_size=2", "checkpoint.every=10", "evaluation.every=0",
+    "meta_batch_size=32", "engine.chunk_size=4", "checkpoint.every=10", "evaluation.every=0",
     "evaluation.test_tasks=20", "evaluation.baselines=[nearest_class_mean]", "tracking.log_every=1",
 ]  # fmt: skip
-SOON = {  # so that a host that is gone counts as dead after six seconds
+SOON = {  # so that a host that is gone counts as dead after ten seconds; sooner, and a busy machine loses live ones
     "RAY_health_check_initial_delay_ms": "0", "RAY_health_check_period_ms": "500",
-    "RAY_health_check_timeout_ms": "1500", "RAY_health_check_failure_threshold": "3",
+    "RAY_health_check_timeout_ms": "1500", "RAY_health_check_failure_threshold": "5",
 }  # fmt: skip
 BUCKETS = "import boto3; s3 = boto3.client('s3'); [s3.create_bucket(Bucket=name) for name in ('data', 'runs')]"
 UPLOAD = """
@@ -78,18 +78,20 @@ class Site:
         self.hosts.start(
             "mlflow", ["mlflow", "server", "--host", "0.0.0.0", "--port", "5000", *database, *artifacts], own
         )
+        self.until(lambda: self.on_laptop([sys.executable, "-c", BUCKETS]).returncode == 0, "S3 answers")
+        self.here("data", "digits", "--out", str(self.folder / "digits"))
+        uploaded = self.on_laptop([sys.executable, "-c", UPLOAD, str(self.folder / "digits"), "data/digits"])
+        assert uploaded.returncode == 0, uploaded.stderr
+        self.hosts.wait_for("mlflow", "startup complete")
+        self.say("S3 and MLflow answer, the data is there")
         dashboard = [f"--dashboard-host={self.addresses['head']}", "--dashboard-port=8265"]
         self.start_ray("head", "--head", "--port=6379", "--num-cpus=0", *dashboard)
         self.hosts.wait_for("head", "Ray runtime started")
         for name in ("w1", "w2"):
             self.start_ray(name, f"--address={self.addresses['head']}:6379", "--num-cpus=1")
-        self.until(lambda: self.on_laptop([sys.executable, "-c", BUCKETS]).returncode == 0, "S3 answers")
-        self.here("data", "digits", "--out", str(self.folder / "digits"))
-        uploaded = self.on_laptop([sys.executable, "-c", UPLOAD, str(self.folder / "digits"), "data/digits"])
-        assert uploaded.returncode == 0, uploaded.stderr
         for name in ("w1", "w2"):
             self.hosts.wait_for(name, "Ray runtime started")
-        self.say("S3, MLflow, a head and two workers answer")
+        self.say("a head and two workers answer")
 
     def start_ray(self, name: str, *arguments: str) -> None:
         """A node of Ray, with a cache of its own."""
@@ -198,14 +200,14 @@ def check_mlflow(site: Site) -> None:
 def whole_path(folder: Path, short: bool) -> None:
     """Walk it; AssertionError or TimeoutError where something is not as it must be."""
     with Hosts(folder) as hosts:
-        site = Site(hosts, folder, 60 if short else 200)
+        site = Site(hosts, folder, 200 if short else 400)
         try:
             site.serve()
             results = disturbed(site, short)
             check_mlflow(site)
         except BaseException:
             with suppress(OSError):
-                print(site.log()[-6000:])
+                print(hosts.log("head")[-2000:], site.log()[-6000:])
             raise
     alone = folder / "alone"
     job = [*JOB, f"data.path={folder}/digits", f"run_dir={alone}", f"meta_steps={site.meta_steps}", "-q"]
@@ -217,7 +219,7 @@ def whole_path(folder: Path, short: bool) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--short", action="store_true", help="60 meta-steps, a cut of 8 s")
+    parser.add_argument("--short", action="store_true", help="200 meta-steps, a cut of 8 s")
     short = parser.parse_args().short
     if reason := why_not():
         sys.exit(f"not here: {reason}")

@@ -89,12 +89,14 @@ def _why_waiting(asked: Amounts, waiting: int) -> str:
         if any(_includes(request, asked) for request in autoscaler.infeasible):
             return f"{problem}, and no type of node that the autoscaler can start has"
         return f"{problem}: {_growth(autoscaler)}"
-    if _room(asked, waiting) >= waiting:
-        return f"{waiting} being started"
+    room = _room(asked, waiting)
+    starting = f"{room} being started" if room else ""
+    if room == waiting:
+        return starting
     free = available_resources_per_node().values()
     has = " and ".join(f"{_sum(free, name):g} of {_sum(nodes, name):g} {name}" for name in asked)
-    full = f"{waiting} for want of room: each asks for {words(asked)}, and the cluster has {has} free"
-    return f"{full}; {_growth(autoscaler)}" if autoscaler else full
+    full = f"{waiting - room} for want of room: each asks for {words(asked)}, and the cluster has {has} free"
+    return ", ".join(filter(None, [starting, f"{full}; {_growth(autoscaler)}" if autoscaler else full]))
 
 
 def _growth(autoscaler: Autoscaler) -> str:
