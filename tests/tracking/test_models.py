@@ -198,7 +198,7 @@ def test_a_killed_run_is_closed_once_its_driver_is_gone(tracked):
 
 
 def test_a_model_of_the_users_own_code_is_not_logged_and_why_is_said(tmp_path, mlflow_database, monkeypatch, capsys):
-    (tmp_path / "tests_own_net.py").write_text(
+    (tmp_path / "tests_unlogged_net.py").write_text(
         "from torch import nn\n\n\nclass Net(nn.Sequential):\n"
         "    def __init__(self):\n        super().__init__(nn.Flatten(), nn.Linear(64, 3))\n"
     )
@@ -206,6 +206,6 @@ def test_a_model_of_the_users_own_code_is_not_logged_and_why_is_said(tmp_path, m
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     shutil.copy(mlflow_database, tmp_path)
-    tracked = Tracked(tmp_path, "model.name=tests_own_net:Net", "model.hidden=null")
+    tracked = Tracked(tmp_path, "model.name=tests_unlogged_net:Net", "model.hidden=null")
     assert tracked.models == {} and tracked.run.info.status == "FINISHED"
-    assert "model.name=tests_own_net:Net" in capsys.readouterr().err and not (tracked.folder / "models").exists()
+    assert "model.name=tests_unlogged_net:Net" in capsys.readouterr().err and not (tracked.folder / "models").exists()
