@@ -62,7 +62,7 @@ def omniglot_folder() -> Path:
 @pytest.fixture(scope="session")
 def mlflow_database(tmp_path_factory) -> Path:
     """An MLflow database as new, to be copied: making one takes seconds."""
-    from metadist.tracking.mlflow import make_database
+    from metadist.tracking.database import make_database
 
     folder = tmp_path_factory.mktemp("mlflow")
     make_database(folder / "mlflow.db", folder / "mlartifacts")

@@ -24,7 +24,9 @@ FILES = {
     "models": ["bag", "losses", "mlp", "noise", "layers", "conv4", "model", "resnet12"],
     "config": ["schema", "template", "yaml", "load"],
     "checkpoint": ["format", "journal", "store", "saver"],
-    "tracking": ["console", "jsonl", "mlflow", "provenance", "reach"],
+    "tracking": [
+        "best", "console", "database", "description", "jsonl", "logged_model", "models", "mlflow", "provenance", "reach"
+    ],
     "learners": [
         "inner_optimizers", "learner", "heads", "maml", "cavia", "imaml", "maml_plus_plus", "meta_curvature",
         "meta_sgd", "platipus", "prototypes", "reptile", "ridge", "task_adaptive"
@@ -34,14 +36,15 @@ FILES = {
         "gradient_check"
     ],
     "fleet": [
-        "events", "executor", "limits", "controller", "ray.capacity", "ray.reach", "ray.cluster", "server", "worker",
-        "actors", "ray.actors", "ray.metrics", "recovery", "roster", "dispatch", "local", "ray.fleet"
+        "events", "executor", "limits", "vitals", "controller", "ray.capacity", "ray.reach", "ray.cluster", "server",
+        "worker", "actors", "ray.actors", "ray.metrics", "recovery", "roster", "dispatch", "local", "ray.fleet"
     ],
-    "evaluation": ["baselines", "evaluator", "figures", "joint", "protocol"],
+    "evaluation": ["baselines", "evaluator", "figures", "intervals", "joint", "verdict", "protocol"],
     "run": [
         "auto", "machine", "doctor", "plugins", "build", "bench", "identity", "prepare", "preflight", "signals",
-        "tracker", "trust", "mirror", "saved", "places", "directory", "fleets", "predictor", "replay", "results",
-        "evaluate", "resume", "trainer", "dry_run", "api", "package", "status", "submission"
+        "tracker", "trust", "mirror", "saved", "places", "directory", "fleets", "predictor", "export", "measures",
+        "pictures", "replay", "results", "evaluate", "resume", "trainer", "dry_run", "api", "package", "status",
+        "submission"
     ],
     "cli": ["bench", "config", "cluster", "data", "report", "runs", "main"],
 }  # fmt: skip

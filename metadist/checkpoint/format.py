@@ -1,7 +1,7 @@
 """What a checkpoint directory holds, every byte verified at loading, no pickle.
 
 A directory holds `weights.safetensors`, `trainer.pt`, `config.yaml` and, written last as the commit mark, `meta.json`
-with the size and sha256 of the others.
+with the size and sha256 of the others. One to be used, not to be trained further, has no `trainer.pt`.
 """
 
 import hashlib
@@ -38,8 +38,8 @@ _IN_TRAINER = re.compile(r"torch\._utils _rebuild_tensor_v2|collections OrderedD
 @dataclass(frozen=True)
 class Checkpoint:
     """All that a run needs to go on. `step` meta-steps are done; `weights` are named arrays (their order is kept);
-    `trainer` holds plain values and tensors (optimizer, counters); `config` is the resolved YAML; `run` free-form JSON
-    values (digests, the MLflow run id).
+    `trainer` holds plain values and tensors (optimizer, counters), or nothing; `config` is the resolved YAML; `run`
+    free-form JSON values (digests, the MLflow run id).
     """
 
     step: int
@@ -89,7 +89,7 @@ def encode(checkpoint: Checkpoint) -> dict[str, bytes]:
     weights = {name: np.asarray(array, order="C") for name, array in checkpoint.weights.items()}
     files = {
         WEIGHTS: safetensors.numpy.save(weights),
-        TRAINER: _encode_trainer(checkpoint.trainer),
+        **({TRAINER: _encode_trainer(checkpoint.trainer)} if checkpoint.trainer else {}),
         CONFIG: checkpoint.config.encode(),
     }
     meta: dict[str, Any] = {
@@ -124,6 +124,8 @@ def _decode(path: str | Path, meta: dict[str, Any], contents: dict[str, bytes]) 
         raise _foreign(
             path, f"holds weights or a configuration that cannot be read ({type(error).__name__})"
         ) from error
+    if TRAINER not in contents:
+        return Checkpoint(meta["step"], weights, {}, config, meta["metrics"], meta["run"])
     try:
         _check_size(contents[TRAINER])
         with warnings.catch_warnings():
@@ -182,7 +184,7 @@ def _describes(meta: dict[str, Any]) -> bool:
         type(meta.get("step")) is int
         and 0 <= meta["step"] <= 10**12
         and isinstance(files, dict)
-        and set(files) == {WEIGHTS, TRAINER, CONFIG}
+        and set(files) | {TRAINER} == {WEIGHTS, TRAINER, CONFIG}
         and all(isinstance(entry, dict) and {"bytes", "sha256"} <= set(entry) for entry in files.values())
         and isinstance(weights, list)
         and all(isinstance(name, str) for name in weights)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from metadist.core.files import is_uri, join
 from metadist.core.redaction import redact
+from metadist.tracking.description import figure
 
 if TYPE_CHECKING:  # so that --help needs no torch
     from metadist.config import Config
@@ -23,27 +24,20 @@ def report(results: dict[str, Any]) -> str:
     lines += [f"protocol   {protocol}", "", f"{metric} (mean, 95 % interval)"]
     for k, point in enumerate(results[metric]["by_inner_step"]):
         label = f"after {k} inner steps" if k else results["begun"]
-        lines.append(f"  {label:24} {_figure(metric, point)}")
+        lines.append(f"  {label:24} {figure(metric, point)}")
     for name, measured in results["baselines"].items():
         points = measured[metric] if isinstance(measured[metric], list) else [measured[metric]]
         for k, point in enumerate(points):
             label = name.replace("_", " ") + (f", {k} steps" if len(points) > 1 else "")
             fewer = f" ({measured['tasks']} tasks)" if measured["tasks"] < results["protocol"]["tasks"] else ""
-            lines.append(f"  {label:24} {_figure(metric, point)}{fewer}")
+            lines.append(f"  {label:24} {figure(metric, point)}{fewer}")
+    lines += ["", f"verdict    {results['verdict']}"]
     if "divergence" in results:
         lines += ["", f"diverged   {results['divergence']}"]
     if losses := results.get("online", {}).get("losses"):
         rounds = f"{len(losses)} rounds, loss {losses[0]:.4f} in the first, {losses[-1]:.4f} in the last"
         lines += ["", f"online     {rounds}, regret {results['online']['regret']:.4f}"]
     return "\n".join(lines)
-
-
-def _figure(metric: str, point: dict[str, float]) -> str:
-    if point.get("diverged_tasks"):
-        return f"none: {point['diverged_tasks']} tasks diverged"
-    if metric == "accuracy":
-        return f"{100 * point['mean']:.2f} % ± {100 * point['ci95']:.2f}"
-    return f"{point['mean']:.4f} ± {point['ci95']:.4f}"
 
 
 def next_commands(config: "Config", results: dict[str, Any]) -> str:
@@ -54,9 +48,13 @@ def next_commands(config: "Config", results: dict[str, Any]) -> str:
     change = "evaluation.inner_steps=10" if results["protocol"]["inner_steps"] else "evaluation.test_tasks=1000"
     lines = [f"results    {quoted(join(run_dir, 'results.json'))}"]
     lines.append(f"evaluate   metadist evaluate {quoted(run_dir)} {change}{trust_flag(config)}")
+    page = results.get("mlflow_page", "")
     if config.tracking.mlflow and not (config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")):
         database = Path(run_dir).absolute().parent / "mlflow.db"
         lines.append(f"watch      mlflow ui --backend-store-uri {shlex.quote(f'sqlite:///{database}')}")
+        page = f"http://127.0.0.1:5000/{page}"
+    if "mlflow_page" in results:
+        lines.append(f"           {page}")
     return "\n".join(lines)
 
 

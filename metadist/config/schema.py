@@ -1,5 +1,6 @@
 """Everything a job can say, with its default, allowed range and meaning."""
 
+import warnings
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidatorFunctionWrapHandler, field_validator, model_validator
@@ -197,14 +198,22 @@ class CheckpointConfig(Section):
     location: Place | None = Field(None, description="local path or URI (s3://...); default: RUN/checkpoints")
 
 
-class TrackingConfig(Section):
-    mlflow: bool = True
-    uri: str | None = Field(
-        None, description="default MLFLOW_TRACKING_URI, else SQLite beside the run directories (not at a URI)"
-    )
-    experiment: str = "metadist"
-    run_name: str | None = None
-    log_every: Count = Field(10, description="meta-steps between metrics")
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", UserWarning)  # `register` is a method of the class too, which nobody calls
+
+    class TrackingConfig(Section):
+        mlflow: bool = True
+        uri: str | None = Field(
+            None, description="default MLFLOW_TRACKING_URI, else SQLite beside the run directories (not at a URI)"
+        )
+        experiment: str = "metadist"
+        run_name: str | None = None
+        register: str | None = Field(
+            None,
+            min_length=1,
+            description="name under which the best model is registered in MLflow, with the alias best",
+        )
+        log_every: Count = Field(10, description="meta-steps between metrics")
 
 
 class Config(Section):

@@ -37,7 +37,7 @@ class ChunkReport(NamedTuple):
 
     losses, norms: float64 [n], the outer loss and the meta-gradient's norm of each task; a task is finite when both
     are. seconds: time per phase, see PHASES. worker: who computed it, as host:process. diagnostics: the learner's, [n]
-    each.
+    each. system: how busy the worker's machine is, by name.
     """
 
     chunk: Chunk
@@ -46,6 +46,7 @@ class ChunkReport(NamedTuple):
     seconds: dict[str, float]
     worker: str = ""
     diagnostics: Mapping[str, np.ndarray] = {}
+    system: Mapping[str, float] = {}
 
     @property
     def computing_s(self) -> float:

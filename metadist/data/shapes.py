@@ -23,6 +23,7 @@ class Shapes(NamedTuple):
     input_units: Sequence[dict[str, Any]] = ()  # of each input: the "dtype" it is stored in, "offset" and "scale"
     target_units: Sequence[dict[str, Any]] = ()  # of each target; a task holds (stored - offset) * scale
     dtypes: Sequence[str] = ()  # of each input as a task holds it, floating point ones as float32
+    targets: Sequence[list[int]] = ()  # shape of each target of one example
 
 
 def task_shapes(source: Source, dataset: Dataset | None) -> Shapes:
@@ -43,6 +44,7 @@ def task_shapes(source: Source, dataset: Dataset | None) -> Shapes:
         input_units=_units(dataset, "input"),
         target_units=_units(dataset, "target"),
         dtypes=["float32" if array.dtype.kind == "f" else array.dtype.name for array in inputs],
+        targets=[list(array.shape[1:]) for array in support.targets],
     )
 
 

@@ -1,4 +1,4 @@
-"""The two pictures of a run, as PNG files. Colours are Okabe and Ito's, told apart by colour-blind readers too."""
+"""The figures of a run, as PNG files. Colours are Okabe and Ito's, told apart by colour-blind readers too."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -32,7 +32,8 @@ class CurvePoint(NamedTuple):
 
 
 def adaptation_curve(rows: Iterable[CurvePoint], title: str, path: Path, metric: str = "accuracy") -> None:
-    """Writes a PNG of the metric on query examples against the number of inner steps, one curve a name.
+    """Writes a PNG of the metric on query examples against the number of inner steps, one curve a name; where there is
+    one step at most, a bar each.
 
     Accuracies are fractions, shown in per cent. Raises InputError when there is nothing to draw.
     """
@@ -43,31 +44,91 @@ def adaptation_curve(rows: Iterable[CurvePoint], title: str, path: Path, metric:
         curves.setdefault(row.name, []).append(row)
     if not curves:
         raise InputError(f"There are no results to draw in {path}: evaluate the run first.")
-    figure, (axes,) = _figure(width=7.2, heights=(4.5,))
     scale = 100.0 if metric == "accuracy" else 1.0
     steps = sorted({row.inner_steps for points in curves.values() for row in points if row.inner_steps is not None})
+    if steps and steps[-1] <= 1:
+        _bars(curves, scale, metric, title, path)
+        return
+    figure, (axes,) = _figure(width=7.2, heights=(4.5,))
     for index, (name, points) in enumerate(curves.items()):
         _draw_curve(axes, name, points, scale, index)
     if steps:
         axes.set_xlim(steps[0] - 0.02 * (steps[-1] - steps[0]) - 0.1, steps[-1] + 0.02 * (steps[-1] - steps[0]) + 0.1)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("inner steps")
-    axes.set_ylabel("query accuracy (%)" if metric == "accuracy" else f"query {metric}")
-    axes.set_title(title, wrap=True)
+    axes.set_ylabel(_measure(metric))
+    axes.set_title(title, wrap=True, fontsize=9)
     figure.legend(loc="outside lower center", ncols=min(3, len(curves)), frameon=False, title="mean, 95 % interval")
     _save(figure, path)
 
 
+def scaling(metrics: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Writes a PNG of the tasks a second against the number of workers alive: each measurement, the medians, and what
+    would be proportional to the workers. `metrics` are the rows of `read_metrics`."""
+    rates: dict[float, list[float]] = {}
+    for row in metrics:
+        if "workers/tasks_per_s" in row and row.get("workers/alive"):
+            rates.setdefault(row["workers/alive"], []).append(row["workers/tasks_per_s"])
+    if not rates:
+        raise InputError(f"There is no throughput to draw in {path}: train for at least one step.")
+    workers = sorted(rates)
+    medians = [float(np.median(rates[each])) for each in workers]
+    figure, (axes,) = _figure(width=6.0, heights=(4.0,))
+    for each in workers:
+        axes.plot([each] * len(rates[each]), rates[each], ".", color=_COLOURS[5], alpha=0.5)
+    axes.plot(workers, medians, color=_COLOURS[0], marker="o", label="median")
+    ideal = [medians[0] * each / workers[0] for each in workers]
+    axes.plot(workers, ideal, color=_COLOURS[6], linestyle="--", linewidth=1, label="proportional")
+    axes.set_xticks(workers)
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("workers alive")
+    axes.set_ylabel("tasks/s")
+    axes.legend(frameon=False)
+    _save(figure, path)
+
+
+def task_picture(images: np.ndarray, labels: np.ndarray, confusion: np.ndarray, path: Path) -> None:
+    """Writes a PNG of one task: a row of support pictures a class (at most eight), beside how many query examples of
+    each class [row] were taken for which [column]. images [n, 1 or 3, height, width], 0 to 1; labels [n]; confusion
+    [ways, ways], counts."""
+    ways, most = len(confusion), min(8, int(np.bincount(labels).max()))
+    figure = _canvas((0.9 * most + 0.5 + 0.55 * ways + 1.6, max(2.6, 0.62 * ways + 1.0)))
+    left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=(0.9 * most + 0.5, 0.55 * ways + 1.6))[0]
+    grid = left.subplots(ways, most, squeeze=False)
+    for label in range(ways):
+        pictures = images[labels == label][:most]
+        for axes, picture in zip(grid[label], pictures, strict=False):
+            axes.imshow(np.clip(picture.transpose(1, 2, 0), 0, 1).squeeze(), cmap="gray", vmin=0, vmax=1)
+        for axes in grid[label]:
+            axes.set_xticks([])
+            axes.set_yticks([])
+            axes.spines[:].set_visible(False)
+        grid[label][0].set_ylabel(f"class {label}", rotation=0, ha="right", va="center", fontsize=8)
+    left.suptitle("support set", fontsize=10)
+    axes = right.subplots()
+    axes.imshow(confusion, cmap="Blues", vmin=0)
+    for (row, column), count in np.ndenumerate(confusion):
+        colour = "white" if count > confusion.max() / 2 else "black"
+        axes.text(column, row, str(count), ha="center", va="center", color=colour, fontsize=8)
+    axes.set_xticks(range(ways))
+    axes.set_yticks(range(ways))
+    axes.set_xlabel("predicted class")
+    axes.set_ylabel("class")
+    right.suptitle(f"{np.trace(confusion)} of {confusion.sum()} queries right", fontsize=10)
+    _save(figure, path)
+
+
 def training_curve(metrics: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Writes a PNG of train loss, validation and throughput over meta-steps, one below the other.
+    """Writes a PNG of train loss, validation with its 95 % interval and throughput over meta-steps, one below the
+    other.
 
     `metrics` are the rows of `read_metrics`; panels without numbers are left out, the non-finite are not drawn. Raises
-    InputError when there is none of `train/loss`, `validation/accuracy`, `validation/loss`, `throughput/tasks_per_s`.
+    InputError when there is none of `train/loss`, `validation/accuracy`, `validation/loss`, `workers/tasks_per_s`.
     """
     panels = {
         "loss": {"train": _series(metrics, "train/loss"), "validation": _series(metrics, "validation/loss")},
         "validation\naccuracy (%)": {"validation": _series(metrics, "validation/accuracy", scale=100.0)},
-        "throughput\n(tasks/s)": {"throughput": _series(metrics, "throughput/tasks_per_s")},
+        "throughput\n(tasks/s)": {"throughput": _series(metrics, "workers/tasks_per_s")},
     }
     drawn = {label: {name: xy for name, xy in lines.items() if xy[0]} for label, lines in panels.items()}
     drawn = {label: lines for label, lines in drawn.items() if lines}
@@ -77,6 +138,8 @@ def training_curve(metrics: Sequence[Mapping[str, Any]], path: Path) -> None:
     for axes, (label, lines) in zip(all_axes, drawn.items(), strict=True):
         for name, (steps, values) in lines.items():
             _draw_series(axes, name, steps, values)
+            if label.startswith("validation"):
+                _draw_interval(axes, metrics, dict(zip(steps, values, strict=True)))
         axes.set_ylabel(label)
         if label == "loss":
             axes.legend(frameon=False)
@@ -121,6 +184,37 @@ def _draw_series(axes: "Axes", name: str, steps: list[float], values: list[float
     )
 
 
+def _draw_interval(axes: "Axes", metrics: Sequence[Mapping[str, Any]], accuracies: Mapping[float, float]) -> None:
+    halves = dict(zip(*_series(metrics, "validation/accuracy_ci95", scale=100.0), strict=True))
+    steps = [step for step in accuracies if step in halves]
+    low, high = ([accuracies[step] + sign * halves[step] for step in steps] for sign in (-1, 1))
+    axes.fill_between(steps, low, high, color=_COLOURS[1], alpha=0.2, linewidth=0)
+
+
+def _bars(curves: Mapping[str, list[CurvePoint]], scale: float, metric: str, title: str, path: Path) -> None:
+    """One bar a measurement: before and after the step, and the baselines."""
+    named = {0: "before", 1: "after 1 step"}
+    bars = [
+        (f"{name}\n{named[point.inner_steps]}" if point.inner_steps is not None and len(points) > 1 else name, point)
+        for name, points in curves.items()
+        for point in points
+    ]
+    figure, (axes,) = _figure(width=max(4.5, 1.3 * len(bars)), heights=(4.0,))
+    colours = [_COLOURS[list(curves).index(point.name) % len(_COLOURS)] for _, point in bars]
+    heights, halves = (
+        [scale * value for value in each] for each in zip(*[point[2:] for _, point in bars], strict=True)
+    )
+    axes.bar(range(len(bars)), heights, yerr=halves, color=colours, alpha=0.85, width=0.6, capsize=4)
+    axes.set_xticks(range(len(bars)), [label for label, _ in bars], fontsize=8)
+    axes.set_ylabel(f"{_measure(metric)}, 95 % interval")
+    axes.set_title(title, wrap=True, fontsize=9)
+    _save(figure, path)
+
+
+def _measure(metric: str) -> str:
+    return "query accuracy (%)" if metric == "accuracy" else f"query {metric}"
+
+
 def _series(metrics: Sequence[Mapping[str, Any]], name: str, scale: float = 1.0) -> tuple[list[float], list[float]]:
     """Steps and values, by step; of a step written twice (before and after a resume) the later holds."""
     by_step = {row["step"]: row[name] * scale for row in metrics if name in row}
@@ -130,17 +224,22 @@ def _series(metrics: Sequence[Mapping[str, Any]], name: str, scale: float = 1.0)
 
 def _figure(width: float, heights: tuple[float, ...]) -> "tuple[Figure, list[Axes]]":
     """A figure with panels of these heights (inches) above one another, sharing the x axis; no global state."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, sum(heights) + 0.4), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = _canvas((width, sum(heights) + 0.4))
     grid = figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)
     all_axes = list(grid[:, 0])
     for axes in all_axes:
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
     return figure, all_axes
+
+
+def _canvas(size: tuple[float, float]) -> "Figure":
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
 
 
 def _save(figure: "Figure", path: Path) -> None:

@@ -3,17 +3,18 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
-from scipy.special import stdtrit
 
 from metadist.config.schema import EvaluationConfig
 from metadist.core.messages import Chunk, plan
 from metadist.core.task import Split
 from metadist.evaluation.figures import CurvePoint, adaptation_curve
+from metadist.evaluation.intervals import count_diverged, interval
 from metadist.evaluation.joint import Joint
+from metadist.evaluation.verdict import verdict
 from metadist.learners import Learner
 
 
@@ -23,31 +24,6 @@ class EvaluatingFleet(Protocol):
     def evaluate(
         self, weights: Any, chunks: Sequence[Chunk], baselines: tuple[str, ...] = ()
     ) -> list[dict[str, np.ndarray]]: ...
-
-
-class Interval(NamedTuple):
-    """Mean over tasks and the half-width of its 95 % confidence interval (Student's t; NaN for one task)."""
-
-    mean: float
-    ci95: float
-
-
-def interval(values: np.ndarray) -> Interval:
-    """values [T], one per task -> their mean and interval; both NaN where one of them is not finite, because a mean
-    over the tasks that did not diverge would be of an easier set."""
-    count = len(values)
-    if count_diverged(values):
-        return Interval(float("nan"), float("nan"))
-    if count < 2:
-        return Interval(float(values.mean()), float("nan"))
-    quantile = float(stdtrit(count - 1, 0.975))
-    return Interval(float(values.mean()), quantile * float(values.std(ddof=1)) / count**0.5)
-
-
-def count_diverged(*results: np.ndarray) -> int:
-    """The number of tasks of which one of these [T, ...] is not finite."""
-    bad = [~np.isfinite(values).reshape(len(values), -1).all(axis=1) for values in results]
-    return int(np.any(bad, axis=0).sum())
 
 
 def measure(
@@ -102,6 +78,7 @@ class Evaluation:
             results |= {f"joint/{name}": values for name, values in self.joint.results().items()}
             caption["joint_inner_lr"] = self.joint.inner_lr
         figures = summary(results)
+        figures["verdict"] = verdict(results)
         if text := divergence(figures, self.learner, tasks):
             say(text)
             figures["divergence"] = text

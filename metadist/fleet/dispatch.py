@@ -22,6 +22,7 @@ from metadist.fleet.limits import PATIENT, Patience
 from metadist.fleet.recovery import RecoveringServer, Result, ServerLost, ShardedServer, Snapshot, WeightsLost
 from metadist.fleet.roster import Roster
 from metadist.fleet.server import Optimization, Stats, slices
+from metadist.fleet.vitals import Machines
 
 MOST_CHUNKS = 8  # of a bundle: so much, of each of two bundles, a death has computed again
 SEND_AHEAD = 16  # bundles: results go to the server while others are computed, so many at a time
@@ -167,6 +168,7 @@ class Fleet:
         self.controller = Controller(target, min_workers, patience=patience, cost=len)
         self.roster = Roster(executor, patience, mixed_devices, proof)
         self.servers = servers
+        self.machines = Machines()
         self.server_proof = server_proof
         """What shows that servers compute the same bits, once one has."""
         self.staleness: Counter[int] = Counter()

@@ -22,6 +22,7 @@ from metadist.core.task import Task, TaskId
 from metadist.data.sources import Source, sample
 from metadist.engine import Engine
 from metadist.engine.graph_cache import AFTER
+from metadist.fleet.vitals import Vitals
 
 TWO_RESULTS = (
     "computing the same tasks twice gave two results: the model, loss or source draws random numbers of its own "
@@ -86,6 +87,7 @@ class Worker:
         self.chunk_size = chunk_size
         self.aggregate = aggregate
         self._computing = threading.Lock()
+        self._vitals = Vitals()
         self._name = f"{socket.gethostname()}:{os.getpid()}"
 
     def meta_gradients(self, weights: Weights, chunk: Chunk) -> tuple[ChunkReport, np.ndarray]:
@@ -114,7 +116,7 @@ class Worker:
         spent = [sampled - began, *(later - earlier for earlier, later in pairwise(times))]
         seconds: dict[str, float] = dict(zip(PHASES, spent, strict=True))
         diagnostics = {name: values.cpu().numpy() for name, values in found.items()}
-        return ChunkReport(chunk, losses, norms, seconds, self._name, diagnostics), gradient
+        return ChunkReport(chunk, losses, norms, seconds, self._name, diagnostics, self._vitals.sample()), gradient
 
     def evaluate(self, weights: Weights, chunk: Chunk, baselines: tuple[str, ...] = ()) -> dict[str, np.ndarray]:
         """{metric: [n, inner_steps + 1]} of the chunk's tasks, before adaptation and after every inner step, and

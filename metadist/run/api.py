@@ -14,7 +14,7 @@ from metadist.run.results import conclude
 from metadist.run.resume import Start, find_start, first_target
 from metadist.run.signals import Signals, Stop
 from metadist.run.trainer import Trainer
-from metadist.run.trust import unloadable
+from metadist.run.trust import trust_flag, unloadable
 
 
 def train(
@@ -60,7 +60,7 @@ def _train(run: Run, start: Start, began: float) -> dict[str, Any]:
     with (
         open_fleet(prepared, target, run.say, signals, *start.proofs, writes=True) as fleet, signals, run.writing()
     ):  # fmt: skip
-        run.describe(prepared.job.dataset)
+        run.describe(prepared.job.dataset, prepared.resolved(), prepared.about(), trust_flag(config))
         trainer = Trainer(run, prepared, fleet)
         for line in [banner(run, start), *prepared.notes, *unloadable(config)]:
             run.say(line)
@@ -75,6 +75,8 @@ def _train(run: Run, start: Start, began: float) -> dict[str, Any]:
             raise Interrupted(signals.received)
         results = conclude(prepared, fleet, run, weights, ended_by, trainer.progress.round_losses)
         results["seconds"] = round(time.monotonic() - began, 1)
+        if page := run.mlflow_page():
+            results["mlflow_page"] = page
         run.write_results(results)
         return results
 

@@ -138,21 +138,28 @@ class Run:
         """Raises PlaceLost where a folder that the run writes to is no longer the one it locked."""
         self._lock.check()
 
-    def describe(self, dataset: Any) -> None:
-        """Send parameters, tags, the data (a Dataset, or None) and the configuration to the trackers."""
+    def describe(self, dataset: Any, resolved: dict[str, Any], about: str, trust: str) -> None:
+        """Send parameters (with those that were `auto` as `resolved`), tags, the data (a Dataset, or None), the
+        configuration, what the run is `about` and the flag of `trust` that its commands need to the trackers."""
         place = bare(self.config.data.path or str(dataset.path)) if dataset else ""
-        data = (place.rpartition("/")[2], dataset.digest, place) if dataset else None
-        self._tracker.describe(self.identity, data)
+        name = self.config.data.family or place.rpartition("/")[2]
+        data = (name, dataset.digest, place) if dataset else None
+        self._tracker.describe(self.identity, data, resolved, about, trust)
 
     def mlflow_run_id(self) -> str | None:
         """The MLflow run to continue after a restart, once there is one."""
         return self._tracker.mlflow_run_id()
+
+    def mlflow_page(self) -> str | None:
+        """Where a browser finds it in MLflow, once it is there; see `tracking.mlflow.run_page`."""
+        return self._tracker.mlflow_page()
 
     def write_results(self, results: dict[str, Any]) -> None:
         """results.json, also as an artifact."""
         self.check()
         write_json(results, self.path / "results.json")
         self.tracker.artifact(self.path / "results.json")
+        self._tracker.conclude(results)
 
 
 def begin_directory(config: Config, run_dir: Path, checkpoint: Checkpoint | None) -> None:

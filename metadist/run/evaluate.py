@@ -5,17 +5,25 @@ from pathlib import Path
 from typing import Any
 
 from metadist.config import Config, load_config, shown
-from metadist.core.messages import Weights
 from metadist.run.build import Job
 from metadist.run.fleets import open_fleet
 from metadist.run.identity import check_evaluation, digest
+from metadist.run.measures import nested_tracker
 from metadist.run.mirror import new_files
 from metadist.run.places import located
 from metadist.run.preflight import preflight
 from metadist.run.results import evaluate_weights
 from metadist.run.saved import config_file, read_checkpoint, write_json
 from metadist.run.signals import Signals
-from metadist.run.trust import check_trusted, check_usable, outside_address, outside_code, outside_data, outside_place
+from metadist.run.trust import (
+    check_trusted,
+    check_usable,
+    is_tracked,
+    outside_address,
+    outside_code,
+    outside_data,
+    outside_place,
+)
 
 
 def evaluate(
@@ -53,12 +61,13 @@ def evaluate(
     prepared = preflight(Job(config), [config.evaluation.split], saved)
     for note in prepared.notes:
         say(note)
-    weights = Weights(saved.step, prepared.theta)
     name, signals = f"evaluations/{digest({'config': shown(config), 'step': saved.step})}", Signals()
-    with new_files(run, name) as (folder, place):
+    followed = is_tracked(config, trust_code, own)
+    with new_files(run, name) as (folder, place), nested_tracker(prepared, run, name, folder, followed, say) as log:
         with open_fleet(prepared, config.num_workers, say, signals) as fleet, signals:
-            results = evaluate_weights(prepared, fleet, weights, folder, say)
+            results = evaluate_weights(prepared, fleet, prepared.weights(saved.step), folder, say)
         write_json(results, folder / "results.json")
+        log(results)
     return results | {"folder": place}
 
 

@@ -33,7 +33,7 @@ from metadist.core.files import (
 )
 from metadist.core.redaction import redact, to_stderr
 from metadist.core.storage import listed, open_location, put, reaching, read
-from metadist.run.tracker import RUN_ID_FILE
+from metadist.run.tracker import MODELS_FOLDER, RUN_ID_FILE
 
 TARGET_FILE, METRICS_FILE = "target_workers", "metrics.jsonl"
 MOST_WORKERS = 100_000
@@ -140,7 +140,9 @@ class Mirror:
 
     def _own(self) -> list[Path]:
         """The files of the folder that belong to the run."""
-        return [path for path in sorted(self._folder.rglob("*")) if path.is_file() and _counts(path.name)]
+        models = self._folder / MODELS_FOLDER
+        found = [path for path in sorted(self._folder.rglob("*")) if path.is_file() and _counts(path.name)]
+        return [path for path in found if not path.is_relative_to(models)]
 
     def _cut(self, but: str = "") -> _Cut:
         found = {}

@@ -93,12 +93,17 @@ def _convert(what: str, name: str, value: Any, hint: Any) -> Any:
     return converted
 
 
+def model_name(settings: ModelConfig, shapes: Shapes) -> str:
+    """The name of the model: `auto` goes by the inputs."""
+    if settings.name != "auto":
+        return settings.name
+    image = len(shapes.inputs[0]) == 3 and min(shapes.inputs[0][1:]) >= 8
+    return "bag" if shapes.tokens else "conv4" if image else "mlp"
+
+
 def make_model(settings: ModelConfig, seed: int, shapes: Shapes) -> Model:
     """The model with initial weights drawn from the run's seed (or read from `model.weights`)."""
-    name, options = settings.name, settings.options
-    if name == "auto":
-        image = len(shapes.inputs[0]) == 3 and min(shapes.inputs[0][1:]) >= 8
-        name = "bag" if shapes.tokens else "conv4" if image else "mlp"
+    name, options = model_name(settings, shapes), settings.options
     torch.manual_seed(seed)
     if name in MODELS:
         known = {"input_shapes": shapes.inputs, "outputs": shapes.outputs}

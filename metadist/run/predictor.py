@@ -1,6 +1,6 @@
 """Using a trained run: load it, adapt to a few examples, predict."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from metadist.checkpoint.format import Checkpoint
 from metadist.config.load import parse_config
+from metadist.config.schema import EvaluationConfig
 from metadist.core.errors import Diverged, InputError
 from metadist.core.task import Examples
 from metadist.data import Shapes
@@ -57,6 +58,12 @@ class Adapted:
         offset, scale = (np.concatenate([np.atleast_1d(unit[key]) for unit in units]) for key in ("offset", "scale"))
         return outputs / scale + offset
 
+    def probabilities(self, x: Arrays, transductive: bool | None = None) -> np.ndarray:
+        """The softmax of `outputs`, float64 [n, ways], for classification."""
+        outputs = self.outputs(x, transductive).astype(np.float64)
+        shares = np.exp(outputs - outputs.max(axis=-1, keepdims=True))
+        return shares / shares.sum(axis=-1, keepdims=True)
+
     def predict(self, x: Arrays, transductive: bool | None = None) -> np.ndarray:
         """Labels [n] out of the support set's in classification, values [n, d] in regression; see `outputs`. Raises
         Diverged where logits are not finite."""
@@ -76,6 +83,24 @@ class FewShotLearner:
         self.transductive = transductive
         self.theta = theta
         self.shapes = shapes
+
+    @property
+    def fields(self) -> dict[str, tuple[str, list[int]]]:
+        """What it takes as named arrays, dtype and shape of each (-1: any number): support_x, support_y and query_x, or
+        support_x_0, support_x_1, ... where an example has several inputs."""
+        shapes, units = self.shapes, self.shapes.input_units or [None] * len(self.shapes.inputs)
+        dtypes = shapes.dtypes or ["float32"] * len(shapes.inputs)
+        fields = zip(units, dtypes, shapes.inputs, strict=True)
+        inputs = [(_accepted(unit, dtype), [-1, *shape]) for unit, dtype, shape in fields]
+        targets = [("int64", [-1])] if shapes.classification else [("float64", [-1, *each]) for each in shapes.targets]
+        return {**_named("support_x", inputs), **_named("support_y", targets), **_named("query_x", inputs)}
+
+    @property
+    def settings(self) -> dict[str, float]:
+        """What of its adaptation may be changed (`load(run, inner_steps=10)`), with the values it has."""
+        learner = self.engine.learner
+        fixed = {*learner.refused, *(["inner_lr"] if learner.learned_rates else [])}
+        return {name: getattr(learner, name) for name in ("inner_steps", "inner_lr") if name not in fixed}
 
     def adapt(self, x: Arrays, y: Arrays) -> Adapted:
         """Run the inner loop on a support set: inputs [n, ...] and targets, which are labels [n] or values [n, d], in
@@ -107,25 +132,42 @@ class FewShotLearner:
         return Adapted(outputs, self.shapes, self.transductive, classes, places)
 
 
-def load(run: str | Path, checkpoint: str = "best", *, trust_code: bool = False) -> FewShotLearner:
+def load(
+    run: str | Path,
+    checkpoint: str = "best",
+    *,
+    trust_code: bool = False,
+    inner_steps: int | None = None,
+    inner_lr: float | None = None,
+) -> FewShotLearner:
     """The learner of a run directory, or of one checkpoint directory. `checkpoint`: "best" by validation (the latest
-    where none was validated), "latest", or "step_...". Raises InputError when there is none or it is damaged.
+    where none was validated), "latest", or "step_...". It adapts by `inner_steps` of rate `inner_lr`, by default as the
+    run evaluates. Raises InputError when there is none, it is damaged or its learner takes no such settings.
 
     A run may come from anywhere: its model, learner and loss are imported only where they are metadist's own, and its
     checkpoints read only in the run's directory. One of your own, or one you trust, is loaded with `trust_code=True`;
     its modules must be importable. Raises InputError that names them otherwise.
     """
     saved = read_checkpoint(run, checkpoint, saved_place(run, trust_code=trust_code))
-    return learner_of(saved, run, trust_code)
+    own = {name: value for name, value in (("inner_steps", inner_steps), ("inner_lr", inner_lr)) if value is not None}
+    return learner_of(saved, run, trust_code, own)
 
 
-def learner_of(checkpoint: Checkpoint, run: str | Path, trust_code: bool = False) -> FewShotLearner:
-    """The learner that a checkpoint of `run` holds, adapted as its configuration says."""
+def learner_of(
+    checkpoint: Checkpoint, run: str | Path, trust_code: bool = False, evaluation: Mapping[str, Any] | None = None
+) -> FewShotLearner:
+    """The learner that a checkpoint of `run` holds, which adapts as its configuration says, `evaluation` changed so."""
     config = parse_config(checkpoint.config, "the checkpoint's configuration")
     code = outside_code(config)
     code.pop("data.source", None)  # is not needed
     check_trusted(run, code, trust_code)
-    config = config.model_copy(update={"model": config.model.model_copy(update={"weights": None})})
+    try:
+        adapted = EvaluationConfig.model_validate({**config.evaluation.model_dump(), **(evaluation or {})})
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise InputError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    weights = config.model.model_copy(update={"weights": None})
+    config = config.model_copy(update={"model": weights, "evaluation": adapted})
     try:
         shapes = TypeAdapter(Shapes).validate_python(checkpoint.run.get("shapes"))
     except ValidationError as error:
@@ -163,6 +205,20 @@ def _converted(array: np.ndarray, unit: dict[str, Any] | None) -> np.ndarray:
     if unit["dtype"] != "uint8" and np.dtype(unit["dtype"]).kind != "f":
         return array.astype(unit["dtype"])
     return ((array.astype(np.float64) - unit["offset"]) * unit["scale"]).astype(np.float32)
+
+
+def _accepted(unit: dict[str, Any] | None, dtype: str) -> str:
+    """The dtype in which an input with that unit, which a task holds as `dtype`, is given."""
+    if unit is None or unit["dtype"] == "uint8":
+        return dtype
+    if np.dtype(unit["dtype"]).kind != "f":
+        return unit["dtype"]
+    scaled = np.any(np.not_equal(unit["scale"], 1)) or np.any(unit["offset"])
+    return "float64" if scaled else dtype
+
+
+def _named(name: str, fields: Sequence[Any]) -> dict[str, Any]:
+    return {name: fields[0]} if len(fields) == 1 else {f"{name}_{i}": field for i, field in enumerate(fields)}
 
 
 def _numbered(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -2,19 +2,22 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 
 from metadist.checkpoint.format import Checkpoint
 from metadist.core.errors import InputError
+from metadist.core.messages import Weights
 from metadist.core.task import Split, Task, TaskId
 from metadist.engine import Engine, estimate
 from metadist.fleet.worker import TWO_RESULTS, set_up_process
 from metadist.learners.learner import one_tensor
 from metadist.models import LOSSES, Model
-from metadist.run.auto import chunk_size
+from metadist.run.auto import aggregation, chunk_size, worker_device
 from metadist.run.build import Job
+from metadist.run.plugins import model_name
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,10 @@ class Prepared:
         """Frozen weights and buffers, which workers take from the driver."""
         return {name: value.cpu().numpy() for name, value in self.engine.learner.model.constants.items()}
 
+    def weights(self, version: int) -> Weights:
+        """theta after that many meta-updates."""
+        return Weights(version, self.theta)
+
     def memory(self) -> str:
         """An estimate of what a worker takes beside the program, in words."""
         try:
@@ -50,6 +57,53 @@ class Prepared:
         except Exception as error:  # whatever a user's model does that tensors without memory cannot
             return f"unknown ({type(error).__name__} where it was estimated)"
         return f"about {(need.activations + need.gradients) / 2**20:.0f} MiB"
+
+    def resolved(self) -> dict[str, Any]:
+        """Dotted setting -> the value that a run computes with, where its job says `auto` or nothing."""
+        job, engine = self.job, self.engine
+        config, own, learner = job.config, job.config.evaluation, engine.learner
+        later = job.evaluation_engine("cpu").learner
+        chosen: dict[str, Any] = {
+            "model.name": model_name(config.model, job.shapes),
+            "engine.kind": engine.kind,
+            "engine.differentiation": engine.method.differentiation,
+            "engine.chunk_size": self.chunk_size,
+            "engine.aggregate": aggregation(config, engine),
+            "engine.device": worker_device(config),
+            "evaluation.baselines": list(self.baselines),
+        }
+        if config.loss == "auto":
+            chosen["loss"] = next(name for name, loss in LOSSES.items() if loss is job.loss)
+        if job.dataset is not None:
+            chosen["task.scheme"] = job.dataset.kind if config.task.scheme == "auto" else config.task.scheme
+            chosen["evaluation.shots"] = own.shots or config.task.shots
+            chosen["evaluation.queries"] = own.queries or config.task.queries
+            if job.shapes.classification:
+                chosen["evaluation.ways"] = own.ways or config.task.ways
+        if not config.tasks_per_worker:
+            chosen["meta_batch_size"] = config.batch_size(1)
+        for name in ("inner_steps", "inner_lr"):
+            if name not in learner.refused:
+                chosen |= {f"learner.{name}": getattr(learner, name), f"evaluation.{name}": getattr(later, name)}
+        return chosen
+
+    def about(self) -> str:
+        """The run's tasks and its learner, in Markdown."""
+        job, engine = self.job, self.engine
+        config, task = job.config, job.config.task
+        name = config.data.family or (job.dataset.path.name if job.dataset else "")
+        if job.dataset is None:
+            tasks = f"tasks of `{config.data.source}`"
+        elif job.shapes.classification:
+            tasks = f"{task.ways} ways, {task.shots} shots, {task.queries} queries a class, of `{name}`"
+        else:
+            tasks = f"regression on {task.shots} examples, {task.queries} queries a task, of `{name}`"
+        steps = "" if "inner_steps" in engine.learner.refused else f", {engine.learner.inner_steps} inner steps"
+        batch = f"{config.tasks_per_worker} tasks for each worker" if config.tasks_per_worker else config.batch_size(1)
+        return (
+            f"**Task**: {tasks}\n\n**Learner**: {config.learner.name}{steps}, "
+            f"{model_name(config.model, job.shapes)} of {engine.layout.size} meta-parameters, meta-batch {batch}"
+        )
 
 
 def prepare(job: Job, splits: Sequence[Split], checkpoint: Checkpoint | None = None) -> Prepared:

@@ -9,13 +9,14 @@ from metadist.checkpoint.format import theta_sha256
 from metadist.core.errors import EvaluationFailed, HeadLost, Interrupted, StorageFailed
 from metadist.core.files import reason, writing
 from metadist.core.messages import Weights
-from metadist.evaluation.figures import training_curve
 from metadist.evaluation.protocol import draw_curve, regret, write_results
 from metadist.run.directory import Run, write_json
+from metadist.run.export import log_models
 from metadist.run.identity import digest
+from metadist.run.measures import final_metrics
+from metadist.run.pictures import draw_run, draw_task
 from metadist.run.prepare import Prepared
 from metadist.run.trust import trust_flag
-from metadist.tracking.jsonl import read_metrics
 
 
 def evaluate_weights(
@@ -67,27 +68,17 @@ def conclude(
 
 def _evaluate_best(prepared: Prepared, fleet: Any, run: Run, weights: Weights) -> dict[str, Any]:
     """Evaluate the best weights by validation (the last ones where there was none), and draw the training curve."""
-    split = run.config.evaluation.split
+    models = {"final": run.store.load("latest")}
     if run.store.has_best():
-        best = run.store.load("best")
+        models = {"best": run.store.load("best"), **models}
+        best = models["best"]
         weights = Weights(best.step, prepared.engine.layout.vector(best.weights))
     summary = evaluate_weights(prepared, fleet, weights, run.path, run.say)
     if run.config.optimizer.max_staleness:
         summary["tasks_by_staleness"] = dict(sorted(fleet.staleness.items()))
-    rows, files = read_metrics(run.path / "metrics.jsonl"), ["tasks.arrow", "adaptation_curve.png"]
-    if any("train/loss" in row for row in rows):
-        with writing(run.path):
-            training_curve(rows, run.path / "training_curve.png")
-        files.append("training_curve.png")
+    files = ["tasks.arrow", "adaptation_curve.png", *draw_run(run.path), *draw_task(prepared, weights.theta, run.path)]
     for name in files:
         run.tracker.artifact(run.path / name)
-    metric = "accuracy" if "accuracy" in summary else "loss"
-    final = {
-        f"{split}/{metric}": summary[metric]["after"]["mean"],
-        f"{split}/{metric}_ci95": summary[metric]["after"]["ci95"],
-        f"{split}/diverged_tasks": summary["diverged_tasks"],
-    }
-    if summary["begun"] == "before adaptation":
-        final[f"{split}/{metric}_before"] = summary[metric]["before"]["mean"]
-    run.tracker.metrics(final, weights.version)
+    run.tracker.metrics(final_metrics(summary), weights.version)
+    log_models(prepared, run, models)
     return summary

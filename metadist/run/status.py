@@ -56,7 +56,7 @@ def status(run: str | Path) -> dict[str, Any]:
     return found
 
 
-_SHOWN = {"step": "step", "loss": "train/loss", "workers": "fleet/workers", "target": "fleet/target"}
+_SHOWN = {"step": "step", "loss": "train/loss", "workers": "workers/alive", "target": "workers/target"}
 
 
 def _results(path: Path) -> dict[str, Any]:

@@ -2,8 +2,10 @@
 
 import json
 import math
-import os
+import shlex
 import sys
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,18 +13,20 @@ from typing import Any
 from metadist.checkpoint.format import Checkpoint
 from metadist.config import Config
 from metadist.config.load import shown
-from metadist.core.errors import Interrupted
-from metadist.core.files import bare, read_file, replace_text
-from metadist.core.redaction import command_line
+from metadist.core.errors import InputError, Interrupted
+from metadist.core.files import DriverLock, bare, read_file, replace_text
 from metadist.run.identity import digest
 from metadist.tracking import Status, Tracker, Trackers
 from metadist.tracking.console import ConsoleTracker
+from metadist.tracking.description import RunDescription, results_table
 from metadist.tracking.jsonl import JsonlTracker, read_metrics
-from metadist.tracking.mlflow import MlflowTracker
-from metadist.tracking.provenance import git_tags, version_tags
+from metadist.tracking.mlflow import MlflowTracker, close_run, tracking_uri
+from metadist.tracking.provenance import git_tags, job_git_tags, source_tags, submitted_job, version_tags
 
 SIGNAL_GRACE_S = 2.0
 RUN_ID_FILE = "mlflow_run_id"
+MODELS_FOLDER = "models"
+"""Of a run's directory, for MLflow: copies of the weights in two of its checkpoints."""
 
 
 class RunTracker:
@@ -34,49 +38,90 @@ class RunTracker:
         self.run_dir = run_dir
         self._console = ConsoleTracker(config.meta_steps, quiet=quiet)
         self.say = self._console.say
-        if checkpoint is not None and (run_dir / "metrics.jsonl").exists():
-            for row in read_metrics(run_dir / "metrics.jsonl"):
-                if row.get("step", math.inf) <= checkpoint.step:
-                    self._console.remember(row, row["step"])
         trackers: list[Tracker] = [JsonlTracker(run_dir / "metrics.jsonl"), self._console]
         self._mlflow: MlflowTracker | None = None
+        self._description: RunDescription | None = None
         if own.mlflow:
             name = own.run_name or run_dir.name
             run_id = known_run_id(run_dir, checkpoint, config.run_dir)
             note = partial(replace_text, run_dir / RUN_ID_FILE)
-            self._mlflow = MlflowTracker(own.uri, own.experiment, name, run_id, run_dir, self.say, note)
-            trackers.append(self._mlflow)
+            self._mlflow = MlflowTracker(
+                own.uri, own.experiment, name, run_id, run_dir, self.say, note, register=own.register
+            )
+            self._description = RunDescription(self._mlflow.tags, config.meta_steps)
+            trackers += [self._description, self._mlflow]
         self.tracker: Tracker = Trackers(*trackers)
+        if checkpoint is not None and (run_dir / "metrics.jsonl").exists():
+            self._remember(read_metrics(run_dir / "metrics.jsonl"), checkpoint.step)
+
+    def _remember(self, rows: Iterable[Mapping[str, Any]], until: int) -> None:
+        """The validations of earlier tries of this run, up to the step at which it goes on."""
+        for row in rows:
+            if row.get("step", math.inf) <= until:
+                values = {name: value for name, value in row.items() if isinstance(value, float)}
+                self._console.remember(values, row["step"])
+                if self._description:
+                    self._description.remember(values, row["step"])
 
     def mlflow_run_id(self) -> str | None:
         """The MLflow run to continue after a restart, once there is one."""
         return self._mlflow.wait_run_id(0) if self._mlflow else None
 
-    def describe(self, identity: dict[str, Any], data: tuple[str, str, str] | None) -> None:
-        """Send parameters, tags, the data (name, digest, path) and the configuration."""
-        self.tracker.params(flat(shown(self.config)))
+    def mlflow_page(self) -> str | None:
+        """Where a browser finds the run, once it is there."""
+        return self._mlflow.page if self._mlflow else None
+
+    def describe(
+        self, identity: dict[str, Any], data: tuple[str, str, str] | None, resolved: dict[str, Any], about: str,
+        trust_flag: str,
+    ) -> None:  # fmt: skip
+        """Send parameters, tags, the data (name, digest, path), the configuration, and what the run is about."""
+        self.tracker.params(flat(shown(self.config)) | flat(resolved))
+        job = submitted_job()
         self.tracker.tags(
-            git_tags(Path.cwd())
+            (job_git_tags(job) or git_tags(Path.cwd()))
             | version_tags()
-            | {
-                "mlflow.source.name": command_line(sys.argv),
-                "mlflow.source.type": "JOB" if os.environ.get("RAY_JOB_ID") else "LOCAL",
-                "metadist.identity": digest(identity),
-                "metadist.run_dir": bare(self.config.run_dir or ""),
-            }
+            | source_tags(sys.argv, job)
+            | {"metadist.identity": digest(identity), "metadist.run_dir": bare(self.config.run_dir or "")}
         )
+        if self._description:
+            run_dir = bare(self.config.run_dir or "")
+            place = shlex.quote(run_dir)
+            self._description.about = about
+            self._description.commands = (
+                f"Continue: `metadist train {place}/config.yaml --resume auto{trust_flag}`\n\n"
+                f"Evaluate: `metadist evaluate {place}{trust_flag}`\n\nUse: `metadist.load({run_dir!r})`"
+            )
         if data is not None:
             self.tracker.dataset(*data, "train")
         self.tracker.artifact(self.run_dir / "config.yaml")
+
+    def conclude(self, results: dict[str, Any]) -> None:
+        """The results, as tags and in the description."""
+        names = ("theta_sha256", "evaluated_theta_sha256", "verdict")
+        self.tracker.tags({f"metadist.{name}": str(results[name]) for name in names})
+        if self._description:
+            self._description.results = results_table(results)
 
     def finish(self, error: type[BaseException] | None) -> None:
         """Close with the status that the end of the run has: `error` is what ended it, if anything."""
         status: Status = "FINISHED" if error is None else "FAILED"
         if error is not None and issubclass(error, Interrupted | KeyboardInterrupt):
             status = "KILLED"
-            if self._mlflow:
+            if self._mlflow and self._description:
+                self._description.finish(status)
                 self._mlflow.finish(status, SIGNAL_GRACE_S)
         self.tracker.finish(status)
+
+
+def close_stale(run_dir: Path, uri: str | None) -> bool:
+    """Show a run as KILLED that MLflow, at `uri` or by default where runs in that place are, still shows as running
+    though its driver is gone; whether it was so. Raises MlflowException where MLflow does not answer."""
+    if not (run_dir / RUN_ID_FILE).exists():
+        return False
+    with suppress(InputError), DriverLock(run_dir):  # else a driver has it
+        return close_run(tracking_uri(uri, run_dir.parent), known_run_id(run_dir, None, None) or "", "KILLED")
+    return False
 
 
 def known_run_id(folder: Path, checkpoint: Checkpoint | None, run_dir: str | None) -> str | None:

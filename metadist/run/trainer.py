@@ -219,19 +219,19 @@ class Trainer:
             slowest[report.worker] = slowest.get(report.worker, 0.0) + report.computing_s
         values = {
             "train/loss": stats.loss,
-            "train/gradient_norm": stats.gradient_norm,
+            "train/meta_gradient_norm": stats.gradient_norm,
             "train/task_gradient_norm": stats.task_norm,
-            "train/gradient_agreement": stats.agreement,
+            "train/meta_gradient_agreement": stats.agreement,
             "train/noise_scale_tasks": stats.noise_scale,
             "train/meta_lr": stats.meta_lr,
             "train/meta_batch_size": stats.num_tasks,
-            "throughput/tasks_per_s": window.tasks / elapsed,
-            "throughput/steps_per_s": window.steps / elapsed,
-            "time/compute_s": window.compute_s / window.steps,
-            "time/update_s": window.update_s / window.steps,
-            "time/outside_slowest_worker_share": 1 - max(slowest.values()) / window.last_s,
-            "fleet/workers": self.fleet.num_workers,
-            "fleet/target": self.fleet.target,
+            "workers/tasks_per_s": window.tasks / elapsed,
+            "workers/steps_per_s": window.steps / elapsed,
+            "workers_time/compute_s": window.compute_s / window.steps,
+            "workers_time/update_s": window.update_s / window.steps,
+            "workers_time/outside_slowest_worker_share": 1 - max(slowest.values()) / window.last_s,
+            "workers/alive": self.fleet.num_workers,
+            "workers/target": self.fleet.target,
         }
         if self.config.optimizer.max_staleness:
             tasks = self.fleet.staleness
@@ -246,7 +246,8 @@ class Trainer:
             self._say_once("concern", f"{concern} (said once, at meta-step {done})")
         for phase in PHASES:
             spent = sum(report.seconds[phase] for report in reports)
-            values[f"time/{phase}_s_per_task"] = spent / stats.num_tasks
+            values[f"workers_time/{phase}_s_per_task"] = spent / stats.num_tasks
+        values |= self.fleet.machines.metrics(reports)
         self.tracker.metrics(values, done)
         self._window = Window()
 
@@ -270,10 +271,10 @@ class Trainer:
                 "finite), so it has no mean and cannot be the best (said once, see validation/diverged_tasks): lower "
                 "evaluation.inner_lr, learner.inner_lr or meta_lr, or set optimizer.clip_norm",
             )
-        values["time/validation_s"] = time.perf_counter() - began
+        values["workers_time/validation_s"] = time.perf_counter() - began
         self.tracker.metrics(values, done)
         self._validated = values
-        self._window.began += values["time/validation_s"]
+        self._window.began += values["workers_time/validation_s"]
         score = values[f"validation/{self.metric}"] * (1 if self.metric == "accuracy" else -1)
         improved = not diverged and (self.progress.best is None or score > self.progress.best)
         best, since = (score, 0) if improved else (self.progress.best, self.progress.since_best + 1)

@@ -6,6 +6,7 @@ stands for.
 """
 
 import inspect
+import os
 import sys
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
@@ -112,6 +113,13 @@ def check_usable(*places: str | None) -> None:
                 f"{place} was saved without its secret: give that setting again, or better give the secret in the "
                 "environment (MLFLOW_TRACKING_URI, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY) and an address without it"
             )
+
+
+def is_tracked(config: Config, trust_code: bool, own: Collection[str]) -> bool:
+    """Whether the tracking server that a saved run names is used: where the user gave its address himself, as a setting
+    or in the environment, or trusts it."""
+    uri = config.tracking.uri
+    return uri is None or trust_code or _typed("tracking.uri", own) or uri == os.environ.get("MLFLOW_TRACKING_URI")
 
 
 def _typed(key: str, own: Collection[str]) -> bool:

@@ -2,16 +2,35 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
+
+
+class SavedModel(NamedTuple):
+    """A trained model to keep with a run, for use without the run.
+
+    name: "best" or "final". step: meta-steps done. folder: one checkpoint, which `metadist.load` reads. inputs,
+    outputs: the named arrays that it takes and gives, dtype and shape of each (-1: any number). settings: what of its
+    adaptation may be changed, `steps` and `lr`, with its values. example: small inputs, as arrays. evaluated:
+    its figures are those that the run reports.
+    """
+
+    name: str
+    step: int
+    folder: Path
+    inputs: Mapping[str, tuple[str, list[int]]]
+    outputs: Mapping[str, tuple[str, list[int]]]
+    settings: Mapping[str, float]
+    example: Mapping[str, Any]
+    evaluated: bool
 
 
 class Tracker:
     """Takes what a run reports; this one passes over all of it. No call waits for a network.
 
-    Metric names are paths such as `train/loss`, `validation/accuracy` (a fraction, 0 to 1), `throughput/tasks_per_s`,
-    `fleet/workers`; `step` is the number of meta-steps done.
+    Metric names are paths such as `train/loss`, `validation/accuracy` (a fraction, 0 to 1), `workers/tasks_per_s`,
+    `workers/alive`; `step` is the number of meta-steps done.
     """
 
     def params(self, values: dict[str, str]) -> None:
@@ -28,6 +47,9 @@ class Tracker:
 
     def artifact(self, path: Path, folder: str = "") -> None:
         """A file to keep with the run. It may be read later than this call returns, and must stay until `finish`."""
+
+    def model(self, model: SavedModel) -> None:
+        """A model to keep with the run. Its folder may be read later, and must stay until `finish`."""
 
     def finish(self, status: Status) -> None:
         """The end: FINISHED (done), FAILED (an error), KILLED (stopped by a person or the cluster)."""
@@ -58,6 +80,10 @@ class Trackers(Tracker):
     def artifact(self, path: Path, folder: str = "") -> None:
         for tracker in self._trackers:
             tracker.artifact(path, folder)
+
+    def model(self, model: SavedModel) -> None:
+        for tracker in self._trackers:
+            tracker.model(model)
 
     def finish(self, status: Status) -> None:
         """Finishes each of them, then raises the first error."""

@@ -11,19 +11,20 @@ from typing import TYPE_CHECKING, TextIO
 
 from metadist.core.redaction import redact
 from metadist.tracking import Status, Tracker
+from metadist.tracking.best import Best
 
 if TYPE_CHECKING:
     from rich.live import Live
 
 _REDRAW_S = 0.1
-_SHOWN = {"train/loss", "validation/accuracy", "validation/loss", "throughput/tasks_per_s", "fleet/workers"}
+_SHOWN = {"train/loss", "validation/accuracy", "validation/loss", "workers/tasks_per_s", "workers/alive"}
 
 
 class ConsoleTracker(Tracker):
     """Writes `step 1200/6000 20.0% | loss 0.812 | validation 94.1% (best 94.3% @1100) | 212 tasks/s | ETA 12m`.
 
-    Understands `train/loss`, `validation/accuracy` (a fraction) or `validation/loss`, `throughput/tasks_per_s` and
-    `fleet/workers`; what has not been reported is left out. `every_s` is the time between plain lines; `quiet` leaves
+    Understands `train/loss`, `validation/accuracy` (a fraction) or `validation/loss`, `workers/tasks_per_s` and
+    `workers/alive`; what has not been reported is left out. `every_s` is the time between plain lines; `quiet` leaves
     only what `say` prints. No colours. May be called from several threads.
     """
 
@@ -36,7 +37,7 @@ class ConsoleTracker(Tracker):
         self._every_s = min(every_s, _REDRAW_S) if self._on_terminal else every_s
         self._total, self._quiet = total_steps, quiet
         self._latest: dict[str, float] = {}
-        self._best: tuple[float, int] | None = None
+        self._best = Best()
         self._first: tuple[int, float] | None = None
         self._step = 0
         self._drawn, self._drawn_at = "", -math.inf
@@ -50,13 +51,13 @@ class ConsoleTracker(Tracker):
             self._changed |= step != self._step or not _SHOWN.isdisjoint(values)
             self._step = step
             self._latest.update(values)
-            self._keep_best(values, step)
+            self._best.offer(values, step)
             if not self._quiet and now - self._drawn_at >= self._every_s:
                 self._draw()
 
     def remember(self, values: Mapping[str, float], step: int) -> None:
         """A validation of an earlier try of this run, of which the best is shown."""
-        self._keep_best({name: value for name, value in values.items() if isinstance(value, float)}, step)
+        self._best.offer(values, step)
 
     def say(self, text: str) -> None:
         """Prints a sentence, without passwords and keys, on a line of its own, after the progress up to it; a live line
@@ -75,14 +76,6 @@ class ConsoleTracker(Tracker):
                 with suppress(OSError):
                     self._live.stop()
                 self._live = None
-
-    def _keep_best(self, values: Mapping[str, float], step: int) -> None:
-        name, better = ("accuracy", float.__gt__) if "validation/accuracy" in values else ("loss", float.__lt__)
-        value = float(values.get(f"validation/{name}", math.nan))
-        if values.get("validation/diverged_tasks") or math.isnan(value):
-            return  # is never the best
-        if self._best is None or better(value, self._best[0]):
-            self._best = value, step
 
     def _draw(self) -> None:
         text, before = self._text(), self._drawn
@@ -112,22 +105,25 @@ class ConsoleTracker(Tracker):
         if "train/loss" in latest:
             parts.append(f"loss {latest['train/loss']:.4g}")
         if "validation/accuracy" in latest:
-            best = f" (best {self._best[0]:.1%} @{self._best[1]})" if self._best else ""
+            best = self._of_best(".1%")
             parts.append(f"validation {latest['validation/accuracy']:.1%}{best}")
         elif "validation/loss" in latest:
-            best = f" (best {self._best[0]:.4g} @{self._best[1]})" if self._best else ""
+            best = self._of_best(".4g")
             parts.append(f"validation loss {latest['validation/loss']:.4g}{best}")
         elif latest.get("validation/diverged_tasks"):
             parts.append(f"validation diverged in {latest['validation/diverged_tasks']:g} tasks")
-        if "throughput/tasks_per_s" in latest:
-            parts.append(f"{latest['throughput/tasks_per_s']:.3g} tasks/s")
-        if "fleet/workers" in latest:
-            workers = int(latest["fleet/workers"])
+        if "workers/tasks_per_s" in latest:
+            parts.append(f"{latest['workers/tasks_per_s']:.3g} tasks/s")
+        if "workers/alive" in latest:
+            workers = int(latest["workers/alive"])
             parts.append(f"{workers} worker{'' if workers == 1 else 's'}")
         if self._first and self._first[0] < step < self._total:
             per_step_s = (time.monotonic() - self._first[1]) / (step - self._first[0])
             parts.append(f"ETA {_duration(per_step_s * (self._total - step))}")
         return " | ".join(parts)
+
+    def _of_best(self, form: str) -> str:
+        return "" if self._best.step is None else f" (best {self._best.value:{form}} @{self._best.step})"
 
 
 def _live_line(stream: TextIO) -> "Live":

@@ -16,7 +16,6 @@ import re
 import shlex
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -25,7 +24,9 @@ from urllib.parse import urlsplit
 
 from metadist.core.files import parse_json_line, replace_text
 from metadist.core.redaction import redact, redacted
-from metadist.tracking import Status, Tracker
+from metadist.tracking import SavedModel, Status, Tracker
+from metadist.tracking.database import database_file, make_database
+from metadist.tracking.models import log_model
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -37,12 +38,17 @@ FLUSH_EVERY_S = 2.0
 FIRST_BACKOFF_S, LAST_BACKOFF_S = 5.0, 300.0
 _CLOSING_ATTEMPTS, _CLOSING_PAUSE_S = 2, 0.5
 _ARTIFACT_ATTEMPTS = 3
+HEARTBEAT, HEARTBEAT_EVERY_S = "metadist.heartbeat", 60.0
+_END_S, _MODEL_S = 15.0, 120.0  # how long the end of a run is waited for, and where it has models
 _KEY_CHARS, _PARAM_CHARS, _TAG_CHARS, _DIGEST_CHARS = 250, 6000, 8000, 36  # MLflow's limits
 _REFUSED = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")
 _GONE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 _HALF_MADE = re.compile(r"duplicate column name|table \S+ already exists|no such table")
 _MOST_CHARS = 300
-_MIGRATING = threading.Lock()  # MLflow's migrations are not for several threads
+
+
+class ParentGone(Exception):
+    """There is no run in which another one should be nested."""
 
 
 class MlflowTracker(Tracker):
@@ -51,8 +57,12 @@ class MlflowTracker(Tracker):
     `uri` defaults to MLFLOW_TRACKING_URI, else to an SQLite file and an artifact folder beside `run_dir`. With `run_id`
     that run is continued, from the line of `metrics.jsonl` that it has reached; when it is gone a new one says so in
     the tag `resumed_from_run`. Parameters cannot change in MLflow: changed ones are listed in the tag `param_drift`.
-    Values that are not finite are not sent, but their number is, as `tracking/nonfinite`. `opened` is called with the
-    id of the run once there is one, and `say` with failures, one sentence an outage, both possibly from another thread.
+    Values that are not finite are not sent, but their number is, as `tracking/nonfinite`. While it runs, the tag
+    `metadist.heartbeat` is the time in seconds since 1970, a minute old at most.
+
+    `opened` is called with the id of the run once there is one, and `say` with failures, one sentence an outage, both
+    possibly from another thread. With `parent`, the id of a run there, a new run is nested in it. The best model is
+    registered under the name `register`.
     """
 
     def __init__(
@@ -64,15 +74,19 @@ class MlflowTracker(Tracker):
         run_dir: Path,
         say: Callable[[str], None],
         opened: Callable[[str], object] = lambda run_id: None,
+        parent: str | None = None,
+        register: str | None = None,
     ) -> None:
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        set_environment()
         self._metrics, self._run_root = Path(run_dir).absolute() / "metrics.jsonl", Path(run_dir).absolute().parent
-        self._uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{self._run_root / 'mlflow.db'}"
+        self._uri = tracking_uri(uri, self._run_root)
         self._shown_uri = redact(self._uri)
         self._experiment, self._run_name, self._say, self._opened = experiment, run_name, say, opened
         self._run_id, self._run_opened = run_id, threading.Event()
+        self._parent, self._register = parent, register
+        self.page: str | None = None
+        """Where a browser finds the run, once there is one; see `run_page`."""
+        self._beat_s = -HEARTBEAT_EVERY_S
         self._started_ms = int(time.time() * 1000)
         self._offset = _reached(self._metrics, run_id)  # bytes of metrics.jsonl that MLflow has
         self._lock = threading.Lock()  # on what the next four hold, which the writer sends where it is not sent yet
@@ -80,6 +94,7 @@ class MlflowTracker(Tracker):
         self._tags: dict[str, str] = {}
         self._datasets: list[tuple[str, str, str, str]] = []
         self._artifacts: dict[tuple[Path, str], int] = {}  # (path, folder) -> how often it was tried
+        self._models: list[SavedModel] = []
         self._sent_params: dict[str, str] = {}
         self._sent_tags: dict[str, str] = {}
         self._refusal_said = False
@@ -110,6 +125,10 @@ class MlflowTracker(Tracker):
         with self._lock:
             self._artifacts[Path(path).absolute(), folder] = 0
 
+    def model(self, model: SavedModel) -> None:
+        with self._lock:
+            self._models.append(model)
+
     def wait_run_id(self, timeout_s: float) -> str | None:
         """The run's id, for the checkpoint: the one asked for at construction as long as the server has not answered,
         None when there is none yet.
@@ -117,12 +136,14 @@ class MlflowTracker(Tracker):
         self._run_opened.wait(timeout_s)
         return self._run_id
 
-    def finish(self, status: Status, timeout_s: float = 15.0) -> None:
-        """Sends what is left and the run's end, then returns, after `timeout_s` at the latest. A second call does
-        nothing.
+    def finish(self, status: Status, timeout_s: float | None = None) -> None:
+        """Sends what is left and the run's end, then returns, after `timeout_s` at the latest (by default 15 seconds,
+        two minutes where there are models to send). A second call does nothing.
         """
         if self._closing.is_set():
             return
+        if timeout_s is None:
+            timeout_s = _MODEL_S if self._models else _END_S
         self._status = (status, int(time.time() * 1000))
         self._closing.set()
         in_time = self._closed.wait(timeout_s)
@@ -132,8 +153,8 @@ class MlflowTracker(Tracker):
             lacking = sum(len(lines) for lines, _ in _batches(self._metrics, self._offset))
             self._say(
                 f"MLflow at {self._shown_uri} did not take the end of this run ({reason}): it lacks {lacking} lines of "
-                "metrics.jsonl in the run directory and may show the run as running; once it answers, the same command "
-                "with --resume auto sends them"
+                f"metrics.jsonl in {self._metrics.parent} and may show the run as running; once it answers, the same "
+                f"command{'' if self._parent else ' with --resume auto'} sends them"
             )
 
     def _write(self) -> None:
@@ -148,6 +169,9 @@ class MlflowTracker(Tracker):
                 self._send_all(client)
                 if closing:
                     client.set_terminated(str(self._run_id), *self._status)
+            except ParentGone as error:
+                self._say(f"{error}: it is not shown there")
+                attempts_left, self._error = 0, None
             except Exception as error:
                 self._error = error
                 if closing:
@@ -183,7 +207,9 @@ class MlflowTracker(Tracker):
         if not self._continue_run(client):
             gone = self._run_id
             tags = {"mlflow.user": _user()} | ({"resumed_from_run": gone} if gone else {})
-            experiment_id = self._experiment_id(client)
+            if self._parent:
+                tags["mlflow.parentRunId"] = self._parent
+            experiment_id = self._experiment_of_parent(client) if self._parent else self._experiment_id(client)
             run = client.create_run(experiment_id, start_time=self._started_ms, run_name=self._run_name, tags=tags)
             self._run_id = run.info.run_id
             self._note_offset(0)
@@ -192,8 +218,12 @@ class MlflowTracker(Tracker):
                     f"MLflow at {self._shown_uri} no longer has run {gone}: a new run, {self._run_id}, was started."
                 )
         assert self._run_id is not None
+        experiment_id = client.get_run(self._run_id).info.experiment_id
+        self.page = run_page(self._uri, experiment_id, self._run_id)
         self._opened(self._run_id)
         self._run_opened.set()
+        if not self.page.startswith("#"):
+            self._say(f"MLflow shows this run at {self.page}")
         return client
 
     def _continue_run(self, client: "MlflowClient") -> bool:
@@ -213,6 +243,16 @@ class MlflowTracker(Tracker):
         client.update_run(self._run_id, status="RUNNING")
         self._sent_params = dict(run.data.params)
         return True
+
+    def _experiment_of_parent(self, client: "MlflowClient") -> str:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return client.get_run(str(self._parent)).info.experiment_id
+        except MlflowException as error:
+            if error.error_code in _GONE:
+                raise ParentGone(f"MLflow at {self._shown_uri} has no run {self._parent} to nest this in") from None
+            raise
 
     def _experiment_id(self, client: "MlflowClient") -> str:
         """The experiment, created if need be. A database keeps no files, and MLflow would put them under the current
@@ -241,6 +281,7 @@ class MlflowTracker(Tracker):
             self._note_offset(end)
         self._send_datasets(client)
         self._send_artifacts(client)
+        self._send_models(client)
 
     def _note_offset(self, offset: int) -> None:
         """For a resumed run; where it cannot be written, that one sends a part twice, which harms nothing."""
@@ -251,6 +292,9 @@ class MlflowTracker(Tracker):
     def _send_settings(self, client: "MlflowClient") -> None:
         from mlflow.entities import Param, RunTag
 
+        if time.monotonic() - self._beat_s >= HEARTBEAT_EVERY_S:
+            self._beat_s = time.monotonic()
+            self.tags({HEARTBEAT: f"{time.time():.0f}"})
         with self._lock:
             params, tags = dict(self._params), dict(self._tags)
         sent = self._sent_params
@@ -312,6 +356,23 @@ class MlflowTracker(Tracker):
             with self._lock:
                 del self._artifacts[path, folder]
 
+    def _send_models(self, client: "MlflowClient") -> None:
+        """Each is tried once, whatever comes of it: it can be made again from the run, and must not hold up its end."""
+        while self._models:
+            model = self._models[0]
+            lines = (line for batch, _ in _batches(self._metrics, 0) for line in batch)
+            figures = (m for line in lines for m in _values(line) if m.key.startswith(("validation/", "test/")))
+            try:
+                own = [metric for metric in figures if metric.step == model.step]
+                log_model(client, str(self._run_id), model, own, self._register)
+            except Exception as error:
+                self._say(
+                    f"MLflow at {self._shown_uri} did not take the {model.name} model ({_sentence(error)}); "
+                    f"`metadist.load` reads it from {self._metrics.parent}."
+                )
+            with self._lock:
+                del self._models[0]
+
     def _reason(self, error: Exception) -> str:
         """What is wrong, with the remedy where MLflow's own words have none that is of use here."""
         file = database_file(self._uri)
@@ -324,6 +385,46 @@ class MlflowTracker(Tracker):
                 "leave it and MLFLOW_TRACKING_URI out; `mlflow migrate-filestore` takes over what the files hold"
             )
         return _sentence(error)
+
+
+def set_environment() -> None:
+    """What MLflow's client does by default: it gives up soon, says nothing of itself and draws no bars. The user's own
+    settings hold."""
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+
+
+def tracking_uri(uri: str | None, run_root: Path) -> str:
+    """The job's `tracking.uri`, else that of the environment, else SQLite beside the run directories in `run_root`."""
+    return uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{run_root.absolute() / 'mlflow.db'}"
+
+
+def run_page(uri: str, experiment_id: str, run_id: str) -> str:
+    """Where a browser finds a run, in the view for training: an address at a server, else (for a server that the user
+    starts himself) what follows its address, from the `#` on."""
+    page = f"#/experiments/{experiment_id}/runs/{run_id}?workflowType=machine_learning"
+    parts = urlsplit(uri)
+    if parts.scheme not in ("http", "https"):
+        return page
+    host = parts.netloc.rpartition("@")[2]
+    return f"{parts.scheme}://{host}{parts.path.rstrip('/')}/{page}"
+
+
+def close_run(uri: str, run_id: str, status: Status) -> bool:
+    """End a run that MLflow still shows as running, at its last sign of life; False where it does not. Raises
+    MlflowException where MLflow does not answer, or has no such run."""
+    from mlflow import MlflowClient
+
+    set_environment()
+    client = MlflowClient(tracking_uri=uri)
+    run = client.get_run(run_id)
+    if run.info.status != "RUNNING":
+        return False
+    beat = run.data.tags.get(HEARTBEAT, "")
+    client.set_terminated(run_id, status, int(beat) * 1000 if beat.isdecimal() else None)
+    return True
 
 
 def _reached(metrics: Path, run_id: str | None) -> int:
@@ -376,41 +477,6 @@ def _user() -> str:
         return getpass.getuser()
     except (KeyError, OSError):
         return str(os.getuid())
-
-
-def database_file(uri: str) -> Path | None:
-    """The file of an SQLite database, None where the URI is of another kind."""
-    scheme, mark, path = uri.partition(":///")
-    in_file = mark and scheme.partition("+")[0] == "sqlite" and path.partition("?")[0] not in ("", ":memory:")
-    return Path(path.partition("?")[0]).absolute() if in_file else None
-
-
-def make_database(path: Path, artifacts: Path) -> None:
-    """A new database under a name of its own until it is whole: a process may be killed, and several may do the same.
-    Readable by its user alone."""
-    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    with _MIGRATING:
-        if path.exists():
-            return
-        try:
-            os.close(os.open(aside, os.O_CREAT | os.O_EXCL, 0o600))
-            SqlAlchemyStore(f"sqlite:///{aside}", artifacts.as_uri()).engine.dispose()
-            _appear(aside, path)
-        finally:
-            aside.unlink(missing_ok=True)
-
-
-def _appear(aside: Path, path: Path) -> None:
-    """By a link, which unlike a rename replaces nothing that another process has made meanwhile."""
-    try:
-        os.link(aside, path)
-    except FileExistsError:
-        return
-    except OSError:  # a file system without links
-        os.rename(aside, path)
 
 
 def _sentence(error: Exception) -> str:

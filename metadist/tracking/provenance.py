@@ -1,9 +1,51 @@
 """What a run was made from, as tags: the git commit, and the versions of what computes."""
 
+import json
+import os
 import platform
 import subprocess
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+from metadist.core.redaction import command_line
+
+RAY_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # in which Ray gives a submitted job its metadata
+
+
+def submitted_job() -> dict[str, str] | None:
+    """The metadata of the Ray job that this process is the driver of; None where it was not submitted."""
+    try:
+        metadata = json.loads(os.environ[RAY_JOB])["metadata"]
+    except (KeyError, TypeError, ValueError):
+        return {} if RAY_JOB in os.environ else None
+    return {str(key): str(value) for key, value in metadata.items()} if isinstance(metadata, dict) else {}
+
+
+def source_tags(argv: Sequence[str], job: Mapping[str, str] | None) -> dict[str, str]:
+    """What was run, from the command line or a submitted job's metadata: the job file is the name (MLflow shows what
+    follows its last slash)."""
+    file = next((word for word in argv[1:] if word.endswith((".yaml", ".yml"))), argv[0])
+    command = command_line(argv)
+    if job is None:
+        return {"mlflow.source.name": file, "mlflow.source.type": "LOCAL", "metadist.command": command}
+    tags = {
+        "mlflow.source.name": job.get("metadist.job", file),
+        "mlflow.source.type": "JOB",
+        "metadist.command": job.get("metadist.command", command),
+    }
+    known = {"job_submission_id": "ray.submission_id", "metadist.dashboard": "ray.dashboard"}
+    return tags | {tag: job[key] for key, tag in known.items() if key in job}
+
+
+def job_git_tags(job: Mapping[str, str] | None) -> dict[str, str]:
+    """What `git_tags` said where the job was submitted from: Ray sends no repository along."""
+    names = {
+        "metadist.git_commit": "mlflow.source.git.commit",
+        "metadist.git_branch": "mlflow.source.git.branch",
+        "metadist.git_dirty": "metadist.git_dirty",
+    }
+    return {tag: job[key] for key, tag in names.items() if job and key in job}
 
 
 def git_tags(cwd: Path) -> dict[str, str]:

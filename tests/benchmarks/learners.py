@@ -71,7 +71,7 @@ def compute(run: Run, folder: Path, verbose: bool) -> dict[str, Any]:
         return {"failed": (folder / f"{run_dir.name}.log").read_text().strip().splitlines()[-1]}
     results = json.loads((run_dir / "results.json").read_text())
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    rates = [line["throughput/tasks_per_s"] for line in lines if "throughput/tasks_per_s" in line]
+    rates = [line["workers/tasks_per_s"] for line in lines if "workers/tasks_per_s" in line]
     if verbose:
         print(f"{run.problem} {run.learner}: done", file=sys.stderr)
     return {"results": results, "tasks_per_s": median(rates), "memory_mb": used.ru_maxrss / 1024}

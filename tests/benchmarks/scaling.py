@@ -248,7 +248,7 @@ def tasks_per_s(job: Sequence[str], workers: int, tasks: int, steps: int) -> flo
         counts = [f"num_workers={workers}", f"meta_batch_size={tasks}", f"meta_steps={warm_up + steps}"]
         train(load_config([], [*job, *counts, f"run_dir={run_dir}"]), quiet=True)
         rows = [json.loads(line) for line in (Path(run_dir) / "metrics.jsonl").read_text().splitlines()]
-    return median([row["throughput/tasks_per_s"] for row in rows if "throughput/tasks_per_s" in row][warm_up:])
+    return median([row["workers/tasks_per_s"] for row in rows if "workers/tasks_per_s" in row][warm_up:])
 
 
 def report(job: Sequence[str], counts: Sequence[int], largest: Setting, most_servers: int) -> dict[str, Any]:

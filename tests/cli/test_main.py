@@ -288,7 +288,7 @@ def test_every_way_of_writing_an_override():
 def test_report_shows_a_regression_without_per_cents():
     point = {"mean": 0.5, "ci95": 0.1}
     told = {"evaluated_theta_sha256": "ab", "evaluated_step": 3, "protocol": {}, "begun": "before adaptation",
-            "loss": {"by_inner_step": [point]}, "baselines": {}}  # fmt: skip
+            "loss": {"by_inner_step": [point]}, "baselines": {}, "verdict": "no baseline"}  # fmt: skip
     assert "0.5000 ± 0.1000" in report(told)
     told["online"] = {"losses": [2.0, 1.5, 1.0], "regret": 0.25}
     assert "3 rounds, loss 2.0000 in the first, 1.0000 in the last, regret 0.2500" in report(told)

@@ -29,7 +29,7 @@ def test_adaptation_curves_and_baselines_are_drawn(tmp_path):
 
 
 def test_training_curves_skip_what_is_absent_or_not_finite(tmp_path):
-    rows = [{"step": step, "train/loss": math.exp(-step / 100), "throughput/tasks_per_s": 200.0} for step in range(400)]
+    rows = [{"step": step, "train/loss": math.exp(-step / 100), "workers/tasks_per_s": 200.0} for step in range(400)]
     rows += [{"step": step, "validation/accuracy": 0.5 + step / 1000} for step in range(0, 400, 50)]
     rows.append({"step": 7, "train/loss": math.nan})
     training_curve(rows, tmp_path / "all.png")

@@ -229,7 +229,7 @@ def test_sources_of_training_and_evaluation_differ_as_the_job_says():
 def test_shapes_are_read_off_a_task():
     config = config_of("task.ways=3")
     image = {"dtype": "uint8", "offset": 0.0, "scale": 1 / 16}
-    assert Job(config).shapes == Shapes([[1, 8, 8]], False, None, 3, True, [image], [], ["float32"])
+    assert Job(config).shapes == Shapes([[1, 8, 8]], False, None, 3, True, [image], [], ["float32"], [[]])
     curves = load_config([], ["data.family=sinusoid", "data.options={groups: [5, 2, 2]}"])
     assert isinstance(Job(curves).source, ValueSource)
     assert Job(curves).shapes[:5] == CURVES[:5]

@@ -34,7 +34,7 @@ def config_of(path: Path):
 
 
 def checkpoint(step: int) -> Checkpoint:
-    return Checkpoint(step, {"w": np.zeros(3, np.float32)}, {}, "", {}, {"run_dir": "/runs/one"})
+    return Checkpoint(step, {"w": np.zeros(3, np.float32)}, {"t": 1}, "", {}, {"run_dir": "/runs/one"})
 
 
 def saved(journal: Path, step: int) -> bool:

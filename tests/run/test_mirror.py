@@ -79,7 +79,7 @@ def test_a_run_goes_on_from_its_uri_on_another_machine(tmp_path, request, machin
     there = {info.base_name for info in files.get_file_info(fs.FileSelector(root))}
     assert there == {
         "config.yaml", "journal.jsonl", "metrics.jsonl", "results.json", "tasks.arrow", "checkpoints",
-        "adaptation_curve.png", "training_curve.png",
+        "adaptation_curve.png", "training_curve.png", "task.png",
     }  # fmt: skip
     with pytest.raises(InputError, match="--resume auto"):
         train(job(run), quiet=True)

@@ -30,7 +30,7 @@ def test_the_line_says_all_that_is_known(clock):
     console.metrics({"validation/accuracy": 0.943}, step=1100)
     clock[0] += 10
     console.metrics(
-        {"train/loss": 0.8123, "validation/accuracy": 0.941, "throughput/tasks_per_s": 212.4, "fleet/workers": 2.0},
+        {"train/loss": 0.8123, "validation/accuracy": 0.941, "workers/tasks_per_s": 212.4, "workers/alive": 2.0},
         step=1200,
     )
     assert stream.getvalue().splitlines()[-1] == (
@@ -48,7 +48,7 @@ def test_the_best_of_a_loss_is_the_smallest(clock):
     stream = io.StringIO()
     console = ConsoleTracker(10, stream, every_s=0)
     for step, loss in enumerate([0.5, 0.25, 0.75], start=1):
-        console.metrics({"validation/loss": loss, "fleet/workers": 1}, step)
+        console.metrics({"validation/loss": loss, "workers/alive": 1}, step)
     assert "validation loss 0.75 (best 0.25 @2) | 1 worker |" in stream.getvalue().splitlines()[-1]
 
 
@@ -93,7 +93,7 @@ def test_a_terminal_gets_one_line_that_fits_and_is_covered(clock, monkeypatch):
     monkeypatch.setenv("COLUMNS", "30")
     stream = Terminal()
     console = ConsoleTracker(1000, stream)
-    console.metrics({"train/loss": 0.123456, "throughput/tasks_per_s": 99.0}, step=1)
+    console.metrics({"train/loss": 0.123456, "workers/tasks_per_s": 99.0}, step=1)
     (line,) = screen(stream)
     assert line.startswith("step 1/1000 0.1% | loss 0.12") and len(line) <= 30
     clock[0] += 1

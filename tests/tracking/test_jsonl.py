@@ -10,12 +10,12 @@ from metadist.tracking.jsonl import JsonlTracker, read_metrics
 def test_numbers_come_back_and_are_there_at_once(tmp_path):
     path = tmp_path / "metrics.jsonl"
     tracker = JsonlTracker(path)
-    tracker.metrics({"train/loss": 0.1 + 0.2, "fleet/workers": 2}, step=1)
+    tracker.metrics({"train/loss": 0.1 + 0.2, "workers/alive": 2}, step=1)
     assert [row["train/loss"] for row in read_metrics(path)] == [0.1 + 0.2]
     tracker.metrics({"a": math.nan, "b": math.inf, "c": -math.inf}, step=2)
     tracker.finish("FINISHED")
     first, second = read_metrics(path)
-    assert first["step"] == 1 and first["fleet/workers"] == 2 and first["time"] > 1.7e9
+    assert first["step"] == 1 and first["workers/alive"] == 2 and first["time"] > 1.7e9
     assert math.isnan(second["a"]) and second["b"] == math.inf and second["c"] == -math.inf
 
 

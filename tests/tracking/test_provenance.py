@@ -1,7 +1,10 @@
+import json
 import platform
 import subprocess
 
-from metadist.tracking.provenance import git_tags, version_tags
+import pytest
+
+from metadist.tracking.provenance import RAY_JOB, git_tags, job_git_tags, source_tags, submitted_job, version_tags
 
 
 def git(folder, *arguments):
@@ -34,3 +37,33 @@ def test_versions():
     tags = version_tags()
     assert tags["python.version"] == platform.python_version()
     assert "torch.version" in tags
+
+
+@pytest.mark.parametrize("argv", [["metadist", "train", "jobs/digits.yaml", "a=b.yaml"], ["/x/m", "jobs/digits.yaml"]])
+def test_the_source_is_the_job_file(argv, monkeypatch):
+    monkeypatch.delenv(RAY_JOB, raising=False)
+    assert submitted_job() is None
+    tags = source_tags(argv, None)
+    assert (tags["mlflow.source.name"], tags["mlflow.source.type"]) == ("jobs/digits.yaml", "LOCAL")
+    assert job_git_tags(None) == {}
+
+
+def test_a_submitted_job_says_what_it_was_submitted_from(monkeypatch):
+    metadata = {
+        "job_submission_id": "digits-1", "metadist.job": "digits.yaml", "metadist.git_commit": "c" * 40,
+        "metadist.git_branch": "work", "metadist.git_dirty": "true", "metadist.command": "metadist submit digits.yaml",
+    }  # fmt: skip
+    monkeypatch.setenv(RAY_JOB, json.dumps({"runtime_env": {}, "metadata": metadata}))
+    tags = source_tags(["m", "train", "/tmp/ray/x.yaml"], submitted_job()) | job_git_tags(submitted_job())
+    assert tags == {
+        "mlflow.source.name": "digits.yaml", "mlflow.source.type": "JOB", "ray.submission_id": "digits-1",
+        "metadist.command": "metadist submit digits.yaml", "mlflow.source.git.commit": "c" * 40,
+        "mlflow.source.git.branch": "work", "metadist.git_dirty": "true",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"metadata": null}'])
+def test_a_job_without_metadata_is_a_job(text, monkeypatch):
+    monkeypatch.setenv(RAY_JOB, text)
+    assert submitted_job() == {}
+    assert source_tags(["m", "x.yaml"], {})["mlflow.source.type"] == "JOB"

@@ -170,7 +170,7 @@ def test_workers_that_join_raise_tasks_a_step_and_tasks_a_second(folder, monkeyp
         assert driver.wait(200) == 0
     rows = [row for row in read_metrics(run / "metrics.jsonl") if "train/loss" in row]
     assert {row["train/meta_batch_size"] for row in rows} == {4, 12}
-    assert all(row["train/meta_batch_size"] == 4 * row["fleet/target"] for row in rows)
-    before = [row["throughput/tasks_per_s"] for row in rows if row["fleet/workers"] == 1 and row["fleet/target"] == 1]
-    after = [row["throughput/tasks_per_s"] for row in rows if row["fleet/workers"] == 3]
+    assert all(row["train/meta_batch_size"] == 4 * row["workers/target"] for row in rows)
+    before = [row["workers/tasks_per_s"] for row in rows if row["workers/alive"] == 1 and row["workers/target"] == 1]
+    after = [row["workers/tasks_per_s"] for row in rows if row["workers/alive"] == 3]
     assert median(after) > 1.5 * median(before)

@@ -1,0 +1,60 @@
+"""Whether a learner beats what is simpler: compared with its best baseline on the same tasks."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from metadist.evaluation.intervals import count_diverged, interval
+
+
+class Comparison(NamedTuple):
+    """A learner beside one baseline, over `tasks` tasks that both solved: `ahead` is the mean over tasks of how much
+    better it is, in the metric's unit, with the half-width of its 95 % interval."""
+
+    baseline: str
+    ahead: float
+    ci95: float
+    tasks: int
+
+
+def compare(results: Mapping[str, np.ndarray]) -> Comparison | None:
+    """The comparison with the best baseline, the one over which the learner is the least ahead; None where there is
+    none to compare with. `results`: {metric: [T, inner_steps + 1]} and {"baseline/metric": [T'] or [T', steps + 1]},
+    whose tasks are the first T' of the learner's."""
+    metric = "accuracy" if "accuracy" in results else "loss"
+    better = 1 if metric == "accuracy" else -1
+    own = _after(results[metric])
+    found = []
+    for name, values in results.items():
+        baseline, slash, measured = name.rpartition("/")
+        theirs = _after(values)
+        if not slash or measured != metric or count_diverged(theirs, own[: len(theirs)]):
+            continue
+        ahead = interval(better * (own[: len(theirs)] - theirs))
+        found.append(Comparison(baseline, ahead.mean, ahead.ci95, len(theirs)))
+    return min(found, key=lambda each: each.ahead, default=None)
+
+
+def verdict(results: Mapping[str, np.ndarray]) -> str:
+    """A sentence on whether the learner is ahead of its best baseline, level with it, or behind, without its stop."""
+    found = compare(results)
+    metric = "accuracy" if "accuracy" in results else "loss"
+    if count_diverged(_after(results[metric])):
+        return "no verdict, since tasks diverged"
+    if found is None:
+        return "no baseline to compare with"
+    by, unit = (100, " percentage points") if metric == "accuracy" else (1, "")
+    name = found.baseline.replace("_", " ")
+    figure = f"{by * abs(found.ahead):.{2 if by > 1 else 4}f} ± {by * found.ci95:.{2 if by > 1 else 4}f}{unit}"
+    over = f"paired over {found.tasks} tasks"
+    if found.tasks < 2:
+        return "no verdict, since one task is too few to compare"
+    if abs(found.ahead) <= found.ci95:
+        return f"level with its best baseline, {name} (a difference in {metric} of {figure}, {over})"
+    return f"{'ahead of' if found.ahead > 0 else 'behind'} its best baseline, {name}, by {figure} ({over})"
+
+
+def _after(values: np.ndarray) -> np.ndarray:
+    """[T]: what each task has after its last step."""
+    return values.reshape(len(values), -1)[:, -1]

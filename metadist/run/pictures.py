@@ -1,0 +1,47 @@
+"""The figures of a run, drawn from its numbers and from one of its tasks."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from metadist.core.files import writing
+from metadist.core.task import TaskId
+from metadist.evaluation.figures import scaling, task_picture, training_curve
+from metadist.run.prepare import Prepared
+from metadist.tracking.jsonl import read_metrics
+
+
+def draw_run(path: Path) -> list[str]:
+    """The training curve and, where there was more than one number of workers, the scaling; the files' names."""
+    rows, files = read_metrics(path / "metrics.jsonl"), []
+    with writing(path):
+        if any("train/loss" in row for row in rows):
+            training_curve(rows, path / "training_curve.png")
+            files.append("training_curve.png")
+        if len({row["workers/alive"] for row in rows if "workers/alive" in row}) > 1:
+            scaling(rows, path / "scaling.png")
+            files.append("scaling.png")
+    return files
+
+
+def draw_task(prepared: Prepared, theta: np.ndarray, path: Path) -> list[str]:
+    """One task of the evaluation, where it is of pictures: its support set, and which of its queries theta [P] takes
+    for which class. Computed in this process; the name of the file, if there is one."""
+    job = prepared.job
+    unit, *others = job.shapes.input_units or [{"dtype": ""}]
+    shape = job.shapes.inputs[0]
+    if others or unit["dtype"] != "uint8" or len(shape) != 3 or shape[0] not in (1, 3) or not job.shapes.classification:
+        return []
+    task = job.evaluation_source(TaskId(job.config.evaluation.split, 0, 0))
+    engine = job.evaluation_engine("cpu", job.evaluation_outputs(job.evaluation_engine("cpu")))
+    engine.learner.model.load_constants(prepared.constants)
+    outputs = engine.adapt(torch.from_numpy(theta.copy()), task.support)
+    found = outputs(*task.query.inputs, transductive=job.config.evaluation.transductive)
+    true, ways = np.asarray(task.query.targets[0]), int(np.max(task.support.targets[0])) + 1
+    predicted = found.detach().numpy()[:, :ways].argmax(axis=1)
+    confusion = np.zeros((ways, ways), int)
+    np.add.at(confusion, (true, predicted), 1)
+    with writing(path):
+        task_picture(task.support.inputs[0], np.asarray(task.support.targets[0]), confusion, path / "task.png")
+    return ["task.png"]
