@@ -98,11 +98,11 @@ def status(run_or_name: str | None, address: str | None, as_json: bool) -> None:
         return
     server, job = _find(run_or_name, address)
     run = _run_directory(run_or_name, job)
-    from metadist.run.status import described
+    from metadist.run.status import described, is_seen
     from metadist.run.status import status as status_of
 
     known = {"job": f"{job.submission_id} {job.status.lower()}"} if job else {}
-    if job and server and not (Path(run) / "config.yaml").exists():
+    if job and server and not is_seen(run):
         lines = [line for line in server.get_job_logs(str(job.submission_id)).splitlines() if line.strip()]
         found = {"run_dir": run, **known, "log": lines[-1] if lines else "nothing yet"}
         click.echo(json.dumps(found, indent=2) if as_json else "\n".join(f"{k:10} {v}" for k, v in found.items()))

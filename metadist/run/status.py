@@ -59,6 +59,11 @@ def status(run: str | Path) -> dict[str, Any]:
 _SHOWN = {"step": "step", "loss": "train/loss", "workers": "workers/alive", "target": "workers/target"}
 
 
+def is_seen(run: str | Path) -> bool:
+    """Whether there is a run in that directory, as far as this machine sees it."""
+    return run_file(run, "config.yaml").exists()
+
+
 def _results(path: Path) -> dict[str, Any]:
     try:
         return json.loads(read_file(path))
