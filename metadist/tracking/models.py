@@ -45,6 +45,8 @@ def log_model(
             pip_requirements=[f"{package}=={version(package).partition('+')[0]}" for package in REQUIRED],
             mlflow_model=Model(run_id=run_id, model_id=logged.model_id),
         )
+        for file in filter(Path.is_file, Path(place).rglob("*")):
+            file.chmod(0o600)  # the script would stay as readable as it is where metadist is installed
         client.log_model_artifacts(logged.model_id, place)
     client.finalize_logged_model(logged.model_id, "READY")
     client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, model.step)])

@@ -93,7 +93,7 @@ def test_a_run_leaves_no_secret_and_goes_on_with_it(tmp_path):
     (tmp_path / "net.py").unlink()
     assert SECRET.encode() not in everything(tmp_path)
     with sqlite3.connect(tmp_path / "runs" / "mlflow.db") as database:
-        (source,) = database.execute("select value from tags where key = 'mlflow.source.name'").fetchone()
+        (source,) = database.execute("select value from tags where key = 'metadist.command'").fetchone()
         assert "'model.password=***'" in source
         params = dict(database.execute("select key, value from params").fetchall())
         assert params["model.password"] == "***"

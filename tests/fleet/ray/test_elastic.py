@@ -16,7 +16,7 @@ import pytest
 from metadist.checkpoint.journal import read_journal
 from metadist.config import load_config
 from metadist.run.api import train
-from metadist.run.directory import scale
+from metadist.run.saved import scale
 from metadist.tracking.jsonl import read_metrics
 from tests.fleet.ray import nodes
 
