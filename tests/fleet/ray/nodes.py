@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ray._raylet import GcsClient
@@ -65,11 +65,11 @@ def process(command: list[str], log: Path, **environment: str) -> Iterator[subpr
     finally:
         if started.poll() is None:
             started.send_signal(signal.SIGTERM)
-            try:
+            with suppress(subprocess.TimeoutExpired):
                 started.wait(20)
-            except subprocess.TimeoutExpired:
-                os.killpg(started.pid, signal.SIGKILL)
-                started.wait()
+        with suppress(ProcessLookupError):  # also what an autoscaler's nodes leave behind
+            os.killpg(started.pid, signal.SIGKILL)
+        started.wait()
 
 
 @contextmanager
