@@ -6,8 +6,17 @@ import ray
 from metadist.core.errors import InputError
 from metadist.fleet.ray import capacity
 from metadist.fleet.ray.capacity import Resources, announce, misfit, why_missing
+from tests.fleet.ray import nodes
 
 pytestmark = pytest.mark.ray
+
+
+@pytest.fixture
+def num_cpus(ray_cluster) -> int:
+    """Of the cluster, none of which is in use any more by the actors of other tests."""
+    cpus = int(ray.cluster_resources()["CPU"])
+    nodes.wait_for(lambda: ray.available_resources().get("CPU", 0) == cpus, 60)
+    return cpus
 
 
 def test_a_worker_fits_on_one_node_or_it_is_told_what_the_largest_has():
@@ -19,9 +28,8 @@ def test_a_worker_fits_on_one_node_or_it_is_told_what_the_largest_has():
     assert "largest node has 0 CPU" in misfit({"CPU": 1}, [])
 
 
-def test_the_cluster_and_what_the_job_asks_for_are_announced(ray_cluster):
-    said: list[str] = []
-    cpus = int(ray.cluster_resources()["CPU"])
+def test_the_cluster_and_what_the_job_asks_for_are_announced(num_cpus):
+    said, cpus = list[str](), num_cpus
     announce(2, Resources(cpus=1), False, said.append)
     announce(cpus + 3, Resources(cpus=1), False, said.append)
     announce(1, Resources(cpus=0), False, said.append)
@@ -44,8 +52,8 @@ def test_what_no_node_can_hold_is_refused_where_no_autoscaler_runs(ray_cluster, 
                 announce(1, resources, started, print)
 
 
-def test_missing_workers_are_told_by_cause(ray_cluster):
-    cpus = int(ray.cluster_resources()["CPU"])
+def test_missing_workers_are_told_by_cause(num_cpus):
+    cpus = num_cpus
     assert why_missing(Resources(), 0, 2, 0) == "2 being started"
     assert why_missing(Resources(), 1, 1, 0) == "1 being started, 1 being started"
     assert "1 not answering" in why_missing(Resources(), 0, 0, 1)
