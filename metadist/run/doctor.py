@@ -18,7 +18,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from metadist.core.errors import InputError
 from metadist.core.files import reason
-from metadist.fleet.ray.cluster import connect, disconnect
+from metadist.fleet.ray.cluster import check_cluster, connect, disconnect
 from metadist.fleet.ray.reach import no_token, use_token
 from metadist.run import machine
 from metadist.run.machine import GIB, Finding
@@ -72,6 +72,7 @@ class Examiner:
 
 
 def _by_joining(address: str) -> list[Finding]:
+    check_cluster(address)  # which `connect` leaves out where this process has joined one already
     joined = connect(address, 0, lambda text: None)
     try:
         return list(_examine_nodes([node for node in ray.nodes() if node["Alive"]]))
