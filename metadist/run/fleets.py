@@ -61,9 +61,9 @@ def open_fleet(
 def check_cluster(config: Config) -> None:
     """Raises InputError, within ten seconds, where the Ray cluster that a job would join cannot be reached."""
     if config.fleet.backend == "ray":
-        from metadist.fleet.ray import cluster
+        from metadist.fleet.ray.cluster import check_cluster as check
 
-        cluster.check_cluster(config.fleet.address)
+        check(config.fleet.address)
 
 
 def patience_of(config: Config) -> Patience:
