@@ -41,10 +41,10 @@ FILES = {
     ],
     "evaluation": ["baselines", "evaluator", "figures", "intervals", "joint", "verdict", "protocol"],
     "run": [
-        "auto", "machine", "doctor", "plugins", "build", "bench", "identity", "prepare", "preflight", "signals",
+        "auto", "machine", "plugins", "build", "bench", "identity", "prepare", "preflight", "signals",
         "tracker", "trust", "mirror", "saved", "places", "directory", "fleets", "predictor", "export", "measures",
         "pictures", "replay", "results", "evaluate", "resume", "trainer", "dry_run", "api", "package", "status",
-        "submission"
+        "submission", "doctor"
     ],
     "cli": ["bench", "config", "cluster", "data", "report", "runs", "main"],
 }  # fmt: skip

@@ -8,23 +8,18 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
-from urllib.error import HTTPError, URLError
-from urllib.request import Request, urlopen
 
 import ray
 from ray.exceptions import RayError
-from ray.job_submission import JobSubmissionClient
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from metadist.core.errors import InputError
-from metadist.core.files import reason
 from metadist.fleet.ray.cluster import check_cluster, connect, disconnect
-from metadist.fleet.ray.reach import no_token, use_token
 from metadist.run import machine
 from metadist.run.machine import GIB, Finding
 from metadist.tracking.reach import unwritable
 
-ANSWER_S, AGENT_S, NODES_S, JOB_S = 5.0, 30.0, 60.0, 180.0
+ANSWER_S, NODES_S, JOB_S = 5.0, 60.0, 180.0
 MOST_SKEW_S = 1.0  # signatures of object stores and Slurm's credentials bear minutes and seconds
 DOCTOR = "python -m metadist doctor --address auto --json"
 
@@ -149,63 +144,20 @@ def _skew(host: str, clock: Callable[[], float]) -> Finding:
 
 def _by_job(url: str) -> list[Finding]:
     """What the doctor finds there, run as a job through the job server. Raises InputError."""
-    use_token()
-    there = _server_version(url)
-    here = machine.versions()
-    if there != here["ray"]:
-        remedy = "install the cluster's version here: a job server takes jobs of its own version only"
-        return [Finding("fail", f"{url} runs ray {there}; here {_versions(here)}", remedy)]
-    found = [Finding("ok", f"{url} answers: ray {there}")]
-    try:
-        client = JobSubmissionClient(url)
-        job = _submit(client)
-        deadline = time.monotonic() + JOB_S
-        while not client.get_job_status(job).is_terminal():
-            if time.monotonic() > deadline:
-                client.stop_job(job)
-                remedy = f"ray job logs --address {url} {job}"
-                return [*found, Finding("fail", f"job {job} did not end within {JOB_S:.0f} s", remedy)]
-            time.sleep(1)
-        logs, ended = client.get_job_logs(job), client.get_job_status(job)
-    except (ConnectionError, RuntimeError) as error:
-        raise InputError(f"{url} takes no job: {str(error).strip().splitlines()[0]}") from None
-    return [*found, *_read(logs, str(ended), f"ray job logs --address {url} {job}")]
+    # it imports torch, which the actors that examine nodes, and `doctor` of this machine, do without
+    from metadist.run.submission import OVER, check_versions, job_server, submit_when_ready
 
-
-def _submit(client: JobSubmissionClient) -> str:
-    """The job's id. A head that has just been started says for some seconds that it is to be tried again later."""
-    deadline = time.monotonic() + AGENT_S
-    while True:
-        try:
-            return client.submit_job(entrypoint=DOCTOR)
-        except RuntimeError as error:
-            if "try again later" not in str(error) or time.monotonic() > deadline:
-                raise
-            time.sleep(1)
-
-
-def _server_version(url: str) -> str:
-    """Ray's version at a job server. Raises InputError where it does not answer, or not to our token."""
-    from ray._private.authentication.http_token_authentication import get_auth_headers_if_auth_enabled
-
-    try:
-        with urlopen(
-            Request(f"{url}/api/version", headers=get_auth_headers_if_auth_enabled({})), timeout=ANSWER_S
-        ) as r:
-            return json.loads(r.read(10_000))["ray_version"]
-    except HTTPError as error:
-        if error.code in (401, 403):
-            raise InputError(no_token(url)) from None
-        raise InputError(f"what answers at {url} is no job server of Ray ({error.code} {error.reason})") from None
-    except RayError:
-        raise InputError(no_token(url)) from None
-    except (URLError, OSError) as error:
-        said = reason(getattr(error, "reason", error))  # pyright: ignore[reportArgumentType]
-        raise InputError(
-            f"nothing answers at {url} ({said}): is the dashboard forwarded (ssh -L 8265:localhost:8265 head)?"
-        ) from None
-    except (ValueError, KeyError):
-        raise InputError(f"what answers at {url} is no job server of Ray: correct the address") from None
+    server = job_server(url)
+    check_versions(server)
+    found = [Finding("ok", f"{url} answers: ray {ray.__version__}")]
+    job = submit_when_ready(server, entrypoint=DOCTOR)
+    logs, deadline = f"ray job logs --address {url} {job}", time.monotonic() + JOB_S
+    while (there := server.info(job)) is not None and there.status not in OVER:
+        if time.monotonic() > deadline:
+            server.stop_job(job)
+            return [*found, Finding("fail", f"job {job} did not end within {JOB_S:.0f} s", logs)]
+        time.sleep(1)
+    return [*found, *_read(server.get_job_logs(job), there.status if there else "lost", logs)]
 
 
 def _read(logs: str, ended: str, command: str) -> list[Finding]:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -30,14 +30,14 @@ from metadist.config.load import shown
 from metadist.core.errors import InputError
 from metadist.core.files import reason
 from metadist.core.redaction import redact
-from metadist.fleet.ray.reach import use_token
+from metadist.fleet.ray.reach import no_token, use_token
 from metadist.run.package import JOB_FILE, VERSION, check_job, check_portable, job_files, pack, sizes
 from metadist.tracking.provenance import git_tags
 
 ADDRESSES = "RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"
 GRACE_S = 120
 """How long Ray waits for a job that is stopped to save, before it kills it."""
-CONNECT_S, ANSWER_S, UPLOAD_S = 4.0, 8.0, 60.0
+CONNECT_S, ANSWER_S, UPLOAD_S, READY_S = 4.0, 8.0, 60.0, 60.0
 SILENT_S, RETRY_S, GIVE_UP_S = 20.0, 2.0, 600.0
 OVER = ("SUCCEEDED", "FAILED", "STOPPED")
 
@@ -50,9 +50,8 @@ class JobServer(JobSubmissionClient):
         for chatty in ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk",
                        "ray._private.runtime_env.packaging"):  # fmt: skip
             logging.getLogger(chatty).setLevel(logging.WARNING)
-        os.environ["RAY_API_SERVER_ADDRESS"] = url  # which Ray's client prefers to what it is given
         self.url = url
-        with self._in_words():
+        with _preferred(url), self._in_words():
             super().__init__(url)
 
     def _do_request(self, method: str, endpoint: str, **kwargs: Any) -> Any:
@@ -67,11 +66,7 @@ class JobServer(JobSubmissionClient):
         except InputError:
             raise
         except AuthenticationError as error:
-            lacking = "Authentication failed" not in str(error)  # as where there is another one
-            raise InputError(
-                f"{self.url} {'wants a token' if lacking else 'does not accept the token'}: copy the cluster's "
-                "~/.ray/auth_token to this machine, or set RAY_AUTH_TOKEN_PATH to where it is"
-            ) from error
+            raise InputError(no_token(self.url)) from error
         except (ConnectionError, requests.ConnectionError, requests.Timeout) as error:
             raise Unreachable(
                 f"nothing answers at {self.url}: start the cluster, or forward its dashboard "
@@ -80,19 +75,42 @@ class JobServer(JobSubmissionClient):
         except (requests.RequestException, KeyError, ValueError, RuntimeError) as error:
             raise InputError(f"{self.url} is no job server of Ray: give the address of the dashboard") from error
 
+    def _raise_error(self, r: requests.Response) -> NoReturn:
+        said = (r.text.strip().splitlines() or ["nothing"])[-1]  # of a traceback what counts
+        raise Refused(f"{self.url} answers {r.status_code} ({said[:300]}): see dashboard.log on the cluster's head")
+
     def versions(self) -> dict[str, str]:
         """What the cluster runs: `ray` and `python`."""
-        found = self._do_request("GET", "/api/v0/cluster_metadata").json()["data"]
-        return {"ray": found["rayVersion"], "python": found["pythonVersion"]}
+        with self._in_words():
+            found = self._do_request("GET", "/api/v0/cluster_metadata").json()["data"]
+            return {"ray": found["rayVersion"], "python": found["pythonVersion"]}
 
     def info(self, submission_id: str) -> JobDetails | None:
         """What Ray says of a job; None where it does not know it."""
         answer = self._do_request("GET", f"/api/jobs/{submission_id}")
+        if answer.status_code not in (200, 404):
+            self._raise_error(answer)
         return JobDetails(**answer.json()) if answer.status_code == 200 else None
+
+
+@contextmanager
+def _preferred(url: str) -> Iterator[None]:
+    """Ray's client asks the server that the environment names, whatever it is given: let that be the same."""
+    before = os.environ.get(ADDRESSES[0])
+    os.environ[ADDRESSES[0]] = url
+    try:
+        yield
+    finally:
+        del os.environ[ADDRESSES[0]]
+        os.environ |= {} if before is None else {ADDRESSES[0]: before}
 
 
 class Unreachable(InputError):
     """A job server that does not answer."""
+
+
+class Refused(InputError):
+    """A job server that answers with an error."""
 
 
 @dataclass(frozen=True)
@@ -210,24 +228,24 @@ def submit(server: JobServer, submission: Submission, say: Callable[[str], None]
     submission_id = f"{submission.name}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}"
     with tempfile.TemporaryDirectory() as folder:
         pack(submission.files, Path(folder))
-        _post(server, submission, submission_id, folder)
+        submit_when_ready(
+            server, entrypoint=submission.entrypoint, submission_id=submission_id, metadata=dict(submission.metadata),
+            runtime_env={"working_dir": folder, "env_vars": submission.environment},
+        )  # fmt: skip
     say(f"{submission_id} is submitted to {server.url}")
     return submission_id
 
 
-def _post(server: JobServer, submission: Submission, submission_id: str, folder: str) -> None:
-    """Submit it, as soon as the cluster, if it has just begun, is ready to take jobs."""
-    deadline = time.monotonic() + 60
+def submit_when_ready(server: JobServer, **job: Any) -> str:
+    """The submission id of a job that the cluster is sent as soon as it takes any, which it does not for some seconds
+    after it has begun. Raises InputError."""
+    deadline = time.monotonic() + READY_S
     while True:
         try:
-            server.submit_job(
-                entrypoint=submission.entrypoint, submission_id=submission_id, metadata=dict(submission.metadata),
-                runtime_env={"working_dir": folder, "env_vars": submission.environment},
-            )  # fmt: skip
-            return
-        except RuntimeError as error:
-            if "No available agent" not in str(error) or time.monotonic() > deadline:
-                raise InputError(f"{server.url} did not take the job: {reason(error).splitlines()[0]}") from error
+            return server.submit_job(**job)
+        except Refused as error:
+            if "try again later" not in str(error) or time.monotonic() > deadline:
+                raise
             time.sleep(RETRY_S)
 
 
@@ -252,7 +270,7 @@ def follow(server: JobServer, submission_id: str, write: Callable[[str], object]
             if silent_since is not None:
                 say(f"{server.url} answers again")
             silent_since = None
-        except (Unreachable, RuntimeError, OSError, aiohttp.ClientError) as error:
+        except (Unreachable, Refused, RuntimeError, OSError, aiohttp.ClientError) as error:
             now = time.monotonic()
             if silent_since is None:
                 silent_since = now

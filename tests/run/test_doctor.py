@@ -114,9 +114,10 @@ def test_a_job_server_that_wants_a_token_or_is_none_is_one_sentence():
         with answering(status) as (url, _):
             (failed,) = failures("--address", url)
             assert url in failed["what"] and expected in failed["what"]
-    with answering(200, json.dumps({"ray_version": "1.2.3"})) as (url, _):
+    both = {"ray_version": "2.2.3", "data": {"rayVersion": "2.2.3", "pythonVersion": sys.version.split()[0]}}
+    with answering(200, json.dumps(both)) as (url, _):
         (failed,) = failures("--address", url)
-        assert "ray 1.2.3" in failed["what"] and failed["remedy"]
+        assert url in failed["what"] and "ray 2.2.3" in failed["what"] and "install" in failed["what"]
 
 
 def test_mlflow_is_asked_whether_it_takes_anything(tmp_path, monkeypatch):

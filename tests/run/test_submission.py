@@ -19,6 +19,7 @@ import pytest
 import ray
 
 from metadist.core.errors import InputError
+from metadist.run.submission import Refused, job_server
 from tests.cli.command import run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -59,7 +60,7 @@ def cluster(**other):
 
 
 def command(*arguments, cwd=None):
-    """A command in this process; Ray's client keeps what it is told in the environment."""
+    """A command in this process, with no cluster in the environment."""
     with pytest.MonkeyPatch.context() as patch, TemporaryDirectory() as folder:
         for name in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"):
             patch.setenv(name, "")
@@ -115,6 +116,34 @@ def test_a_cluster_of_other_versions(other):
     with server(cluster(**other)) as address:
         sentence = submit(address)
     assert next(iter(other.values())) in sentence and ray.__version__ in sentence
+
+
+def test_a_server_with_rays_version_alone_is_no_job_server():
+    with server({**cluster(), "/api/v0/cluster_metadata": (200, {})}) as address:
+        assert "no job server" in submit(address)
+
+
+def test_the_server_that_is_given_is_asked_whatever_the_environment_names(monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://10.0.0.1:8265")
+    with server(cluster()) as address:
+        assert job_server(address).list_jobs() == []
+    assert os.environ["RAY_API_SERVER_ADDRESS"] == "http://10.0.0.1:8265"
+
+
+def test_a_server_that_fails_for_a_moment_is_not_one_that_has_lost_the_job():
+    """Which `follow` would give up for good; one that it does not know it says."""
+    with server({**cluster(), "/api/jobs/x-1": (500, "Traceback\nGcsTimeout")}) as address:
+        asked = job_server(address)
+        assert asked.info("y-1") is None
+        with pytest.raises(Refused, match="500"):
+            asked.info("x-1")
+
+
+def test_an_error_of_the_server_is_one_sentence():
+    with server({**cluster(), "/api/jobs/": (500, "GcsTimeout")}) as address:
+        sentence = refusal("status", "x", f"--address={address}")
+        assert address in sentence and "500" in sentence and "GcsTimeout" in sentence
 
 
 def test_an_unknown_job_is_said_with_those_there_are():
