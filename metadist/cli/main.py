@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
 
 import click
 
@@ -23,9 +22,6 @@ from metadist.cli.runs import TRUST, evaluate, replay, scale
 from metadist.core.errors import Diverged, EvaluationFailed, HeadLost, InputError, Interrupted, StorageFailed
 from metadist.core.files import finite
 from metadist.core.redaction import to_stderr
-
-if TYPE_CHECKING:  # so that --help needs no torch
-    pass
 
 KNOWN_ERRORS = (InputError, Diverged, StorageFailed, EvaluationFailed, HeadLost)
 
