@@ -118,7 +118,8 @@ class Saver:
         bring()
         hashed = theta_sha256(theta)
         self.store.save(replace(checkpoint, run={**checkpoint.run, "theta_sha256": hashed, "best": best}), best=best)
-        self._journal.append({"done": checkpoint.step, "theta_sha256": hashed}, sync=True)
+        record = {"done": checkpoint.step, "theta_sha256": hashed, "time": round(time.time(), 3)}
+        self._journal.append(record, sync=True)
 
     def _count_failure(self, error: Exception, step: int) -> None:
         if isinstance(error, PlaceLost) or not isinstance(error, OSError | ArrowException):

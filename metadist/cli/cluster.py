@@ -98,7 +98,7 @@ def status(run_or_name: str | None, address: str | None, as_json: bool) -> None:
         return
     server, job = _find(run_or_name, address)
     run = _run_directory(run_or_name, job)
-    from metadist.run.status import described, is_seen
+    from metadist.run.status import close_in_mlflow, described, is_seen
     from metadist.run.status import status as status_of
 
     known = {"job": f"{job.submission_id} {job.status.lower()}"} if job else {}
@@ -109,6 +109,8 @@ def status(run_or_name: str | None, address: str | None, as_json: bool) -> None:
         to_stderr(f"{run} is not to be seen from here: this is the last line of the job's log")
         return
     found = status_of(run) | known
+    if "driver" not in found and (said := close_in_mlflow(run)):
+        found["mlflow"] = said
     click.echo(json.dumps(finite(found), indent=2) if as_json else described(found))
 
 

@@ -1,7 +1,6 @@
 """How a run stands, read from its directory while it may go on, and how to end one that runs on this machine."""
 
 import json
-import math
 import os
 import re
 import signal
@@ -12,13 +11,17 @@ from typing import Any
 from metadist.checkpoint.journal import journalled_hashes, read_journal
 from metadist.config import load_config
 from metadist.core.errors import InputError
-from metadist.core.files import here, is_uri, lock_holder, read_file
-from metadist.run.mirror import name_of, run_file, working_folder
+from metadist.core.files import LOCK_FILE, here, is_uri, lock_holder, read_file
+from metadist.run.mirror import METRICS_FILE, name_of, run_file, working_folder
 from metadist.run.saved import config_file
+from metadist.run.tracker import close_stale
+from metadist.run.trust import is_tracked
+from metadist.tracking.best import Best
 from metadist.tracking.jsonl import read_metrics
 
 STALE_S = 60.0
-"""A running job whose metrics are older than this is said to be stale."""
+"""A running job that has written nothing for longer is said to be silent."""
+JOURNAL_FILE = "journal.jsonl"
 
 
 def status(run: str | Path) -> dict[str, Any]:
@@ -27,8 +30,9 @@ def status(run: str | Path) -> dict[str, Any]:
     `state`: "running" (a driver has its lock), "finished", "evaluation failed" or "stopped" (of a
     run at a URI, whose files are those of its newest checkpoint, or run by another machine); `step` of `meta_steps`;
     `loss`, as logged last; `best`, its `metric`, and `best_step` by validation; `workers` of `target`; `saved_step` and
-    `saved_age_s` of the newest checkpoint; `age_s` of the newest metrics. What is not known yet is left out. Raises
-    InputError where it is no run.
+    `saved_age_s` of the newest checkpoint that the run goes on from or has written since; `age_s` of the newest
+    metrics; `silent_s` since a running one wrote anything. What is not known yet is left out. Raises InputError where
+    it is no run.
 
     Example:
         >>> from metadist.run.status import status
@@ -41,19 +45,20 @@ def status(run: str | Path) -> dict[str, Any]:
     ended = "finished" if "protocol" in results else "evaluation failed" if results else stopped
     found: dict[str, Any] = {"run_dir": name_of(str(run)), "state": "running" if driver else ended}
     found |= {"driver": driver} if driver else {}
+    metrics = run_file(run, METRICS_FILE)
+    rows = _standing(read_metrics(metrics) if metrics.exists() else [])
+    best = Best()
     found |= {"step": 0, "meta_steps": config.meta_steps}
-    metrics = run_file(run, "metrics.jsonl")
-    rows = read_metrics(metrics) if metrics.exists() else []
     for row in rows:  # of which the newest is last
         found |= {key: row[name] for key, name in _SHOWN.items() if "train/loss" in row}
+        best.offer(row, row["step"])
     if rows:
         found["age_s"] = round(now - rows[-1]["time"], 1)
-    found |= _best(rows)
-    if saved := journalled_hashes(read_journal(run_file(run, "journal.jsonl"))):
-        found["saved_step"] = max(saved)
-        before = [row["time"] for row in rows if row["step"] <= max(saved)]
-        found |= {"saved_age_s": round(now - before[-1], 1)} if before else {}
-    return found
+    if driver:
+        found["silent_s"] = round(now - _last_written(working_folder(str(run))), 1)
+    if best.step is not None:
+        found |= {"best": best.value, "metric": best.metric, "best_step": best.step}
+    return found | _progress(read_journal(run_file(run, JOURNAL_FILE)), now)
 
 
 _SHOWN = {"step": "step", "loss": "train/loss", "workers": "workers/alive", "target": "workers/target"}
@@ -71,18 +76,52 @@ def _results(path: Path) -> dict[str, Any]:
         return {}
 
 
-def _best(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """The best validation so far, by accuracy where there are classes."""
-    higher = any("validation/accuracy" in row for row in rows)
-    metric = "accuracy" if higher else "loss"
-    measured = [
-        (row[f"validation/{metric}"], row["step"]) for row in rows
-        if math.isfinite(row.get(f"validation/{metric}", math.nan)) and not row.get("validation/diverged_tasks")
-    ]  # fmt: skip
-    if not measured:
-        return {}
-    value, step = max(measured) if higher else min(measured)
-    return {"best": value, "metric": metric, "best_step": step}
+def _standing(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The metrics without those of later steps than a run went on from afterwards, which it computes again."""
+    kept: list[dict[str, Any]] = []
+    for row in rows:
+        while kept and kept[-1]["step"] > row["step"]:
+            kept.pop()
+        kept.append(row)
+    return kept
+
+
+def _progress(records: list[dict[str, Any]], now: float) -> dict[str, Any]:
+    """`step`, `saved_step` and `saved_age_s` by the journal: a meta-step that is applied again shows that the
+    checkpoints of later ones were not gone on from, as they were removed or damaged."""
+    journalled_hashes(records)  # which refuses a damaged one
+    found: dict[str, Any] = {}
+    saved: dict[int, Any] = {}
+    for record in records:
+        if "done" in record:
+            saved[record["done"]] = record.get("time")
+        elif type(record.get("applied")) is int:
+            found["step"] = record["applied"] + 1
+            saved = {step: at for step, at in saved.items() if step <= record["applied"]}
+    if saved:
+        found["saved_step"] = max(saved)
+        at = saved[max(saved)]
+        found |= {"saved_age_s": round(now - at, 1)} if isinstance(at, float) else {}  # not noted by earlier metadists
+    return found
+
+
+def _last_written(folder: Path) -> float:
+    """When the driver that has the folder was last heard of; it wrote the lock when it began."""
+    files = [folder / name for name in (LOCK_FILE, JOURNAL_FILE, METRICS_FILE)]
+    return max(file.stat().st_mtime for file in files if file.exists())
+
+
+def close_in_mlflow(run: str | Path) -> str:
+    """Show a run as KILLED that MLflow still shows as running though its driver is gone, and say so in a sentence;
+    "" where there is nothing to do. A server that only the saved run names is not asked."""
+    config = load_config([config_file(run)])
+    if is_uri(run) or not config.tracking.mlflow:
+        return ""
+    if not is_tracked(config, False, ()):
+        return (
+            f"not asked: only the saved run names {name_of(config.tracking.uri or '')}; set MLFLOW_TRACKING_URI to it"
+        )
+    return close_stale(Path(run), config.tracking.uri)
 
 
 def described(found: dict[str, Any]) -> str:
@@ -101,10 +140,9 @@ def described(found: dict[str, Any]) -> str:
         age = f", {_ago(found['saved_age_s'])}" if "saved_age_s" in found else ""
         lines.append(("saved", f"at step {found['saved_step']}{age}"))
     if "age_s" in found:
-        stale = found["state"] == "running" and found["age_s"] > STALE_S
-        lines.append(
-            ("metrics", _ago(found["age_s"]) + (": nothing has come since, see the job's log" if stale else ""))
-        )
+        lines.append(("metrics", _ago(found["age_s"])))
+    if found.get("silent_s", 0) > STALE_S:
+        lines.append(("silent", f"it last wrote something {_ago(found['silent_s'])}: see the job's log"))
     lines.append(("run_dir", found["run_dir"]))
     lines += [(key, str(found[key])) for key in ("job", "mlflow") if key in found]
     return "\n".join(f"{key:10} {value}" for key, value in lines)

@@ -5,7 +5,6 @@ import math
 import shlex
 import sys
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,8 @@ from typing import Any
 from metadist.checkpoint.format import Checkpoint
 from metadist.config import Config
 from metadist.config.load import shown
-from metadist.core.errors import InputError, Interrupted
-from metadist.core.files import DriverLock, bare, read_file, replace_text
+from metadist.core.errors import Interrupted
+from metadist.core.files import bare, lock_holder, read_file, replace_text
 from metadist.run.identity import digest
 from metadist.tracking import Status, Tracker, Trackers
 from metadist.tracking.console import ConsoleTracker
@@ -114,14 +113,14 @@ class RunTracker:
         self.tracker.finish(status)
 
 
-def close_stale(run_dir: Path, uri: str | None) -> bool:
+def close_stale(run_dir: Path, uri: str | None) -> str:
     """Show a run as KILLED that MLflow, at `uri` or by default where runs in that place are, still shows as running
-    though its driver is gone; whether it was so. Raises MlflowException where MLflow does not answer."""
-    if not (run_dir / RUN_ID_FILE).exists():
-        return False
-    with suppress(InputError), DriverLock(run_dir):  # else a driver has it
-        return close_run(tracking_uri(uri, run_dir.parent), known_run_id(run_dir, None, None) or "", "KILLED")
-    return False
+    though its driver is gone; what was done, in a sentence, or "" for nothing. The lock is not taken: a driver that
+    begins meanwhile would be refused."""
+    run_id = known_run_id(run_dir, None, None)
+    if run_id is None or lock_holder(run_dir):
+        return ""
+    return close_run(tracking_uri(uri, run_dir.absolute().parent), run_id, "KILLED")
 
 
 def known_run_id(folder: Path, checkpoint: Checkpoint | None, run_dir: str | None) -> str | None:

@@ -39,6 +39,7 @@ FIRST_BACKOFF_S, LAST_BACKOFF_S = 5.0, 300.0
 _CLOSING_ATTEMPTS, _CLOSING_PAUSE_S = 2, 0.5
 _ARTIFACT_ATTEMPTS = 3
 HEARTBEAT, HEARTBEAT_EVERY_S = "metadist.heartbeat", 60.0
+SILENT_S = 3 * HEARTBEAT_EVERY_S  # after which a run is taken for dead
 _END_S, _MODEL_S = 15.0, 120.0  # how long the end of a run is waited for, and where it has models
 _KEY_CHARS, _PARAM_CHARS, _TAG_CHARS, _DIGEST_CHARS = 250, 6000, 8000, 36  # MLflow's limits
 _REFUSED = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")
@@ -412,19 +413,32 @@ def run_page(uri: str, experiment_id: str, run_id: str) -> str:
     return f"{parts.scheme}://{host}{parts.path.rstrip('/')}/{page}"
 
 
-def close_run(uri: str, run_id: str, status: Status) -> bool:
-    """End a run that MLflow still shows as running, at its last sign of life; False where it does not. Raises
-    MlflowException where MLflow does not answer, or has no such run."""
+def close_run(uri: str, run_id: str, status: Status) -> str:
+    """End a run that MLflow shows as running and has not heard of for minutes, at its last sign of life; what was done
+    or hinders, in a sentence, or "" where it shows it as ended."""
     from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
 
     set_environment()
-    client = MlflowClient(tracking_uri=uri)
-    run = client.get_run(run_id)
-    if run.info.status != "RUNNING":
-        return False
-    beat = run.data.tags.get(HEARTBEAT, "")
-    client.set_terminated(run_id, status, int(beat) * 1000 if beat.isdecimal() else None)
-    return True
+    file = database_file(uri)
+    if file is not None and not file.exists():  # which the client would make
+        return f"{redact(uri)}, where the run was shown, is not there"
+    try:
+        client = MlflowClient(tracking_uri=uri)
+        run = client.get_run(run_id)
+        if run.info.status != "RUNNING":
+            return ""
+        beat = run.data.tags.get(HEARTBEAT, "")
+        heard_ms = int(beat) * 1000 if beat.isdecimal() else run.info.start_time
+        silent_s = time.time() - heard_ms / 1000
+        if silent_s < SILENT_S:  # a copy of a run, or one on a file system without locks, may well go on
+            return (
+                f"shown as running, heard of {silent_s:.0f} s ago: closed when asked after {SILENT_S:.0f} s of silence"
+            )
+        client.set_terminated(run_id, status, heard_ms)
+        return f"the run, killed and still shown as running, is {status} there now"
+    except MlflowException as error:
+        return f"whether it shows the run as running is not known ({_sentence(error)})"
 
 
 def _reached(metrics: Path, run_id: str | None) -> int:

@@ -1,7 +1,9 @@
 """A tiny run in MLflow: its logged model, the evaluation nested in it, what its parameters and tags say."""
 
+import json
 import shutil
-import tempfile
+import socket
+import time
 from pathlib import Path
 
 import mlflow
@@ -14,7 +16,8 @@ import metadist
 from metadist.core.files import DriverLock
 from metadist.core.task import TaskId
 from metadist.run.build import Job
-from metadist.run.tracker import close_stale
+from metadist.run.status import close_in_mlflow
+from tests.cli.command import run
 
 SMALL = [
     "data.family=digits", "task.ways=3", "task.shots=2", "task.queries=3", "model.hidden=[16]", "model.name=mlp",
@@ -182,19 +185,52 @@ def test_a_server_that_only_the_saved_run_names_is_not_dialled(tracked, tmp_path
     assert [text for text in said if "tracking.uri" in text] and not [text for text in said if "cannot" in text]
 
 
-def test_a_killed_run_is_closed_once_its_driver_is_gone(tracked):
+def test_status_closes_a_killed_run_once_its_driver_is_gone_and_silent(tracked, tmp_path):
+    """Not while a driver has it, nor soon after it was heard of: that may be of a driver which no lock shows."""
     run_id = tracked.run.info.run_id
-    assert not close_stale(tracked.folder, None)
+
+    def said():
+        return json.loads(run("status", str(tracked.folder), "--json", cwd=tmp_path).stdout).get("mlflow", "")
+
+    assert said() == ""
     tracked.client.update_run(run_id, status="RUNNING")
+    now = int(time.time())
+    tracked.client.set_tag(run_id, "metadist.heartbeat", str(now - 100))
+    assert "RUNNING" not in said() and "running" in said()
+    tracked.client.set_tag(run_id, "metadist.heartbeat", str(now - 200))
     with DriverLock(tracked.folder):
-        assert not close_stale(tracked.folder, None)
-    assert close_stale(tracked.folder, None) and not close_stale(tracked.folder, None)
+        assert said() == ""
+    assert tracked.client.get_run(run_id).info.status == "RUNNING"
+    assert "KILLED" in said() and said() == ""
     closed = tracked.client.get_run(run_id)
-    assert closed.info.status == "KILLED" and closed.info.end_time // 1000 == int(
-        closed.data.tags["metadist.heartbeat"]
-    )
-    with tempfile.TemporaryDirectory() as elsewhere:
-        assert not close_stale(Path(elsewhere), None)
+    assert closed.info.status == "KILLED" and closed.info.end_time == (now - 200) * 1000
+
+
+def test_status_dials_no_server_that_only_the_saved_run_names(tracked, tmp_path, monkeypatch):
+    folder = shutil.copytree(tracked.folder, tmp_path / "run")
+    text = (folder / "config.yaml").read_text()
+    asked = []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(0.2)
+        uri = f"http://127.0.0.1:{server.getsockname()[1]}"
+        (folder / "config.yaml").write_text(text.replace("  uri: null", f"  uri: {uri}"))
+        assert uri in (folder / "config.yaml").read_text()
+        assert uri in close_in_mlflow(folder) and "MLFLOW_TRACKING_URI" in close_in_mlflow(folder)
+        with pytest.raises(TimeoutError):
+            asked.append(server.accept())
+    assert not asked
+
+
+def test_status_says_what_keeps_mlflow_from_answering(tracked, tmp_path):
+    """A database that is not there is not made; one without the run, and one that is none."""
+    folder = shutil.copytree(tracked.folder, tmp_path / "run")
+    database = tmp_path / "mlflow.db"
+    assert str(database) in close_in_mlflow(folder) and not database.exists()
+    shutil.copy(tracked.folder.parent / "mlflow.db", database)
+    (folder / "mlflow_run_id").write_text("0" * 32)
+    assert "0" * 32 in close_in_mlflow(folder)
+    database.write_text("no database" * 100)
+    assert "not known" in close_in_mlflow(folder)
 
 
 def test_a_model_of_the_users_own_code_is_not_logged_and_why_is_said(tmp_path, mlflow_database, monkeypatch, capsys):
