@@ -20,7 +20,8 @@ from metadist.run.prepare import prepare
 from metadist.run.resume import evaluated_splits
 from metadist.run.trust import outside_code
 
-JOB_FILE = "job.yaml"
+JOB_FILE = "metadist-job.yaml"
+"""Of no name that a file of the user's own has, which may be included."""
 VERSION = "METADIST_SUBMITTED_BY"
 """Environment of a submitted job: the version that the client has, which the cluster's must be equal to."""
 LEFT_OUT = {
@@ -35,6 +36,8 @@ LEFT_OUT = {
     "mlartifacts",
     ".ssh",
     ".aws",
+    ".gitignore",  # by which, as by the next, Ray would leave out more in silence
+    ".rayignore",
 }
 _LEFT_OUT_ENDINGS = (".env", ".pem", ".key", ".db", ".arrow", ".pyc", "auth_token")
 _INSTALLED = [
@@ -103,9 +106,9 @@ def _flat(tree: object, key: str = "") -> Iterator[tuple[str, str]]:
 
 
 def check_job(config: Config) -> str:
-    """Try what needs no data on this machine, and say what that was: code that the job names is imported; a job without
-    a dataset computes one task. Raises InputError."""
-    if config.data.path is None:
+    """Try what needs no files of the cluster, and say what that was: code that the job names is imported; a job with
+    built-in data, and without weights to begin with, computes one task. Raises InputError."""
+    if config.data.family and not config.model.weights:
         prepare(Job(config), evaluated_splits(config))
         return "one task was computed here"
     for name in outside_code(config).values():

@@ -64,8 +64,8 @@ def check_lasting(config: Config) -> None:
     if lost:
         raise InputError(
             f"{' and '.join(lost)} would vanish with the job, since relative paths of a submitted job lie in a copy of "
-            "its working directory: give absolute paths on storage that all nodes share (checkpoint.location may also "
-            "be a URI such as s3://...)"
+            "its working directory: give absolute paths on storage that all nodes share, or URIs such as "
+            "s3://bucket/..."
         )
 
 

@@ -1,14 +1,12 @@
 """What a submitted job takes along, and what is refused before it is."""
 
-import os
 import sys
-from pathlib import Path
 
 import pytest
 
 from metadist.config import load_config
 from metadist.core.errors import InputError
-from metadist.run.package import VERSION, check_client, check_job, check_portable, job_files, pack, sizes
+from metadist.run.package import JOB_FILE, VERSION, check_client, check_job, check_portable, job_files, pack, sizes
 
 GOOD = ["data.family=digits", "run_dir=/shared/runs/x", "tracking.mlflow=false"]
 
@@ -34,6 +32,7 @@ def project(tmp_path, monkeypatch):
         "vocabulary/words.txt": "a b c\n",
         "vocabulary/.env": "PASSWORD=x\n",
         "vocabulary/.git/config": "",
+        "vocabulary/.gitignore": "*.txt\n",
         "vocabulary/runs/r/config.yaml": "",
     }
     for name, text in files.items():
@@ -42,15 +41,15 @@ def project(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     yield tmp_path
-    for name in [name for name in sys.modules if name.split(".")[0] in ("nets", "parts", "letters_helper")]:
+    for name in [name for name in sys.modules if name.split(".")[0] in ("nets", "parts", "letters_helper", "there")]:
         del sys.modules[name]
 
 
 def test_a_job_takes_the_modules_it_names_and_what_these_import_along(project):
     files, left_out = job_files(job("model.name=nets:Block"))
     assert sorted(files) == [
-        "job.yaml", "letters_helper.py", "nets.py", "parts/__init__.py", "parts/blocks.py", "parts/deep/__init__.py",
-        "parts/deep/inner.py", "parts/lazy.py", "parts/sizes.py",
+        "letters_helper.py", "metadist-job.yaml", "nets.py", "parts/__init__.py", "parts/blocks.py",
+        "parts/deep/__init__.py", "parts/deep/inner.py", "parts/lazy.py", "parts/sizes.py",
     ]  # fmt: skip
     assert not left_out
 
@@ -58,14 +57,22 @@ def test_a_job_takes_the_modules_it_names_and_what_these_import_along(project):
 def test_the_job_file_holds_every_setting_and_loads_as_the_same_configuration(tmp_path):
     config = job("meta_lr=0.25")
     pack(job_files(config)[0], tmp_path)
-    assert load_config([tmp_path / "job.yaml"]) == config
+    assert load_config([tmp_path / "metadist-job.yaml"]) == config
 
 
 def test_an_included_folder_comes_without_history_keys_and_runs_which_are_counted(project):
     files, left_out = job_files(job(), ["vocabulary"])
-    assert sorted(files) == ["job.yaml", "vocabulary/words.txt"]
-    assert sorted(left_out) == ["vocabulary/.env", "vocabulary/.git/config", "vocabulary/runs/r/config.yaml"]
+    assert sorted(files) == ["metadist-job.yaml", "vocabulary/words.txt"]
+    assert sorted(left_out) == [
+        "vocabulary/.env", "vocabulary/.git/config", "vocabulary/.gitignore", "vocabulary/runs/r/config.yaml",
+    ]  # fmt: skip
     assert "vocabulary/.env" in job_files(job(), ["vocabulary/.env"])[0]  # named by itself it is sent
+
+
+def test_a_job_file_of_the_users_own_does_not_take_the_place_of_the_resolved_one(project, tmp_path):
+    (project / "job.yaml").write_text("meta_lr: 0.5\n")
+    pack(job_files(job("meta_lr=0.25"), ["."])[0], tmp_path / "there")
+    assert load_config([tmp_path / "there" / JOB_FILE]).meta_lr == 0.25
 
 
 def test_a_packed_job_is_equal_to_what_was_collected(project, tmp_path):
@@ -134,9 +141,20 @@ def test_a_job_without_data_computes_a_task_here():
         check_job(job("task.ways=3", "task.queries=2", "learner.inner_stps=3"))
 
 
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["model.weights=/shared/w.safetensors"],
+        ["data.family=null", "data.source=there:Tasks", "data.options.root=/shared"],
+    ],
+)
+def test_files_that_only_the_cluster_has_are_not_asked_for_here(project, overrides):
+    (project / "there.py").write_text("class Tasks:\n    def __init__(self, seed, root):\n        open(root)\n")
+    assert "when the job starts" in check_job(job(*overrides))
+
+
 def test_a_job_submitted_by_another_version_ends_with_both_versions(monkeypatch):
     check_client()
     monkeypatch.setenv(VERSION, "0.0.7")
     with pytest.raises(InputError, match=r"0\.0\.7"):
         check_client()
-    assert Path.cwd().exists() and os.environ[VERSION] == "0.0.7"
