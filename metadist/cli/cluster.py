@@ -11,7 +11,7 @@ import click
 
 from metadist.cli.config import ANY_ARGUMENTS
 from metadist.core.errors import InputError, Interrupted
-from metadist.core.files import finite
+from metadist.core.files import bare, finite
 from metadist.core.redaction import command_line, to_stderr
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def submit(
     config = load_config(files, overrides)
     from metadist.run import submission as jobs
 
-    name = name or Path((config.run_dir or "run").rstrip("/")).name
+    name = name or Path(bare(config.run_dir or "run")).name
     command = command_line(["metadist", *sys.argv[1:]])
     server = None if dry_run else jobs.job_server(address)
     if server:
@@ -98,15 +98,15 @@ def status(run_or_name: str | None, address: str | None, as_json: bool) -> None:
         return
     server, job = _find(run_or_name, address)
     run = _run_directory(run_or_name, job)
-    from metadist.run.status import close_in_mlflow, described, is_seen
+    from metadist.run.status import close_in_mlflow, described, unseen
     from metadist.run.status import status as status_of
 
     known = {"job": f"{job.submission_id} {job.status.lower()}"} if job else {}
-    if job and server and not is_seen(run):
+    if job and server and (why := unseen(run)):
         lines = [line for line in server.get_job_logs(str(job.submission_id)).splitlines() if line.strip()]
         found = {"run_dir": run, **known, "log": lines[-1] if lines else "nothing yet"}
         click.echo(json.dumps(found, indent=2) if as_json else "\n".join(f"{k:10} {v}" for k, v in found.items()))
-        to_stderr(f"{run} is not to be seen from here: this is the last line of the job's log")
+        to_stderr(f"this is the last line of the job's log, since the run is not to be seen from here ({why})")
         return
     found = status_of(run) | known
     if "driver" not in found and (said := close_in_mlflow(run)):
@@ -155,7 +155,13 @@ def _find(run_or_name: str, address: str | None) -> "tuple[JobServer | None, Job
         return None, None
     from metadist.run import submission as jobs
 
-    server = jobs.job_server(address)
+    try:
+        server = jobs.job_server(address)
+    except jobs.Unreachable as error:
+        if address or not is_run:
+            raise
+        to_stderr(f"only this machine is looked at: {error}")
+        return None, None
     run_dir = run_or_name if "://" in run_or_name else str(Path(run_or_name).absolute())
     found = jobs.attempts(server, run_dir=run_dir) if is_run else jobs.attempts(server, run_or_name)
     if not found and not is_run:

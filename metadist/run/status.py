@@ -64,9 +64,13 @@ def status(run: str | Path) -> dict[str, Any]:
 _SHOWN = {"step": "step", "loss": "train/loss", "workers": "workers/alive", "target": "workers/target"}
 
 
-def is_seen(run: str | Path) -> bool:
-    """Whether there is a run in that directory, as far as this machine sees it."""
-    return run_file(run, "config.yaml").exists()
+def unseen(run: str | Path) -> str:
+    """Why no run is to be seen in that directory from this machine, "" where one is."""
+    try:
+        config_file(run)
+    except InputError as error:
+        return str(error)
+    return ""
 
 
 def _results(path: Path) -> dict[str, Any]:

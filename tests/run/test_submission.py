@@ -175,11 +175,35 @@ def test_what_would_be_sent_is_shown_without_a_cluster(monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://server:5000")
     done = command("submit", *JOB, "run_dir=/shared/runs/x", "--dry-run")
     plan = json.loads(done.stdout)
-    assert list(plan["files"]) == ["job.yaml"]
+    assert list(plan["files"]) == ["metadist-job.yaml"]
     assert plan["environment"]["MLFLOW_TRACKING_URI"] == "http://server:5000"
     assert plan["environment"]["RAY_JOB_STOP_WAIT_TIME_S"] == "120"
     assert plan["metadata"]["metadist.run_dir"] == "/shared/runs/x"
     assert plan["entrypoint"].endswith("--resume auto")
+
+
+def test_a_job_at_a_uri_is_named_without_its_options():
+    run_dir = "run_dir=s3://bucket/runs/few-shot/?region=eu-west-1"
+    plan = json.loads(command("submit", *JOB, run_dir, "--dry-run").stdout)
+    assert plan["metadata"]["metadist.job"] == "few-shot"
+
+
+def test_a_run_that_is_seen_here_needs_no_cluster_but_one_that_is_asked_for(tmp_path, monkeypatch):
+    (tmp_path / "config.yaml").write_text("data: {family: digits}\ntracking: {mlflow: false}\n")
+    assert "nothing answers" in refusal("status", str(tmp_path), "--address=http://127.0.0.1:9")
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:9")
+    done = run("status", str(tmp_path), cwd=tmp_path)
+    assert done.returncode == 0 and "stopped" in done.stdout and "http://127.0.0.1:9" in done.stderr
+
+
+def test_of_a_run_at_a_uri_that_only_the_cluster_may_read_the_jobs_log_is_shown():
+    run_dir = "s3://bucket/r?endpoint_override=127.0.0.1:9&scheme=http&region=us-east-1"
+    known = {"submission_id": "y-1", "type": "SUBMISSION", "status": "RUNNING", "entrypoint": "x",
+             "metadata": {"metadist.job": "y", "metadist.run_dir": run_dir}}  # fmt: skip
+    logs = {"/api/jobs/y-1/logs": (200, {"logs": "step 3\nstep 4\n"})}
+    with server({**cluster(), "/api/jobs/": (200, [known]), **logs}) as address:
+        done = command("status", "y", f"--address={address}")
+    assert done.returncode == 0 and "step 4" in done.stdout and "endpoint_override" in done.stderr
 
 
 @pytest.fixture(scope="module")
