@@ -3,11 +3,13 @@
 import errno
 import os
 import shutil
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from mlflow.exceptions import MlflowException
 
 from metadist.checkpoint.format import Checkpoint
 from metadist.config import dump_config, load_config
@@ -88,21 +90,38 @@ KINDS = {
 }
 
 
+def exported(prepared, tmp_path):
+    job = prepared.job
+    weights = prepared.engine.layout.named_arrays(prepared.theta) | prepared.constants
+    saved = Checkpoint(0, weights, {}, dump_config(job.config), {}, {"shapes": job.shapes._asdict()})
+    return export_model(saved, "best", tmp_path, job.evaluation_source(TaskId("test", 0, 0)), evaluated=True)
+
+
+def served(model):
+    found = FewShotModel()
+    found.load_context(SimpleNamespace(artifacts={"checkpoint": str(model.folder)}))
+    return found
+
+
+@pytest.mark.parametrize("kind", ["maml", "regression"])
+def test_answers_that_are_not_finite_are_refused(kind, tmp_path):
+    prepared = prepared_of(KINDS[kind], tmp_path)
+    model = exported(replace(prepared, theta=np.full_like(prepared.theta, np.inf)), tmp_path)
+    with pytest.raises(MlflowException, match="params: .*lower lr") as raised:
+        served(model).predict(None, model.example)  # pyright: ignore[reportArgumentType]
+    assert raised.value.get_http_status_code() == 400
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_model_of_every_kind_takes_its_own_example_and_gives_what_it_says(kind, tmp_path):
     prepared = prepared_of(KINDS[kind], tmp_path)
     assert unlogged(prepared) == []
-    job = prepared.job
-    weights = prepared.engine.layout.named_arrays(prepared.theta) | prepared.constants
-    saved = Checkpoint(0, weights, {}, dump_config(job.config), {}, {"shapes": job.shapes._asdict()})
-    model = export_model(saved, "best", tmp_path, job.evaluation_source(TaskId("test", 0, 0)), evaluated=True)
+    model = exported(prepared, tmp_path)
     assert set(signature(model).inputs.input_names()) == set(model.inputs) == set(model.example)
     for name, array in model.example.items():
         dtype, shape = model.inputs[name]
         assert array.dtype == dtype and [-1, *array.shape[1:]] == shape
-    served = FewShotModel()
-    served.load_context(SimpleNamespace(artifacts={"checkpoint": str(model.folder)}))
-    found = served.predict(None, model.example, dict(model.settings))  # pyright: ignore[reportArgumentType]
+    found = served(model).predict(None, model.example, dict(model.settings))  # pyright: ignore[reportArgumentType]
     assert set(found) == set(model.outputs)
     for name, array in found.items():
         dtype, shape = model.outputs[name]
