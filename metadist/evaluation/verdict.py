@@ -22,14 +22,12 @@ def compare(results: Mapping[str, np.ndarray]) -> Comparison | None:
     """The comparison with the best baseline, the one over which the learner is the least ahead; None where there is
     none to compare with. `results`: {metric: [T, inner_steps + 1]} and {"baseline/metric": [T'] or [T', steps + 1]},
     whose tasks are the first T' of the learner's."""
-    metric = "accuracy" if "accuracy" in results else "loss"
+    metric = _metric(results)
     better = 1 if metric == "accuracy" else -1
     own = _after(results[metric])
     found = []
-    for name, values in results.items():
-        baseline, slash, measured = name.rpartition("/")
-        theirs = _after(values)
-        if not slash or measured != metric or count_diverged(theirs, own[: len(theirs)]):
+    for baseline, theirs in _baselines(results).items():
+        if count_diverged(theirs, own[: len(theirs)]):
             continue
         ahead = interval(better * (own[: len(theirs)] - theirs))
         found.append(Comparison(baseline, ahead.mean, ahead.ci95, len(theirs)))
@@ -39,20 +37,31 @@ def compare(results: Mapping[str, np.ndarray]) -> Comparison | None:
 def verdict(results: Mapping[str, np.ndarray]) -> str:
     """A sentence on whether the learner is ahead of its best baseline, level with it, or behind, without its stop."""
     found = compare(results)
-    metric = "accuracy" if "accuracy" in results else "loss"
+    metric, baselines = _metric(results), _baselines(results)
     if count_diverged(_after(results[metric])):
         return "no verdict, since tasks diverged"
+    left_out = ", ".join(name.replace("_", " ") for name, theirs in baselines.items() if count_diverged(theirs))
     if found is None:
-        return "no baseline to compare with"
+        return f"no verdict, since tasks of {left_out} diverged" if left_out else "no baseline to compare with"
     by, unit = (100, " percentage points") if metric == "accuracy" else (1, "")
     name = found.baseline.replace("_", " ")
     figure = f"{by * abs(found.ahead):.{2 if by > 1 else 4}f} ± {by * found.ci95:.{2 if by > 1 else 4}f}{unit}"
-    over = f"paired over {found.tasks} tasks"
+    over = f"paired over {found.tasks} tasks{f'; tasks of {left_out} diverged' if left_out else ''}"
     if found.tasks < 2:
         return "no verdict, since one task is too few to compare"
     if abs(found.ahead) <= found.ci95:
         return f"level with its best baseline, {name} (a difference in {metric} of {figure}, {over})"
     return f"{'ahead of' if found.ahead > 0 else 'behind'} its best baseline, {name}, by {figure} ({over})"
+
+
+def _metric(results: Mapping[str, np.ndarray]) -> str:
+    return "accuracy" if "accuracy" in results else "loss"
+
+
+def _baselines(results: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Of each baseline what its tasks have after their last step, in the metric that is compared."""
+    named = {name.rpartition("/"): values for name, values in results.items() if "/" in name}
+    return {name: _after(values) for (name, _, metric), values in named.items() if metric == _metric(results)}
 
 
 def _after(values: np.ndarray) -> np.ndarray:

@@ -76,16 +76,17 @@ def _network() -> tuple[float, float]:
 
 
 def _gpus() -> dict[str, float]:
-    """Of those that this process computes on, by their number on the machine."""
+    """Of the one that this process computes on (to ask for others would take memory of each), by its number on the
+    machine; without its utilization where NVML has none: no nvidia-ml-py, a part of a GPU (MIG), an old driver."""
     if not torch.cuda.is_initialized():
         return {}
-    visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.isdecimal()]
-    values = {}
-    for own in range(torch.cuda.device_count()):
-        number = visible[own] if own < len(visible) else own
-        free, total = torch.cuda.mem_get_info(own)
-        values[f"gpu_{number}_memory_usage_megabytes"] = round((total - free) / _MEGABYTE)
-        values[f"gpu_{number}_memory_usage_percentage"] = round(100 * (1 - free / total), 1)
-        with suppress(ModuleNotFoundError):  # without nvidia-ml-py
-            values[f"gpu_{number}_utilization_percentage"] = float(torch.cuda.utilization(own))
+    own, visible = torch.cuda.current_device(), os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    name = f"gpu_{(visible[own].strip() if own < len(visible) else '') or own}"
+    free, total = torch.cuda.mem_get_info(own)
+    values = {
+        f"{name}_memory_usage_megabytes": round((total - free) / _MEGABYTE),
+        f"{name}_memory_usage_percentage": round(100 * (1 - free / total), 1),
+    }
+    with suppress(Exception):  # of pynvml, which may not be there; a figure to look at must not end a worker
+        values[f"{name}_utilization_percentage"] = float(torch.cuda.utilization(own))
     return values

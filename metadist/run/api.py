@@ -8,6 +8,7 @@ from metadist.config import Config
 from metadist.core.errors import Interrupted
 from metadist.run.directory import Run, RunLock
 from metadist.run.dry_run import dry_run as dry_run
+from metadist.run.export import unlogged
 from metadist.run.fleets import check_cluster, open_fleet
 from metadist.run.places import checked
 from metadist.run.results import conclude
@@ -62,7 +63,7 @@ def _train(run: Run, start: Start, began: float) -> dict[str, Any]:
     ):  # fmt: skip
         run.describe(prepared.job.dataset, prepared.resolved(), prepared.about(), trust_flag(config))
         trainer = Trainer(run, prepared, fleet)
-        for line in [banner(run, start), *prepared.notes, *unloadable(config)]:
+        for line in [banner(run, start), *prepared.notes, *unloadable(config), *unlogged(prepared)]:
             run.say(line)
         with signals.deferred():
             weights, ended_by = trainer.run(start.step, Stop(signals, config.max_time_s, config.evaluation.patience))

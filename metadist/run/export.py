@@ -1,6 +1,5 @@
 """A trained model as a folder of its own, for use without its run, as MLflow keeps it."""
 
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from metadist.checkpoint.format import Checkpoint, encode, write_synced
-from metadist.config import Config
-from metadist.core.files import writing
+from metadist.config import Config, dump_config
+from metadist.core.files import reason
 from metadist.core.task import Task, TaskId
 from metadist.run.directory import Run
 from metadist.run.predictor import FewShotLearner, learner_of
@@ -30,28 +29,56 @@ def unexportable(config: Config) -> str:
     )
 
 
-def log_models(prepared: Prepared, run: Run, models: Mapping[str, Checkpoint]) -> None:
-    """The models, of which the first was evaluated, go to MLflow; those of one step as one."""
-    if not run.config.tracking.mlflow:
+def unlogged(prepared: Prepared) -> list[str]:
+    """Why the models of a run will not be logged in MLflow, where that can be known before its first step: at most one
+    sentence. Its initial model is described as its trained ones will be."""
+    config, shapes = prepared.job.config, prepared.job.shapes
+    if not config.tracking.mlflow:
+        return []
+    if why := unexportable(config):
+        return [why]
+    weights = prepared.engine.layout.named_arrays(prepared.theta) | prepared.constants
+    initial = Checkpoint(0, weights, {}, dump_config(config), {}, {"shapes": shapes._asdict()})
+    try:
+        described(initial, "initial", Path(), prepared.job.evaluation_source(TaskId(config.evaluation.split, 0, 0)))
+    except Exception as error:
+        return [f"the run's models will not be logged in MLflow ({type(error).__name__}: {reason(error)})"]
+    return []
+
+
+def log_models(prepared: Prepared, run: Run, best: Checkpoint | None) -> None:
+    """The best model, if there is one, and the last one, where that is another, go to MLflow; the first of these was
+    evaluated. They are copies: what keeps one from MLflow is said, and does not end the run."""
+    if not run.config.tracking.mlflow or unexportable(run.config):  # which was said before the first step
         return
-    if why := unexportable(run.config):
-        run.say(why)
-        return
-    task = prepared.job.evaluation_source(TaskId(run.config.evaluation.split, 0, 0))
-    evaluated = next(iter(models))
-    for name, checkpoint in models.items():
-        if name == evaluated or checkpoint.step != models[evaluated].step:
+    try:
+        final = run.store.load("latest")
+        models = {"best": best, "final": final} if best else {"final": final}
+        if best and best.step == final.step:
+            del models["final"]
+        task = prepared.job.evaluation_source(TaskId(run.config.evaluation.split, 0, 0))
+        evaluated = next(iter(models))
+        for name, checkpoint in models.items():
             run.tracker.model(export_model(checkpoint, name, run.path, task, name == evaluated))
+    except Exception as error:
+        run.say(
+            f"what was trained is not (all) logged in MLflow as a model ({type(error).__name__}: {reason(error)}); "
+            f"`metadist.load` reads it from {run.place}"
+        )
 
 
 def export_model(checkpoint: Checkpoint, name: str, run_dir: Path, task: Task, evaluated: bool) -> SavedModel:
     """The model in a checkpoint, written to RUN/models/NAME without what only training needs; `task` is one of
-    evaluation, of which the example of a request is a part. Raises StorageFailed."""
+    evaluation, of which the example of a request is a part. Raises OSError."""
     folder = run_dir / MODELS_FOLDER / name
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        for file, content in encode(replace(checkpoint, trainer={})).items():
-            write_synced(folder / file, content)
+    folder.mkdir(parents=True, exist_ok=True)
+    for file, content in encode(replace(checkpoint, trainer={})).items():
+        write_synced(folder / file, content)
+    return described(checkpoint, name, folder, task, evaluated)
+
+
+def described(checkpoint: Checkpoint, name: str, folder: Path, task: Task, evaluated: bool = False) -> SavedModel:
+    """The model in a checkpoint, which is or will be in `folder`."""
     learner = learner_of(checkpoint, folder)
     classes, scaled = learner.shapes.classification, bool(learner.shapes.target_units)
     outputs: dict[str, tuple[str, list[int]]] = {"values": ("float64" if scaled else "float32", [-1, -1])}

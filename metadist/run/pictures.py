@@ -1,12 +1,14 @@
 """The figures of a run, drawn from its numbers and from one of its tasks."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from metadist.core.files import writing
-from metadist.core.task import TaskId
+from metadist.core.errors import Diverged
+from metadist.core.files import reason, writing
+from metadist.core.task import Task, TaskId
 from metadist.evaluation.figures import scaling, task_picture, training_curve
 from metadist.run.prepare import Prepared
 from metadist.tracking.jsonl import read_metrics
@@ -25,23 +27,37 @@ def draw_run(path: Path) -> list[str]:
     return files
 
 
-def draw_task(prepared: Prepared, theta: np.ndarray, path: Path) -> list[str]:
+def draw_task(prepared: Prepared, theta: np.ndarray, path: Path, say: Callable[[str], None]) -> list[str]:
     """One task of the evaluation, where it is of pictures: its support set, and which of its queries theta [P] takes
-    for which class. Computed in this process; the name of the file, if there is one."""
+    for which class. Computed in this process; the name of the file, if there is one. What cannot be computed so is
+    said, and does not end the run."""
     job = prepared.job
     unit, *others = job.shapes.input_units or [{"dtype": ""}]
     shape = job.shapes.inputs[0]
     if others or unit["dtype"] != "uint8" or len(shape) != 3 or shape[0] not in (1, 3) or not job.shapes.classification:
         return []
-    task = job.evaluation_source(TaskId(job.config.evaluation.split, 0, 0))
-    engine = job.evaluation_engine("cpu", job.evaluation_outputs(job.evaluation_engine("cpu")))
+    try:
+        task = job.evaluation_source(TaskId(job.config.evaluation.split, 0, 0))
+        confusion = _confusion(prepared, theta, task)
+    except Exception as error:  # of a user's model or learner, which nothing else calls like this
+        say(f"task.png is not drawn: its task cannot be computed ({type(error).__name__}: {reason(error)})")
+        return []
+    with writing(path):
+        task_picture(task.support.inputs[0], np.asarray(task.support.targets[0]), confusion, path / "task.png")
+    return ["task.png"]
+
+
+def _confusion(prepared: Prepared, theta: np.ndarray, task: Task) -> np.ndarray:
+    """[ways, ways]: how many queries of each class [row] were taken for which. Raises Diverged."""
+    job = prepared.job
+    engine = job.evaluation_engine("cpu", job.evaluation_outputs(prepared.engine))
     engine.learner.model.load_constants(prepared.constants)
     outputs = engine.adapt(torch.from_numpy(theta.copy()), task.support)
     found = outputs(*task.query.inputs, transductive=job.config.evaluation.transductive)
     true, ways = np.asarray(task.query.targets[0]), int(np.max(task.support.targets[0])) + 1
-    predicted = found.detach().numpy()[:, :ways].argmax(axis=1)
+    found = found.detach().numpy()[:, :ways]
+    if not np.isfinite(found).all():  # of NaN argmax makes class 0
+        raise Diverged("its outputs are not finite")
     confusion = np.zeros((ways, ways), int)
-    np.add.at(confusion, (true, predicted), 1)
-    with writing(path):
-        task_picture(task.support.inputs[0], np.asarray(task.support.targets[0]), confusion, path / "task.png")
-    return ["task.png"]
+    np.add.at(confusion, (true, found.argmax(axis=1)), 1)
+    return confusion

@@ -66,13 +66,11 @@ class Adapted:
 
     def predict(self, x: Arrays, transductive: bool | None = None) -> np.ndarray:
         """Labels [n] out of the support set's in classification, values [n, d] in regression; see `outputs`. Raises
-        Diverged where logits are not finite."""
+        Diverged where outputs are not finite."""
         outputs = self.outputs(x, transductive)
-        if self.classes is None:
-            return outputs
         if not np.isfinite(outputs).all():  # of NaN argmax makes class 0
             raise Diverged("adaptation diverged, the model's outputs are not finite: lower evaluation.inner_lr")
-        return self.classes[outputs.argmax(axis=-1)]
+        return outputs if self.classes is None else self.classes[outputs.argmax(axis=-1)]
 
 
 class FewShotLearner:

@@ -68,17 +68,15 @@ def conclude(
 
 def _evaluate_best(prepared: Prepared, fleet: Any, run: Run, weights: Weights) -> dict[str, Any]:
     """Evaluate the best weights by validation (the last ones where there was none), and draw the training curve."""
-    models = {"final": run.store.load("latest")}
-    if run.store.has_best():
-        models = {"best": run.store.load("best"), **models}
-        best = models["best"]
+    best = run.store.load("best") if run.store.has_best() else None
+    if best:
         weights = Weights(best.step, prepared.engine.layout.vector(best.weights))
     summary = evaluate_weights(prepared, fleet, weights, run.path, run.say)
     if run.config.optimizer.max_staleness:
         summary["tasks_by_staleness"] = dict(sorted(fleet.staleness.items()))
-    files = ["tasks.arrow", "adaptation_curve.png", *draw_run(run.path), *draw_task(prepared, weights.theta, run.path)]
-    for name in files:
+    drawn = [*draw_run(run.path), *draw_task(prepared, weights.theta, run.path, run.say)]
+    for name in ["tasks.arrow", "adaptation_curve.png", *drawn]:
         run.tracker.artifact(run.path / name)
     run.tracker.metrics(final_metrics(summary), weights.version)
-    log_models(prepared, run, models)
+    log_models(prepared, run, best)
     return summary

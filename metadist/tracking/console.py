@@ -48,8 +48,8 @@ class ConsoleTracker(Tracker):
         with self._lock:
             now = time.monotonic()
             self._first = self._first or (step, now)
-            self._changed |= step != self._step or not _SHOWN.isdisjoint(values)
-            self._step = step
+            self._changed |= step > self._step or not _SHOWN.isdisjoint(values)
+            self._step = max(step, self._step)  # the figures of the end are those of the best step
             self._latest.update(values)
             self._best.offer(values, step)
             if not self._quiet and now - self._drawn_at >= self._every_s:

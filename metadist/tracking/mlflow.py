@@ -361,10 +361,11 @@ class MlflowTracker(Tracker):
         """Each is tried once, whatever comes of it: it can be made again from the run, and must not hold up its end."""
         while self._models:
             model = self._models[0]
-            lines = (line for batch, _ in _batches(self._metrics, 0) for line in batch)
-            figures = (m for line in lines for m in _values(line) if m.key.startswith(("validation/", "test/")))
             try:
-                own = [metric for metric in figures if metric.step == model.step]
+                lines = (line for batch, _ in _batches(self._metrics, 0) for line in batch)
+                judged = (line for line in lines if b'"validation/' in line or b'"test/' in line)  # few of many
+                figures = (metric for line in judged for metric in _values(line) if metric.step == model.step)
+                own = [metric for metric in figures if metric.key.startswith(("validation/", "test/"))]
                 log_model(client, str(self._run_id), model, own, self._register)
             except Exception as error:
                 self._say(

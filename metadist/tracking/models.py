@@ -23,31 +23,20 @@ ALIAS = "best"
 
 def log_model(
     client: "MlflowClient", run_id: str, model: SavedModel, metrics: Iterable["Metric"], register: str | None
-) -> str:
-    """The id of the logged model. `metrics`: those of the run that are this model's figures. The one that was
+) -> None:
+    """Log the model, whole or as failed. `metrics`: those of the run that are this model's figures. The one that was
     evaluated becomes a version of the registered model `register`, with the alias `best`."""
     from mlflow.entities import LoggedModelOutput, Metric
-    from mlflow.models import Model
-    from mlflow.pyfunc import save_model
 
     logging.getLogger("mlflow.pyfunc").setLevel(logging.WARNING)
     experiment = client.get_run(run_id).info.experiment_id
     settings = {name: f"{value:g}" for name, value in model.settings.items()}
-    with tempfile.TemporaryDirectory() as folder:
-        place = str(Path(folder, "model"))
-        logged = client.create_logged_model(experiment, model.name, run_id, params=settings, model_type="few-shot")
-        save_model(
-            place,
-            python_model=str(SCRIPT),
-            artifacts={"checkpoint": str(model.folder)},
-            signature=signature(model),
-            input_example=dict(model.example),
-            pip_requirements=[f"{package}=={version(package).partition('+')[0]}" for package in REQUIRED],
-            mlflow_model=Model(run_id=run_id, model_id=logged.model_id),
-        )
-        for file in filter(Path.is_file, Path(place).rglob("*")):
-            file.chmod(0o600)  # the script would stay as readable as it is where metadist is installed
-        client.log_model_artifacts(logged.model_id, place)
+    logged = client.create_logged_model(experiment, model.name, run_id, params=settings, model_type="few-shot")
+    try:
+        _send_files(client, run_id, model, logged.model_id)
+    except BaseException:
+        client.finalize_logged_model(logged.model_id, "FAILED")  # else it would be shown as pending for ever
+        raise
     client.finalize_logged_model(logged.model_id, "READY")
     client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, model.step)])
     own = [Metric(m.key, m.value, m.timestamp, m.step, logged.model_id, run_id=run_id) for m in metrics]
@@ -56,7 +45,26 @@ def log_model(
         served = client.tracking_uri.startswith("http")
         source = f"models:/{logged.model_id}" if served else logged.artifact_location  # a database looks up no models
         _register(client, register, run_id, source, logged.model_id)
-    return logged.model_id
+
+
+def _send_files(client: "MlflowClient", run_id: str, model: SavedModel, model_id: str) -> None:
+    from mlflow.models import Model
+    from mlflow.pyfunc import save_model
+
+    with tempfile.TemporaryDirectory() as folder:
+        place = str(Path(folder, "model"))
+        save_model(
+            place,
+            python_model=str(SCRIPT),
+            artifacts={"checkpoint": str(model.folder)},
+            signature=signature(model),
+            input_example=dict(model.example),
+            pip_requirements=[f"{package}=={version(package).partition('+')[0]}" for package in REQUIRED],
+            mlflow_model=Model(run_id=run_id, model_id=model_id),
+        )
+        for file in filter(Path.is_file, Path(place).rglob("*")):
+            file.chmod(0o600)  # the script would stay as readable as it is where metadist is installed
+        client.log_model_artifacts(model_id, place)
 
 
 def signature(model: SavedModel) -> "ModelSignature":

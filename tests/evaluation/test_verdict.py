@@ -37,4 +37,12 @@ def test_what_cannot_be_compared_has_no_verdict():
     assert verdict(diverged).startswith("no verdict")
     assert verdict({"accuracy": OWN[:1], "ridge/accuracy": OWN[:1, -1]}).startswith("no verdict")
     theirs = {"accuracy": OWN, "ridge/accuracy": np.array([np.nan, 0.5, 0.5, 0.5])}
-    assert compare(theirs) is None
+    assert compare(theirs) is None and "ridge diverged" in verdict(theirs)
+
+
+def test_a_baseline_that_is_left_out_since_its_tasks_diverged_is_named():
+    """It may be the best one: in three tasks of four it is ahead."""
+    best = np.array([np.nan, 0.9, 0.9, 0.9])
+    told = verdict({**beside(ahead=0.1), "from_scratch/accuracy": best, "from_scratch/loss": OWN[:, -1]})
+    assert told.startswith("ahead of its best baseline, ridge") and "from scratch diverged" in told
+    assert "diverged" not in verdict({**beside(ahead=0.1), "from_scratch/loss": best})

@@ -38,6 +38,19 @@ def test_the_line_says_all_that_is_known(clock):
     )
 
 
+@pytest.mark.parametrize("terminal", [False, True])
+def test_the_figures_of_the_best_step_do_not_take_the_line_back_to_it(clock, terminal):
+    stream = Terminal() if terminal else io.StringIO()
+    console = ConsoleTracker(400, stream)
+    for step in (375, 400):
+        console.metrics({"train/loss": 1.0}, step)
+        clock[0] += 10
+    console.metrics({"test/accuracy": 0.9}, step=375)
+    console.finish("FINISHED")
+    assert screen(stream)[-2] == "step 400/400 100.0% | loss 1"
+    assert stream.getvalue().count("375/400") == 1
+
+
 def test_what_is_absent_is_left_out(clock):
     stream = io.StringIO()
     ConsoleTracker(10, stream).metrics({"other": 1.0}, step=1)

@@ -17,6 +17,8 @@ from metadist.core.files import DriverLock
 from metadist.core.task import TaskId
 from metadist.run.build import Job
 from metadist.run.status import close_in_mlflow
+from metadist.tracking import SavedModel
+from metadist.tracking.models import log_model
 from tests.cli.command import run
 
 SMALL = [
@@ -133,6 +135,19 @@ def test_best_and_final_are_linked_to_the_run_with_their_figures(tracked):
     assert len(tracked.client.get_metric_history(run.info.run_id, "test/accuracy")) == 1
     version = tracked.client.get_model_version_by_alias("few-shot digits", "best")
     assert version.run_id == run.info.run_id
+
+
+def test_a_model_that_cannot_be_sent_is_not_left_pending(tmp_path, mlflow_database):
+    shutil.copy(mlflow_database, tmp_path)
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    experiment = client.create_experiment("models", (tmp_path / "artifacts").as_uri())
+    run = client.create_run(experiment)
+    x, y = {"support_x": ("float32", [-1, 2])}, {"values": ("float32", [-1, -1])}
+    model = SavedModel("best", 3, tmp_path / "gone", x, y, {}, {"support_x": np.zeros((1, 2), "f4")}, True)
+    with pytest.raises(Exception, match="gone"):
+        log_model(client, run.info.run_id, model, [], "registered")
+    (logged,) = client.search_logged_models([experiment])
+    assert logged.status.name == "FAILED" and client.search_registered_models() == []
 
 
 def test_the_run_says_what_auto_became_and_how_it_ended(tracked):
