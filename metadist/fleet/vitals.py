@@ -86,6 +86,6 @@ def _gpus() -> dict[str, float]:
         free, total = torch.cuda.mem_get_info(own)
         values[f"gpu_{number}_memory_usage_megabytes"] = round((total - free) / _MEGABYTE)
         values[f"gpu_{number}_memory_usage_percentage"] = round(100 * (1 - free / total), 1)
-        with suppress(ModuleNotFoundError):  # without nvidia-ml-py
+        with suppress(Exception):  # of NVML: not installed, or without this figure, as for a slice of a GPU (MIG)
             values[f"gpu_{number}_utilization_percentage"] = float(torch.cuda.utilization(own))
     return values
