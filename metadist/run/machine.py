@@ -99,9 +99,9 @@ def listening() -> Iterator[Finding]:
             continue
         ports = sorted({places[link] for link in links if link in places})
         public = [port for address, port in ports if address in ANYWHERE]
-        guarded = b"RAY_AUTH_MODE=token" in environment or (
-            b"RAY_AUTH_MODE=" not in environment and token_file().exists()
-        )
+        guarded = b"ray_auth_mode=token" in environment.lower().split(
+            b"\0"
+        )  # `ray start` sets it where it finds a token
         if public and not guarded:
             numbers = ", ".join(map(str, public))
             yield Finding(

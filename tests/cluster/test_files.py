@@ -1,6 +1,7 @@
 """What holds for all files of `cluster/`: one set of versions, Ray started alike, and what was not run says so."""
 
 import re
+import subprocess
 import tomllib
 
 import pytest
@@ -32,6 +33,12 @@ def other_versions(text: str) -> list[str]:
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
 def test_each_file_names_the_versions_of_one_file(path):
     assert other_versions(path.read_text()) == []
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_the_files_that_a_file_names_are_there(path):
+    named = re.findall(r"(?<![\w/])(?:cluster|jobs|tests)/[\w/-]+\.(?:py|sh|sbatch|yaml|env|lock)\b", path.read_text())
+    assert [name for name in named if not (ROOT / name).exists()] == []
 
 
 @pytest.mark.parametrize(
@@ -76,3 +83,12 @@ def test_what_was_not_run_says_so(path):
         assert "only" not in re.findall(r"# Checked by.*", path.read_text())
     elif path.suffix in (".yaml", "") and path.name != "versions.env":
         assert re.search(r"^# Checked by .* only, never", path.read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    "path", ["metadist-7.token", "token", "cluster/monitoring/token", "cluster/docker/secrets/ray_token"]
+)
+def test_git_leaves_out_the_secrets_that_the_files_here_have_one_write(path):
+    if not (ROOT / ".git").exists():
+        pytest.skip("this is no clone")
+    assert subprocess.run(["git", "check-ignore", "-q", path], cwd=ROOT).returncode == 0
