@@ -1,15 +1,11 @@
 """Whether MLflow can be reached and written to, within seconds: its own client tries for minutes."""
 
-import base64
-import json
 import os
-import ssl
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
-from urllib.error import HTTPError, URLError
-from urllib.parse import unquote, urlsplit
-from urllib.request import Request, urlopen
+from typing import Any
+from urllib.parse import urlsplit
 
 from metadist.core.files import reason
 from metadist.core.redaction import redact
@@ -33,35 +29,33 @@ def unwritable(uri: str) -> str:
 
 
 def _server(uri: str) -> str:
-    parts = urlsplit(uri)
-    port = f":{parts.port}" if parts.port else ""
-    address = f"{parts.scheme}://{parts.hostname}{port}{parts.path.rstrip('/')}"
-    headers = {"Content-Type": "application/json", **_authorization(parts.username, parts.password)}
-    asked = Request(f"{address}/api/2.0/mlflow/experiments/create", json.dumps({"name": "Default"}).encode(), headers)
-    unsafe = os.environ.get("MLFLOW_TRACKING_INSECURE_TLS", "").lower() == "true"
-    context = ssl._create_unverified_context() if unsafe else None
+    """Asked as MLflow's own client asks: with the passwords, tokens, certificates and proxies that are set for it."""
+    from mlflow.exceptions import MlflowException
+    from mlflow.utils.credentials import get_default_host_creds
+    from mlflow.utils.rest_utils import http_request
+
+    address, asked = redact(uri).rstrip("/"), "/api/2.0/mlflow/experiments/create"
     try:
-        with urlopen(asked, timeout=ANSWER_S, context=context):
-            return ""
-    except HTTPError as error:
-        answer = error.read(10_000).decode(errors="replace")
-        if error.code == 400 and "RESOURCE_ALREADY_EXISTS" in answer:
-            return ""
-        if error.code in (401, 403):
-            return f"{address} does not let this user write ({error.code}): set MLFLOW_TRACKING_USERNAME and _PASSWORD"
-        return f"{address} answers {error.code} {error.reason}"
-    except (URLError, OSError) as error:
-        return f"{address} does not answer ({reason(getattr(error, 'reason', error))})"  # pyright: ignore
+        answer: Any = http_request(
+            get_default_host_creds(uri), asked, "POST", max_retries=0, timeout=ANSWER_S, raise_on_status=False,
+            json={"name": "Default"},
+        )  # fmt: skip
+    except (MlflowException, OSError) as error:
+        return f"{address} does not answer ({_innermost(error)})"
+    if answer.ok or (answer.status_code == 400 and "RESOURCE_ALREADY_EXISTS" in answer.text):
+        return ""
+    if answer.status_code in (401, 403):
+        return (
+            f"{address} does not let this user write ({answer.status_code}): set MLFLOW_TRACKING_USERNAME and _PASSWORD"
+        )
+    return f"{address} answers {answer.status_code} {answer.reason}"
 
 
-def _authorization(user: str | None, password: str | None) -> dict[str, str]:
-    """As MLflow's own client takes them: from the environment, or the address."""
-    if token := os.environ.get("MLFLOW_TRACKING_TOKEN"):
-        return {"Authorization": f"Bearer {token}"}
-    user = os.environ.get("MLFLOW_TRACKING_USERNAME") or unquote(user or "")
-    password = os.environ.get("MLFLOW_TRACKING_PASSWORD") or unquote(password or "")
-    both = base64.b64encode(f"{user}:{password}".encode()).decode()
-    return {"Authorization": f"Basic {both}"} if user else {}
+def _innermost(error: BaseException) -> str:
+    """What the system said, without the layers around it, each of which repeats the address."""
+    while cause := error.__cause__ or error.__context__:
+        error = cause
+    return redact(reason(error))[:200]
 
 
 def _file(uri: str) -> str:
