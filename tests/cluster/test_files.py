@@ -34,6 +34,12 @@ def test_each_file_names_the_versions_of_one_file(path):
     assert other_versions(path.read_text()) == []
 
 
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_the_files_that_a_file_names_are_there(path):
+    named = re.findall(r"(?<![\w/])(?:cluster|jobs|tests)/[\w/-]+\.(?:py|sh|sbatch|yaml|env|lock)\b", path.read_text())
+    assert [name for name in named if not (ROOT / name).exists()] == []
+
+
 @pytest.mark.parametrize(
     "line", ["ARG PYTHON=3.12", "  rayVersion: 2.59.0", "torch==2.12.1", "  image: x/metadist:0.2.0-cpu"]
 )
