@@ -104,7 +104,7 @@ def test_a_lost_workers_chunks_are_dealt_first_and_in_order():
 def test_a_loss_is_said_with_its_reason():
     controller, _ = running(2, 8)
     (said,) = of_kind(controller.on(Lost(0, "out of memory"), 1.0), Say)
-    assert "worker 0 was lost (out of memory)" in said.text
+    assert "worker 0 was lost (out of memory)" in said.text and controller.num_lost == 1
 
 
 def test_a_worker_lost_before_it_joined_is_replaced():
@@ -317,7 +317,7 @@ def test_a_draining_node_gets_no_new_chunks_and_its_loss_costs_nothing():
     busy, _ = running(1, 4, nodes="b", most_losses={"died": 0})
     busy.on(Draining(frozenset("b")), 1.0)
     actions = busy.on(Lost(0, "killed"), 2.0)
-    assert waiting(busy) == [0, 1, 2, 3] and not busy.leaving
+    assert waiting(busy) == [0, 1, 2, 3] and not busy.leaving and busy.num_lost == 0
 
 
 def test_a_replacement_that_avoids_a_draining_node_is_left_alone_when_that_is_gone():
@@ -350,7 +350,9 @@ def test_batches_begun_far_ahead_are_still_timed_and_compared():
 def test_an_idle_worker_gets_a_copy_of_what_takes_too_long_and_the_first_result_counts():
     controller, _ = running(2, 3, depth=1, copy_after=2.0, copy_after_s=0.0)
     assert starts(done(controller, 1, 1, 1.0)) == [(1, 2)]
+    assert controller.num_copies == 0
     assert starts(done(controller, 1, 2, 2.0)) == [(1, 0)]  # twice the usual second has gone by for worker 0
+    assert controller.num_copies == 1
     first, second = (Attempt(controller.batch, chunks(1)[0], worker) for worker in (1, 0))
     assert controller.on(Done(first), 2.5) == [Cancel(second)]
     assert controller.finished(controller.batch)
@@ -379,7 +381,7 @@ def test_a_worker_that_does_not_answer_is_given_up_and_its_chunks_go_first():
     assert not of_kind(controller.on(Tick(), 99.0), Abandon)
     done(controller, 1, 1, 99.0)
     actions = controller.on(Tick(), 100.0)
-    assert Abandon(0) in actions and "no result in 100 s" in of_kind(actions, Say)[0].text
+    assert Abandon(0) in actions and "no result in 100 s" in of_kind(actions, Say)[0].text and controller.num_lost == 1
     assert waiting(controller)[:2] == [0, 2]
     done(controller, 1, 3, 100.0)
     assert not of_kind(controller.on(Tick(), 249.0), Abandon)
