@@ -86,13 +86,18 @@ def test_the_tokens_file_is_to_be_there_and_private(monkeypatch, tmp_path):
 
 
 def test_a_process_that_anyone_may_connect_to_without_a_token_is_told(tmp_path, monkeypatch):
-    """One that is called as Ray's head is, on all addresses, on loopback, and with a token."""
+    """One that is called as Ray's head is, on all addresses, on loopback, and with a token; also one that was started
+    before there was a token."""
     (tmp_path / "gcs_server").symlink_to(sys.executable)
-    monkeypatch.setattr(machine, "token_file", lambda: tmp_path / "none")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "gcs_server"))  # a file that is there
     log = tmp_path / "log"
-    for mode, host, expected in (("disabled", "0.0.0.0", "warn"), ("disabled", "127.0.0.1", "ok"), ("token", "", "ok")):
+    without = ["env", "-u", "RAY_AUTH_MODE"]
+    for prefix, mode, host, expected in (
+        ([], "disabled", "0.0.0.0", "warn"), ([], "disabled", "127.0.0.1", "ok"), ([], "token", "", "ok"),
+        (without, "", "0.0.0.0", "warn"),
+    ):  # fmt: skip
         serve = f"import socket, time; s = socket.create_server(({host!r}, 0)); print('up', flush=True); time.sleep(60)"
-        with nodes.process([str(tmp_path / "gcs_server"), "-c", serve], log, RAY_AUTH_MODE=mode) as started:
+        with nodes.process([*prefix, str(tmp_path / "gcs_server"), "-c", serve], log, RAY_AUTH_MODE=mode) as started:
             nodes.wait_for(lambda: log.read_text() == "up\n", 30, started)
             (own,) = [each for each in machine.listening() if f"process {started.pid})" in each.what]
             assert own.status == expected
