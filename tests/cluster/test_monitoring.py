@@ -26,6 +26,11 @@ def test_the_dashboard_shows_every_metric_there_is_and_no_other():
     assert metrics_in(DASHBOARD) == METRICS and len(METRICS) == 8
 
 
+def test_the_page_names_them_all():
+    page = (CLUSTER / "README.md").read_text()
+    assert all(f"`{name.removeprefix('metadist_')}`" in page for name in METRICS)
+
+
 def test_a_metric_that_does_not_exist_is_found():
     assert metrics_in(DASHBOARD.replace("workers_alive", "workers_living")) != METRICS
 
