@@ -1,6 +1,7 @@
 """What holds for all files of `cluster/`: one set of versions, Ray started alike, and what was not run says so."""
 
 import re
+import subprocess
 import tomllib
 
 import pytest
@@ -82,3 +83,12 @@ def test_what_was_not_run_says_so(path):
         assert "only" not in re.findall(r"# Checked by.*", path.read_text())
     elif path.suffix in (".yaml", "") and path.name != "versions.env":
         assert re.search(r"^# Checked by .* only, never", path.read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    "path", ["metadist-7.token", "token", "cluster/monitoring/token", "cluster/docker/secrets/ray_token"]
+)
+def test_git_leaves_out_the_secrets_that_the_files_here_have_one_write(path):
+    if not (ROOT / ".git").exists():
+        pytest.skip("this is no clone")
+    assert subprocess.run(["git", "check-ignore", "-q", path], cwd=ROOT).returncode == 0
