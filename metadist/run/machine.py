@@ -99,8 +99,9 @@ def listening() -> Iterator[Finding]:
             continue
         ports = sorted({places[link] for link in links if link in places})
         public = [port for address, port in ports if address in ANYWHERE]
-        settings = dict(line.partition(b"=")[::2] for line in environment.split(b"\0"))
-        guarded = settings.get(b"RAY_AUTH_MODE", b"").lower() == b"token"  # `ray start` sets it where it has a token
+        guarded = b"ray_auth_mode=token" in environment.lower().split(
+            b"\0"
+        )  # `ray start` sets it where it finds a token
         if public and not guarded:
             numbers = ", ".join(map(str, public))
             yield Finding(
