@@ -4,16 +4,16 @@ import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import ray
+from ray._private import worker as ray_worker
 from ray._private.state import available_resources_per_node
-from ray._raylet import GcsClient  # pyright: ignore[reportAttributeAccessIssue]
 from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply  # pyright: ignore[reportAttributeAccessIssue]
 
 from metadist.core.errors import InputError
 
-NODES_WAIT_S = 8.0  # at the start of a run: nodes that begin with it, as those of a Slurm job, join meanwhile
+NODES_WAIT_S = 30.0  # at the start of a run: nodes that begin with it, as those of a Slurm job, join meanwhile
 ANSWER_S = 3.0  # of the head
 SETTINGS = {"CPU": "fleet.cpus_per_worker", "GPU": "fleet.gpus_per_worker"}
 Amounts = Mapping[str, float]
@@ -47,19 +47,21 @@ class Autoscaler(NamedTuple):
 def announce(target: int, wanted: Resources, started: bool, say: Callable[[str], None]) -> None:
     """Say what the cluster has and the workers ask for. `started`: it was started on this machine by this run.
 
-    Raises InputError where no node can hold a worker, and nobody would start another: no autoscaler runs.
+    Raises InputError where no node can hold a worker, and nobody would start another: no autoscaler runs. A cluster
+    that was joined has half a minute to get such a node, which is said as that begins.
     """
     asked, autoscaler = wanted.asked, None if started else find_autoscaler()
-    deadline = time.monotonic() + (0 if started or autoscaler else NODES_WAIT_S)
-    while problem := misfit(asked, _totals()):
-        if time.monotonic() < deadline:
+    problem = misfit(asked, _totals())
+    if problem and not (started or autoscaler):
+        say(f"{problem}: waiting up to {NODES_WAIT_S:.0f} s for a node that has")
+        deadline = time.monotonic() + NODES_WAIT_S
+        while problem and time.monotonic() < deadline:
             time.sleep(0.5)
-            continue
-        if autoscaler is None:
-            settings = " or ".join(SETTINGS.get(name, "fleet.resources") for name in asked)
-            where = "give fleet.address of a cluster that has it" if started else "start such a node"
-            raise InputError(f"{problem}: lower {settings}, or {where} (no autoscaler runs here that would)")
-        break
+            problem = misfit(asked, _totals())
+    if problem and autoscaler is None:
+        settings = " or ".join(SETTINGS.get(name, "fleet.resources") for name in asked)
+        where = "give fleet.address of a cluster that has it" if started else "start such a node"
+        raise InputError(f"{problem}: lower {settings}, or {where} (no autoscaler runs here that would)")
     nodes, ask = _totals(), words(asked)
     has = f"{_count(len(nodes), 'node')} with {_sum(nodes, 'CPU'):g} CPUs, {_sum(nodes, 'GPU'):g} GPUs"
     asks = f"{_count(target, 'worker')} {'asks' if target == 1 else 'ask'} for {ask}{' each' * (target > 1)}"
@@ -73,30 +75,29 @@ def announce(target: int, wanted: Resources, started: bool, say: Callable[[str],
 
 def why_missing(wanted: Resources, unplaced: int, building: int, silent: int) -> str:
     """Why workers have not joined: so many have no place to run yet, are being built, do not answer."""
-    causes = [f"{building} being started"] if building else []
+    room, waiting = _why_waiting(wanted.asked, unplaced) if unplaced else (0, "")
+    causes = [f"{building + room} being started"] if building + room else []
     if silent:
         causes.append(f"{silent} not answering, or about to be replaced")
-    if unplaced:
-        causes.append(_why_waiting(wanted.asked, unplaced))
-    return ", ".join(causes)
+    return ", ".join([*causes, waiting] if waiting else causes)
 
 
-def _why_waiting(asked: Amounts, waiting: int) -> str:
+def _why_waiting(asked: Amounts, waiting: int) -> tuple[int, str]:
+    """For how many of those that have no place there is room, and why the others wait."""
     nodes, autoscaler = _totals(), find_autoscaler()
     if problem := misfit(asked, nodes):
         if autoscaler is None:
-            return f"{problem}: waiting for a node that has"
+            return 0, f"{problem}: waiting for a node that has"
         if any(_includes(request, asked) for request in autoscaler.infeasible):
-            return f"{problem}, and no type of node that the autoscaler can start has"
-        return f"{problem}: {_growth(autoscaler)}"
+            return 0, f"{problem}, and no type of node that the autoscaler can start has"
+        return 0, f"{problem}: {_growth(autoscaler)}"
     room = _room(asked, waiting)
-    starting = f"{room} being started" if room else ""
     if room == waiting:
-        return starting
+        return room, ""
     free = available_resources_per_node().values()
     has = " and ".join(f"{_sum(free, name):g} of {_sum(nodes, name):g} {name}" for name in asked)
     full = f"{waiting - room} for want of room: each asks for {words(asked)}, and the cluster has {has} free"
-    return ", ".join(filter(None, [starting, f"{full}; {_growth(autoscaler)}" if autoscaler else full]))
+    return room, f"{full}; {_growth(autoscaler)}" if autoscaler else full
 
 
 def _growth(autoscaler: Autoscaler) -> str:
@@ -123,11 +124,13 @@ def words(amounts: Amounts) -> str:
 
 
 def find_autoscaler() -> Autoscaler | None:
-    """The autoscaler that can start nodes of this cluster; None where there is none, or the head does not say.
+    """The autoscaler that can start nodes of this cluster; None where there is none. Raises Ray's RpcError where the
+    head does not answer within seconds.
 
     Without one Ray runs a monitor that calls every node a type of its own, `node_<id>`.
     """
-    client = GcsClient(address=ray.get_runtime_context().gcs_address)
+    worker: Any = ray_worker.global_worker
+    client = worker.gcs_client  # a new one would try for long to reach a head that hangs
     reply = GetClusterStatusReply()
     reply.ParseFromString(client.get_cluster_status(timeout_s=ANSWER_S))
     if reply.HasField("autoscaling_state"):

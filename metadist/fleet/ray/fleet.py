@@ -3,6 +3,7 @@
 import secrets
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import ray
@@ -72,9 +73,10 @@ class RayExecutor:
         return self.head.draining
 
     def shortage(self, unplaced: int, building: int, silent: int) -> str:
-        if not self.head.answers:
-            return "Ray's head does not answer"
-        return why_missing(self._resources, unplaced, building, silent)
+        if self.head.ask():
+            with suppress(RayError):  # it has stopped answering meanwhile
+                return why_missing(self._resources, unplaced, building, silent)
+        return "Ray's head does not answer"
 
     def start_worker(self, worker: int, avoid: frozenset[str]) -> Any:
         wanted, elsewhere = self._resources, None

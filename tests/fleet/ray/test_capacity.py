@@ -6,6 +6,7 @@ import ray
 from metadist.core.errors import InputError
 from metadist.fleet.ray import capacity
 from metadist.fleet.ray.capacity import Resources, announce, misfit, why_missing
+from metadist.fleet.ray.fleet import RayExecutor
 from tests.fleet.ray import nodes
 
 pytestmark = pytest.mark.ray
@@ -40,7 +41,8 @@ def test_the_cluster_and_what_the_job_asks_for_are_announced(num_cpus):
 
 
 def test_what_no_node_can_hold_is_refused_where_no_autoscaler_runs(ray_cluster, monkeypatch):
-    monkeypatch.setattr(capacity, "NODES_WAIT_S", 0.0)
+    """At once by a Ray of this run's own; a cluster is given some time for another node, and that is said first."""
+    monkeypatch.setattr(capacity, "NODES_WAIT_S", 0.1)
     asked = {
         "fleet.cpus_per_worker": Resources(cpus=64),
         "fleet.gpus_per_worker": Resources(gpus=1),
@@ -48,14 +50,29 @@ def test_what_no_node_can_hold_is_refused_where_no_autoscaler_runs(ray_cluster, 
     }
     for setting, resources in asked.items():
         for started in (False, True):
-            with pytest.raises(InputError, match=setting):
-                announce(1, resources, started, print)
+            said = list[str]()
+            with pytest.raises(InputError, match=setting) as raised:
+                announce(1, resources, started, said.append)
+            problem = str(raised.value).partition(":")[0]
+            assert started or said == [f"{problem}: waiting up to 0 s for a node that has"]
+            assert not started or said == []
 
 
 def test_missing_workers_are_told_by_cause(num_cpus):
     cpus = num_cpus
     assert why_missing(Resources(), 0, 2, 0) == "2 being started"
-    assert why_missing(Resources(), 1, 1, 0) == "1 being started, 1 being started"
+    assert why_missing(Resources(), 1, 1, 0) == "2 being started"
     assert "1 not answering" in why_missing(Resources(), 0, 0, 1)
     assert f"cluster has {cpus} of {cpus} CPU free" in why_missing(Resources(cpus=cpus), 2, 0, 0)
     assert "waiting for a node that has" in why_missing(Resources(cpus=cpus + 1), 1, 0, 0)
+
+
+def test_a_head_that_does_not_answer_in_time_is_told_and_ends_nothing(num_cpus, monkeypatch):
+    """It hangs from one question to the next."""
+    executor = RayExecutor(lambda: None, Resources(), print)
+    try:
+        assert executor.shortage(1, 0, 0) == "1 being started"
+        monkeypatch.setattr(capacity, "ANSWER_S", 1e-9)
+        assert "head does not answer" in executor.shortage(1, 0, 0)
+    finally:
+        executor.close()

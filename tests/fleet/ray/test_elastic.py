@@ -118,27 +118,30 @@ def test_an_autoscaler_starts_nodes_for_workers_and_ends_those_that_are_idle(fol
 
 
 def test_a_node_that_is_told_to_end_is_drained_and_its_worker_replaced(folder, monkeypatch):
-    """SIGTERM to `ray start --block`, as Kubernetes sends it to a pod. Meanwhile Ray's metrics tell of the run."""
+    """SIGTERM to `ray start --block`, as Kubernetes sends it to a pod. Meanwhile Ray's metrics tell of the run, and of
+    the worker that is killed after that."""
     monkeypatch.chdir(folder)
     run, job, port = folder / "run", ["meta_steps=160", "meta_batch_size=8", "num_workers=2"], nodes.free_port()
     often = {"RAY_metrics_report_interval_ms": "500"}
     with ExitStack() as stack:
         address = stack.enter_context(nodes.head(folder, f"--metrics-export-port={port}", **often))
         drained, _ = (stack.enter_context(nodes.node(folder, address, name)) for name in ("a", "b"))
-        own = [*job, "data.options={sleep_s: 0.08}", f"run_dir={run}", f"fleet.address={address}"]
+        own = [*job, "data.options={sleep_s: 0.08}", f"run_dir={run}/", f"fleet.address={address}"]
         command = [sys.executable, "-m", "metadist", "train", *nodes.JOB, *own]
         driver = stack.enter_context(nodes.process(command, folder / "train.log", **often))
         nodes.wait_for(lambda: workers_of(run, 10) == {0, 1}, 150, driver)
         stack.enter_context(nodes.node(folder, address, "c"))
         drained.send_signal(signal.SIGTERM)
         nodes.wait_for(lambda: steps_done(run) > 130, 150, driver)
-        metrics = exported(port, run.name)
+        metrics, said = exported(port, run.name), (folder / "train.log").read_text()
+        assert "its node is being taken away" in said and "was lost" not in said
+        assert workers_of(run, 1000) == {0, 1, 2}
+        assert (last := workers_of(run, 10)) in ({0, 2}, {1, 2})
+        os.kill(process_of(run, max(last)), signal.SIGKILL)
+        nodes.wait_for(lambda: exported(port, run.name).get("workers_lost_total") == 1, 60, driver)
         assert driver.wait(150) == 0
         assert drained.wait(30) is not None
-    said = (folder / "train.log").read_text()
-    assert "its node is being taken away" in said and "was lost" not in said
-    assert workers_of(run, 1000) == {0, 1, 2}
-    assert workers_of(run, 10) in ({0, 2}, {1, 2})
+    assert (folder / "train.log").read_text().count("was lost") == 1
     times = [row["time"] for row in read_metrics(run / "metrics.jsonl") if "train/loss" in row]
     assert max(later - earlier for earlier, later in pairwise(times)) < 10
     assert json.loads((run / "results.json").read_text())["theta_sha256"] == theta(folder, "local", *job)
@@ -148,6 +151,12 @@ def test_a_node_that_is_told_to_end_is_drained_and_its_worker_replaced(folder, m
     assert metrics["workers_alive"] in (1, 2) and metrics.get("workers_lost_total", 0) == 0
     assert any(metrics["meta_loss"] == pytest.approx(loss) for loss in losses)
     assert 0.1 * metrics["step_seconds_count"] < metrics["step_seconds_sum"] < times[-1] - times[0] + 60
+
+
+def process_of(run: Path, worker: int) -> int:
+    """Of the worker, by the journal's `host:process`."""
+    return next(int(bundle[-1].rpartition(":")[2]) for row in steps_of(run)[::-1] for bundle in row["bundles"]
+                if bundle[2] == worker)  # fmt: skip
 
 
 def exported(port: int, run: str) -> dict[str, float]:

@@ -140,6 +140,25 @@ def test_workers_that_cannot_be_placed_are_waited_for_in_words_until_a_signal(ra
     assert "0 GPU and 0 lab: waiting for a node that has" in said[0]
 
 
+def test_actors_are_named_for_their_run_also_where_another_run_has_that_name(ray_cluster):
+    from metadist.fleet.ray.cluster import NAMESPACE
+    from metadist.fleet.ray.fleet import RayExecutor, Resources
+
+    def names() -> list[str]:
+        found = (
+            each["name"] for each in ray.util.list_named_actors(all_namespaces=True) if each["namespace"] == NAMESPACE
+        )
+        return sorted(name for name in found if name.startswith("twins-"))
+
+    executors = [RayExecutor(lambda: None, Resources(cpus=0, threads=None), print, run="twins") for _ in range(2)]
+    actors = [executor.start_worker(3, frozenset()) for executor in executors]
+    first, second = names()
+    for executor, actor in zip(executors, actors, strict=True):
+        executor.end(actor)
+        executor.close()
+    assert first == "twins-worker-3" and second.startswith("twins-worker-3-") and len(second) > len(first) + 1
+
+
 def test_a_run_that_waits_for_workers_follows_a_new_target(ray_cluster, tmp_path):
     from metadist.fleet.ray.fleet import RayFleet, Resources
 
