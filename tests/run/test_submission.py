@@ -276,7 +276,7 @@ def wait_for(condition, timeout_s=200):
 def test_a_job_is_submitted_left_found_again_stopped_and_continued(head, tmp_path):
     """The end has the theta of a run that nobody disturbed."""
     client, run_dir = Client(*head), tmp_path / "runs" / "d"
-    line = ["submit", *JOB, f"run_dir={run_dir}", "meta_steps=2000", "checkpoint.every=50"]
+    line = ["submit", *JOB, f"run_dir={run_dir}", "meta_steps=6000", "checkpoint.every=50"]
     status = ["status", "d", "--json"]
 
     first = client.start(*line)
@@ -290,7 +290,7 @@ def test_a_job_is_submitted_left_found_again_stopped_and_continued(head, tmp_pat
 
     again = client.start(*line)
     found = json.loads(client.run(*status)[1])
-    assert found["state"] == "running" and found["job"].endswith("running") and found["meta_steps"] == 2000
+    assert found["state"] == "running" and found["job"].endswith("running") and found["meta_steps"] == 6000
     code, output = client.run("stop", "d")
     assert code == 0 and "saved at step" in output
     output, _ = again.communicate(timeout=120)
@@ -304,7 +304,7 @@ def test_a_job_is_submitted_left_found_again_stopped_and_continued(head, tmp_pat
     assert code == 0 and "had ended already" in output
 
     undisturbed = tmp_path / "undisturbed"
-    done = command("train", *JOB, f"run_dir={undisturbed}", "meta_steps=2000", "fleet.backend=local", "-q")
+    done = command("train", *JOB, f"run_dir={undisturbed}", "meta_steps=6000", "fleet.backend=local", "-q")
     assert done.returncode == 0
     theta = [json.loads((folder / "results.json").read_text())["theta_sha256"] for folder in (run_dir, undisturbed)]
     assert theta[0] == theta[1]
