@@ -197,8 +197,13 @@ def check_mlflow(site: Site) -> None:
     site.say(f"MLflow: one run, {run.info.status}, {len(steps)} steps, each once")
 
 
-def whole_path(folder: Path, short: bool) -> None:
+def whole_path(short: bool) -> None:
     """Walk it; AssertionError or TimeoutError where something is not as it must be."""
+    with tempfile.TemporaryDirectory(prefix="mdc", dir="/tmp") as folder:  # Ray's sockets want short paths
+        _walk(Path(folder), short)
+
+
+def _walk(folder: Path, short: bool) -> None:
     with Hosts(folder) as hosts:
         site = Site(hosts, folder, 200 if short else 400)
         try:
@@ -223,8 +228,7 @@ def main() -> None:
     short = parser.parse_args().short
     if reason := why_not():
         sys.exit(f"not here: {reason}")
-    with tempfile.TemporaryDirectory(prefix="mdc", dir="/tmp") as folder:
-        whole_path(Path(folder), short)
+    whole_path(short)
 
 
 if __name__ == "__main__":
