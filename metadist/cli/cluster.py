@@ -125,7 +125,7 @@ def _list(jobs: "list[JobDetails]", as_json: bool) -> None:
         return
     for row in newest:
         click.echo(f"{row['name']:20} {row['status']:10} {row['job']:40} {row['run_dir']}")
-    to_stderr(f"{len(newest)} jobs of metadist, {len(rows)} attempts (`ray job list` has all)")
+    to_stderr(f"jobs of metadist: {len(newest)}; attempts: {len(rows)} (`ray job list` has all)")
 
 
 @click.command()

@@ -179,6 +179,7 @@ def prepare_submission(
     environment = {VERSION: version, "RAY_JOB_STOP_WAIT_TIME_S": str(GRACE_S)}
     environment |= {"MLFLOW_TRACKING_URI": uri} if uri and not config.tracking.uri else {}
     metadata = {
+        "job_name": name,  # which Ray's dashboard shows
         "metadist.job": name,
         "metadist.run_dir": str(config.run_dir),
         "metadist.settings": hashlib.sha256(json.dumps(shown(config), sort_keys=True).encode()).hexdigest()[:16],

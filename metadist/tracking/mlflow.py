@@ -58,7 +58,7 @@ class MlflowTracker(Tracker):
     `uri` defaults to MLFLOW_TRACKING_URI, else to an SQLite file and an artifact folder beside `run_dir`. With `run_id`
     that run is continued, from the line of `metrics.jsonl` that it has reached; when it is gone a new one says so in
     the tag `resumed_from_run`. Parameters cannot change in MLflow: changed ones are listed in the tag `param_drift`.
-    Values that are not finite are not sent, but their number is, as `tracking/nonfinite`. While it runs, the tag
+    Values that are not finite are not sent, but their number is, as `train/nonfinite_metrics`. While it runs, the tag
     `metadist.heartbeat` is the time in seconds since 1970, a minute old at most.
 
     `opened` is called with the id of the run once there is one, and `say` with failures, one sentence an outage, both
@@ -477,7 +477,7 @@ def _values(line: bytes) -> list["Metric"]:
         Metric(clean_key(key), value, at_ms, step) for key, value in row.items() if isinstance(value, int | float)
     ]
     others = len(row) - len(finite)
-    return [*finite, Metric("tracking/nonfinite", float(others), at_ms, step)] if others else finite
+    return [*finite, Metric("train/nonfinite_metrics", float(others), at_ms, step)] if others else finite
 
 
 @functools.lru_cache(maxsize=4096)

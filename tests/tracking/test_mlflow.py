@@ -99,7 +99,7 @@ def test_everything_arrives(root, run_dir, client, tmp_path):
     assert run.data.tags["mlflow.user"]
     assert values_of(client, run_id, "train/loss") == [(step, 1 / (step + 1)) for step in range(1500)]
     assert len(values_of(client, run_id, "acc_5")) == 1500
-    assert values_of(client, run_id, "tracking/nonfinite") == [(1500, 2.0)]
+    assert values_of(client, run_id, "train/nonfinite_metrics") == [(1500, 2.0)]
     assert "a" not in run.data.metrics and run.data.metrics["b"] == 1.0
     (data,) = run.inputs.dataset_inputs
     assert (data.dataset.name, data.dataset.digest) == ("omniglot", ("0123456789" * 5)[:36])
