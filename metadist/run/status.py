@@ -172,7 +172,10 @@ def stop_here(run: str | Path, timeout_s: float = 300.0) -> dict[str, Any]:
     process, machine = re.fullmatch(r"process (\d+)", holder.partition(" on ")[0]), holder.partition(" on ")[2]
     if process is None or machine != here().partition(" on ")[2]:
         raise InputError(f"{run} is run by {holder}: stop it there, or with --address of the cluster it is a job of")
-    os.kill(int(process[1]), signal.SIGTERM)
+    try:
+        os.kill(int(process[1]), signal.SIGTERM)
+    except PermissionError:
+        raise InputError(f"{run} is run by {holder}, another user's: stop it as that user") from None
     deadline = time.monotonic() + timeout_s
     while lock_holder(path) == holder:
         if time.monotonic() > deadline:

@@ -120,6 +120,18 @@ def test_a_run_of_another_machine_is_not_stopped_here(tmp_path):
             stop_here(tmp_path)
 
 
+def test_a_run_of_another_user_is_not_stopped_in_one_sentence(tmp_path, monkeypatch):
+    (tmp_path / "config.yaml").write_text("data: {family: digits}\n")
+
+    def refused(*_):
+        raise PermissionError(1, "Operation not permitted")
+
+    with DriverLock(tmp_path):
+        monkeypatch.setattr(os, "kill", refused)
+        with pytest.raises(InputError, match="another user's: stop it as that user"):
+            stop_here(tmp_path)
+
+
 def test_a_run_of_this_machine_is_stopped_and_saved(tmp_path):
     run = tmp_path / "run"
     line = [sys.executable, "-m", "metadist", "train", *JOB, f"run_dir={run}", "meta_steps=100000", "-q"]
