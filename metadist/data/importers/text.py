@@ -9,6 +9,7 @@ import csv
 import json
 import zlib
 from array import array
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -95,13 +96,14 @@ def text(
 
         tokenizer = Tokenizer.build(train_texts, vocabulary_size)
         tokenizer.save(directory / VOCABULARY)
-        known = {"vocabulary_size": len(tokenizer.pieces)}
+        known: dict[str, Any] = {"vocabulary_size": len(tokenizer.pieces), "texts_cut": Counter()}
         about = About("classes", str(source), "as its source says", options, known, notes)
         fields = [Field("tokens", "input", "int32", (length,)), Field("tokens_mask", "input", "bool", (length,))]
         lines = [array("q") for _ in groups]  # of each row of each group
         name_row = lambda group, row: f"line {lines[group][row]}"  # noqa: E731
         writer = DatasetWriter(directory, fields, list(groups.values()), about, progress=progress, name_row=name_row)
-        for row, tokens in _tokenized(_rows(source, columns), tokenizer, length, notes):
+        for row, tokens, cut in _tokenized(_rows(source, columns), tokenizer, length, notes):
+            known["texts_cut"][groups[row.label].split] += cut
             lines[writer.numbers[row.label]].append(row.line)
             writer.add_row(row.label, {"tokens": tokens, "tokens_mask": tokens != PAD})
         writer.finish()
@@ -110,18 +112,19 @@ def text(
 
 def _tokenized(
     rows: Iterator[Row], tokenizer: Tokenizer, length: int, notes: Notes
-) -> Iterator[tuple[Row, np.ndarray]]:
-    """Each row with its tokens, int32 [length]; what is cut or unknown is noted."""
+) -> Iterator[tuple[Row, np.ndarray, bool]]:
+    """Each row with its tokens, int32 [length], and whether it was cut; what is cut or unknown is noted."""
     longest, cut, example = 0, 0, ""
     for row in rows:
         ids = tokenizer.encode(row.text)
-        if len(ids) > length:
+        too_long = len(ids) > length
+        if too_long:
             longest, cut, example = max(longest, len(ids)), cut + 1, example or f"line {row.line} with {len(ids)}"
         ids = ids[:length]
         why = "their characters are not in the vocabulary of the train texts"
         remedy = "raise --vocabulary-size or put texts with them in train"
         notes.add("tokens unknown", why, f"in line {row.line}", remedy, int((ids == UNKNOWN).sum()))
-        yield row, np.pad(ids, (0, length - len(ids)), constant_values=PAD)
+        yield row, np.pad(ids, (0, length - len(ids)), constant_values=PAD), too_long
     why, remedy = f"they have more than {length} tokens", f"--length {longest} keeps them whole"
     notes.add("texts cut", why, example, remedy, cut)
 
