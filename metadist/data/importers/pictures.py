@@ -1,14 +1,14 @@
 """Decoding and resizing pictures."""
 
 import io
-import re
 import struct
 import warnings
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, Literal, NamedTuple
 
 import numpy as np
 
@@ -21,6 +21,12 @@ SUFFIXES = {
 }  # fmt: skip
 FILTER = "Lanczos"
 FILE_BYTES = 1 << 28
+Resize = Literal["squash", "crop", "pad"]
+RESIZED = {  # what is noted of pictures of another aspect ratio: what, why, remedy
+    "squash": ("pictures stretched", "without keeping the aspect ratio", "--resize crop or pad keeps it"),
+    "crop": ("pictures cropped", "of which the middle is kept", "--resize pad keeps all of them"),
+    "pad": ("pictures padded", "with black bars", "--resize crop fills the picture"),
+}
 DAMAGE = (OSError, SyntaxError, ValueError, EOFError, TypeError, KeyError, IndexError, struct.error, zlib.error)
 
 
@@ -35,94 +41,77 @@ class BadPicture(InputError):
     """A picture that cannot be used, and why."""
 
 
-class Decoder:
-    """Pictures as uint8 [C, H, W]: upright, transparency over white, resized to `size` (H, W) by Pillow's Lanczos.
+@dataclass(frozen=True)
+class Fit:
+    """How an opened picture becomes the array that is stored: uint8 [C, H, W], upright, transparency over white.
 
-    `mode` is Pillow's: "L" (C = 1) or "RGB" (C = 3). The aspect ratio is not kept. Grey levels of more than 8 bits are
-    shifted down from `deep_bits`, one number for all pictures (see `measure`). What is lost is noted; what cannot be
-    used is counted in `faults`.
+    `size` is (H, W), `mode` Pillow's: "L" (C = 1) or "RGB" (C = 3). `resize` says what happens where the aspect ratio
+    is another: "squash" gives it up, "crop" keeps the middle, "pad" adds black bars; all by Pillow's Lanczos. Grey
+    levels of more than 8 bits are shifted down from `deep_bits`. `inverted` pictures are stored as 255 - value. A data
+    set of pictures keeps its `Fit` in its metadata, so that other pictures can be treated likewise.
+
+    Example:
+        >>> fit = Fit.of(open_dataset("data/birds").metadata["extra"])
+        >>> fit(PIL.Image.open("new.jpg")).shape
+        (3, 84, 84)
     """
 
-    def __init__(self, size: tuple[int, int], mode: str, notes: Notes) -> None:
-        self.size, self.mode, self.notes = size, mode, notes
-        self.faults = Faults("pictures")
-        self.deep_bits = 16
-        self.dark_colours = False  # whether the pictures of 16 bits per colour use far fewer
+    size: tuple[int, int]
+    mode: Literal["RGB", "L"]
+    resize: Resize = "squash"
+    deep_bits: int = 16
+    inverted: bool = False
 
-    def measure(self, files: Iterable[Path], root: Path) -> None:
-        """Find how many bits the deep pictures use: 12-bit data often lie in 16-bit files."""
-        highest, count, example, brightest = 0, 0, "", -1
-        for path in files:
-            try:
-                with open_regular(path) as file, _opened(file) as (image, coarse):
-                    if image.mode.startswith("I"):
-                        highest, count = max(highest, int(np.asarray(image).max())), count + 1
-                        example = example or within(path, root)
-                    elif coarse:
-                        brightest = max(brightest, int(np.asarray(image.convert("RGB")).max()))
-            except InputError:
-                continue  # decoding it will say so
-        self.dark_colours = 0 <= brightest < 64
-        bits = max(8, highest.bit_length() + highest.bit_length() % 2)
-        self.deep_bits = bits
-        what = "grey pictures of more than 8 bits scaled to 0..255"
-        why = f"their largest value is {highest}, so they are taken as {bits} bits and divided by {1 << (bits - 8)}"
-        self.notes.add(what, why, example, "make 8-bit pictures of them for another scale", count)
+    @classmethod
+    def of(cls, extra: Mapping[str, Any]) -> "Fit | None":
+        """The one that a data set's metadata keeps (`about` wrote it), or None where it is not of pictures."""
+        kept = extra.get("picture")
+        return None if kept is None else cls(**{**kept, "size": tuple(kept["size"])})
 
-    def __call__(self, picture: Picture) -> np.ndarray | None:
-        """The pixels of a picture; None, and one more of the `faults`, where it cannot be used."""
-        try:
-            return self._decode(picture)
-        except BadPicture as error:
-            self.faults.add(picture.where, str(error))
-        except Unreadable as error:
-            self.faults.add(picture.where, error.why)
-        return None
+    def about(self) -> dict[str, Any]:
+        """What a data set says of it in its metadata."""
+        return {"filter": FILTER, "picture": asdict(self)}
 
-    def _decode(self, picture: Picture) -> np.ndarray:
-        from PIL import ImageOps
+    def __call__(self, image: Any, notes: Notes | None = None, where: str = "") -> np.ndarray:
+        """The array of one opened picture; what it loses is noted. Raises BadPicture, and what Pillow raises where it
+        is damaged."""
+        from PIL import Image, ImageOps
 
-        where = picture.where
-        with _opened(io.BytesIO(picture.read())) as (file, coarse):
-            if coarse and self.dark_colours:
-                raise BadPicture(
-                    "is a picture of 16 bits per colour that uses 14 or fewer and would be dark: save it with 8 bits"
-                )
-            pixels = self._fit(self._eight_bits(ImageOps.exif_transpose(file)), where)
-            if coarse:
-                why = "colours of 16 bits are taken by their high byte, which loses data of fewer bits"
-                self.notes.add("deep colours cut", why, where, "make 8-bit pictures of them if they use fewer bits")
-            if getattr(file, "is_animated", False):
-                why = "they have several frames or pages, of which the first is taken"
-                self.notes.add("frames left out of pictures", why, where, "save the frames as pictures of their own")
-            return pixels
+        notes = notes or Notes()
+        image = self._colours(self._eight_bits(ImageOps.exif_transpose(image)), notes, where)
+        height, width = self.size
+        if abs(image.width * height - image.height * width) > 0.02 * image.height * width:
+            what, why, remedy = RESIZED[self.resize]
+            why = f"to {height} x {width}, {why}"
+            notes.add(what, why, f"{where}, {image.height} x {image.width}", remedy)
+        if image.size != (width, height):
+            if self.resize == "crop":
+                image = ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
+            elif self.resize == "pad":
+                image = _padded(image, width, height)
+            else:
+                image = image.resize((width, height), Image.Resampling.LANCZOS)
+        pixels = np.asarray(image)
+        pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+        return 255 - pixels if self.inverted else pixels
 
-    def _fit(self, image: Any, where: str) -> np.ndarray:
-        """To the mode and size asked for, with a note of what that loses."""
+    def _colours(self, image: Any, notes: Notes, where: str) -> Any:
+        """To the mode asked for, with a note of what that loses."""
         from PIL import Image
 
-        height, width = self.size
         if image.has_transparency_data:
             image = image.convert("RGBA")
             if image.getextrema()[3][0] < 255:
                 remedy = "fill them yourself for another background"
-                self.notes.add("transparent pictures filled", "transparency is laid over white", where, remedy)
+                notes.add("transparent pictures filled", "transparency is laid over white", where, remedy)
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
         if image.mode == "CMYK":
             remedy = "make RGB pictures of them to choose the colours"
-            self.notes.add("print colours converted", "CMYK to RGB without a colour profile", where, remedy)
+            notes.add("print colours converted", "CMYK to RGB without a colour profile", where, remedy)
         try:
-            image = image.convert(self.mode)
+            return image.convert(self.mode)
         except ValueError as error:
             raise BadPicture(f"is a picture in {image.mode} colours, which have no plain RGB") from error
-        if abs(image.width * height - image.height * width) > 0.02 * image.height * width:
-            why = f"to {height} x {width} without keeping the aspect ratio"
-            example = f"{where}, {image.height} x {image.width}"
-            self.notes.add("pictures stretched", why, example, "crop or pad them before, or choose another size")
-        if image.size != (width, height):
-            image = image.resize((width, height), Image.Resampling.LANCZOS)
-        pixels = np.asarray(image)
-        return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
 
     def _eight_bits(self, image: Any) -> Any:
         """Deep grey levels to 8 bits by a shift: Pillow's own conversion may clip them instead."""
@@ -139,10 +128,70 @@ class Decoder:
         return Image.fromarray((levels >> (self.deep_bits - 8)).clip(0, 255).astype(np.uint8))
 
 
-def natural(name: str) -> tuple[list[Any], str]:
-    """A sort key by which "image2" comes before "image10"."""
-    parts = re.split(r"([0-9]+)", name)
-    return [int(part) if place % 2 else part for place, part in enumerate(parts)], name
+def _padded(image: Any, width: int, height: int) -> Any:
+    """The whole picture in the middle of a black one. (Pillow's own `pad` fails for very long pictures.)"""
+    from PIL import Image
+
+    scale = min(width / image.width, height / image.height)
+    inner = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+    padded = Image.new(image.mode, (width, height))
+    padded.paste(image.resize(inner, Image.Resampling.LANCZOS), ((width - inner[0]) // 2, (height - inner[1]) // 2))
+    return padded
+
+
+class Decoder:
+    """Pictures as arrays, by a `Fit`. What is lost is noted; what cannot be used is counted in `faults`."""
+
+    def __init__(self, fit: Fit, notes: Notes) -> None:
+        self.fit, self.notes = fit, notes
+        self.faults = Faults("pictures")
+        self.dark_colours = False  # whether the pictures of 16 bits per colour use far fewer
+
+    def measure(self, files: Iterable[Path], root: Path) -> None:
+        """Find how many bits the deep pictures use (12-bit data often lie in 16-bit files): one number for all."""
+        highest, count, example, brightest = 0, 0, "", -1
+        for path in files:
+            try:
+                with open_regular(path) as file, _opened(file) as (image, coarse):
+                    if image.mode.startswith("I"):
+                        highest, count = max(highest, int(np.asarray(image).max())), count + 1
+                        example = example or within(path, root)
+                    elif coarse:
+                        brightest = max(brightest, int(np.asarray(image.convert("RGB")).max()))
+            except InputError:
+                continue  # decoding it will say so
+        self.dark_colours = 0 <= brightest < 64
+        bits = max(8, highest.bit_length() + highest.bit_length() % 2)
+        self.fit = replace(self.fit, deep_bits=bits)
+        what = "grey pictures of more than 8 bits scaled to 0..255"
+        why = f"their largest value is {highest}, so they are taken as {bits} bits and divided by {1 << (bits - 8)}"
+        self.notes.add(what, why, example, "make 8-bit pictures of them for another scale", count)
+
+    def __call__(self, picture: Picture) -> np.ndarray | None:
+        """The pixels of a picture; None, and one more of the `faults`, where it cannot be used."""
+        try:
+            return self._decode(picture)
+        except BadPicture as error:
+            self.faults.add(picture.where, str(error))
+        except Unreadable as error:
+            self.faults.add(picture.where, error.why)
+        return None
+
+    def _decode(self, picture: Picture) -> np.ndarray:
+        where = picture.where
+        with _opened(io.BytesIO(picture.read())) as (file, coarse):
+            if coarse and self.dark_colours:
+                raise BadPicture(
+                    "is a picture of 16 bits per colour that uses 14 or fewer and would be dark: save it with 8 bits"
+                )
+            pixels = self.fit(file, self.notes, where)
+            if coarse:
+                why = "colours of 16 bits are taken by their high byte, which loses data of fewer bits"
+                self.notes.add("deep colours cut", why, where, "make 8-bit pictures of them if they use fewer bits")
+            if getattr(file, "is_animated", False):
+                why = "they have several frames or pages, of which the first is taken"
+                self.notes.add("frames left out of pictures", why, where, "save the frames as pictures of their own")
+            return pixels
 
 
 @contextmanager
