@@ -17,8 +17,9 @@ FILES = {
     "core": ["redaction", "errors", "files", "storage", "task", "messages", "random"],
     "data": [
         "notes", "duplicates", "files", "importers.names", "importers.arrays", "importers.delimited",
-        "importers.pictures", "importers.table_files", "importers.survey", "splits", "importers.class_folders", "table",
-        "sources", "online", "shapes", "tokenizer", "description", "contact_sheet", "writer", "cache", "remote",
+        "importers.pictures", "importers.table_files", "importers.columns", "importers.categories", "importers.survey",
+        "splits", "importers.class_folders", "table", "sources", "online", "shapes", "tokenizer", "description",
+        "contact_sheet", "writer", "cache", "remote",
         "importers.digits", "importers.images", "importers.omniglot", "importers.sinusoid", "importers.table",
         "importers.text"
     ],

@@ -15,7 +15,12 @@ import click
 
 from metadist.core.redaction import to_stderr
 
-FLAGS = {"inputs": "--input", "targets": "--target", "turned": "--turned/--upright"}  # where not --NAME
+FLAGS = {
+    "inputs": "--input",
+    "targets": "--target",
+    "categories": "--category",
+    "turned": "--turned/--upright",
+}  # where not --NAME
 
 
 class _Progress:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+import numpy as np
 import pyarrow as pa
 
 from metadist.core.errors import InputError
@@ -107,9 +108,17 @@ class Rows:
         """The type of a column over all files."""
         return self._types.get(column, pa.string())
 
+    def instant_type(self, column: str) -> np.dtype:
+        """The type that holds the instants of a column of times (`arrays.instants`)."""
+        return np.dtype(np.float64 if types.is_floating(self.type(column)) else np.int64)
+
     def example(self, column: str) -> str:
         """A value of a column of texts, or nothing."""
         return self._texts[column].example if column in self._texts else ""
+
+    def number_example(self, column: str) -> str:
+        """A value of a column of texts that is a number, or nothing."""
+        return self._texts[column].number_example if column in self._texts else ""
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         """The rows, in order, a few thousand at a time."""
