@@ -25,10 +25,12 @@ def chosen(text: str, rows: Rows, taken: Collection[str] = ()) -> tuple[list[str
     """
     found: dict[str, None] = {}
     loose: set[str] = set()
+    named: set[str] = set()
     dropped: set[str] = set()
     for piece in _pieces(text.split(","), rows):
         if _is_column(piece, rows):
             found[rows.column(piece)] = None
+            named.add(rows.column(piece))
         elif piece.startswith("-"):
             dropped |= set(_matches(piece[1:], rows, ()))
         elif is_pattern(piece, rows):
@@ -40,7 +42,7 @@ def chosen(text: str, rows: Rows, taken: Collection[str] = ()) -> tuple[list[str
     columns = [name for name in found if name not in dropped]
     if not columns:
         raise InputError(f"{text!r} names no column of {shown(rows.source)}, which has {_listed(rows)}; correct it")
-    return columns, loose
+    return columns, loose - named
 
 
 def is_pattern(text: str, rows: Rows) -> bool:

@@ -286,6 +286,7 @@ def test_columns_are_chosen_by_patterns_ranges_and_exceptions(tmp_path: Path) ->
         "px_a, px_b",
     )
     assert columns_of(tmp_path, "x=*") == {"x": ["x1", "x2", "x10", "px_a", "px_b", "a,b", "px*"]} | y
+    assert columns_of(tmp_path, "x=px_*,px_text") == {"x": ["px_a", "px_b", "px_text"]} | y  # named too
     assert columns_of(tmp_path, "x=*,-px_*,-x10,-a,b") == {"x": ["x1", "x2", "px*"]} | y
     assert columns_of(tmp_path, "*", "x10") == {"x": ["x1", "x2", "px_a", "px_b", "a,b", "px*"], "x10": ["x10"]} | y
     assert columns_of(tmp_path, "px*") == {"px*": ["px*"]} | y  # a column of that name is that column
