@@ -5,7 +5,7 @@ import json
 import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from types import UnionType
@@ -90,6 +90,7 @@ def _option(parameter: inspect.Parameter, hint: Any, help_text: str) -> click.Op
         chosen["type"] = click.Choice(get_args(kind))
     elif name in ("source", "out"):
         chosen["type"] = click.Path(path_type=Path)
+        chosen["multiple"] = any(get_origin(each) is Sequence for each in get_args(hint))
     elif kind is bool:
         chosen["is_flag"] = True
     elif isinstance(default, tuple) and default:

@@ -53,7 +53,7 @@ class _File:
     def batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         """Those of the columns that the file has."""
         stored = [column for column in columns if column in self.names]
-        for batch in _text_batches(self, stored) if self.dialect else _typed_batches(self.path, stored):
+        for batch in _text_batches(self, stored) if self.dialect else typed_batches(self.path, stored):
             for column in columns:
                 if column in self.constants and column not in stored:
                     batch = batch.append_column(column, self.constant(column, batch.num_rows))
@@ -154,7 +154,7 @@ class Rows:
                 file.dialect = sniff(path, wanted, self.notes)
                 file.names = [clean(name) for name in file.dialect.header]
             else:
-                schema = _schema(path)
+                schema = schema_of(path)
                 file.names, file.types = schema.names, {f.name: plain_type(f.type) for f in schema}
         except DAMAGE as error:
             raise _unreadable(path, error) from error
@@ -241,11 +241,13 @@ def _is_stream(path: Path) -> bool:
         return FORMATS[suffix(path)] == "ipc" and file.read(4) == b"\xff\xff\xff\xff"
 
 
-def _schema(path: Path) -> pa.Schema:
+def schema_of(path: Path) -> pa.Schema:
+    """The schema of a Parquet or Arrow file."""
     return pa.ipc.open_stream(pa.memory_map(str(path))).schema if _is_stream(path) else _dataset(path).schema
 
 
-def _typed_batches(path: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
+def typed_batches(path: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
+    """Some columns of a Parquet or Arrow file, a few thousand rows at a time."""
     if _is_stream(path):
         for batch in pa.ipc.open_stream(pa.memory_map(str(path))):
             yield from _cut(batch.select(columns))
