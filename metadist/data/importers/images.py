@@ -8,7 +8,7 @@ from typing import Literal
 from metadist.core.errors import InputError
 from metadist.data.files import read_regular, within
 from metadist.data.importers.class_folders import Classes, ClassFolders
-from metadist.data.importers.pictures import FILE_BYTES, RESIZED, SUFFIXES, Decoder, Fit, Picture, Resize
+from metadist.data.importers.pictures import FILE_BYTES, RESIZED, SUFFIXES, Decoder, Picture, PictureForm, Resize
 from metadist.data.notes import Notes, shown
 from metadist.data.splits import FRACTIONS, divide
 from metadist.data.table import Field
@@ -65,13 +65,13 @@ def images(
         folders = ClassFolders("pictures", "PNG or JPEG", SUFFIXES, classes_only, merge)
         classes, splits = folders.read(source, notes)
         splits = splits or divide(classes, fractions, seed)
-        decoder = Decoder(Fit(size, "RGB" if mode == "color" else "L", resize), notes)
+        decoder = Decoder(PictureForm(size, "RGB" if mode == "color" else "L", resize), notes)
         decoder.measure((file for files in classes.values() for file in files), source)
         if skip_bad:
             classes = _readable(source, classes, decoder)
         groups = [Group(name, splits[name], len(files)) for name, files in classes.items()]
         listed = list(classes.values())
-        about = About("classes", str(source), "as its source says", options, decoder.fit.about(), notes)
+        about = About("classes", str(source), "as its source says", options, decoder.form.about(), notes)
         field = Field("image", "input", "uint8", (3 if mode == "color" else 1, *size), scale=1 / 255)
         name_row = lambda group, row: within(listed[group][row], source)  # noqa: E731
         writer = DatasetWriter(directory, [field], groups, about, progress=progress, name_row=name_row)
@@ -88,7 +88,7 @@ def images(
 
 def _readable(source: Path, classes: Classes, decoder: Decoder) -> Classes:
     """The classes without the pictures that cannot be used, which are noted."""
-    trial = Decoder(decoder.fit, Notes())
+    trial = Decoder(decoder.form, Notes())
     trial.dark_colours = decoder.dark_colours
     good: Classes = {}
     for name, files in classes.items():

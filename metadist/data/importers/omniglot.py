@@ -15,7 +15,7 @@ from metadist.core.errors import InputError
 from metadist.core.task import Split
 from metadist.data.files import files_below, made_by_tool, note_link, read_regular, require_regular, within
 from metadist.data.importers.names import natural
-from metadist.data.importers.pictures import FILE_BYTES, Decoder, Fit, Picture
+from metadist.data.importers.pictures import FILE_BYTES, Decoder, Picture, PictureForm
 from metadist.data.notes import Notes, shown
 from metadist.data.splits import shuffled, split_by_counts
 from metadist.data.table import Field
@@ -73,11 +73,11 @@ def omniglot(
         background, evaluation = (_characters(source, part, count, notes) for part, count in PARTS.items())
         characters = {**background, **evaluation}
         groups = _groups(characters, _splits(background, evaluation, split, seed), rotations)
-        fit = Fit((size, size), "L", inverted=True)
-        about = About("classes", f"Omniglot ({source})", "MIT", options, fit.about(), notes)
+        form = PictureForm((size, size), "L", inverted=True)
+        about = About("classes", f"Omniglot ({source})", "MIT", options, form.about(), notes)
         field = Field("image", "input", "uint8", (1, size, size), scale=1 / 255)
         writer = DatasetWriter(directory, [field], groups, about, progress=progress)
-        decoder = Decoder(fit, notes)
+        decoder = Decoder(form, notes)
         for name, drawings in characters.items():
             for drawing in drawings:
                 pixels = decoder(drawing)

@@ -24,7 +24,7 @@ FILE_BYTES = 1 << 28
 Resize = Literal["squash", "crop", "pad"]
 RESIZED = {  # what is noted of pictures of another aspect ratio: what, why, remedy
     "squash": ("pictures stretched", "without keeping the aspect ratio", "--resize crop or pad keeps it"),
-    "crop": ("pictures cropped", "of which the middle is kept", "--resize pad keeps all of them"),
+    "crop": ("pictures cropped", "by what lies beside or above their middle", "--resize pad keeps all of them"),
     "pad": ("pictures padded", "with black bars", "--resize crop fills the picture"),
 }
 DAMAGE = (OSError, SyntaxError, ValueError, EOFError, TypeError, KeyError, IndexError, struct.error, zlib.error)
@@ -42,58 +42,71 @@ class BadPicture(InputError):
 
 
 @dataclass(frozen=True)
-class Fit:
-    """How an opened picture becomes the array that is stored: uint8 [C, H, W], upright, transparency over white.
+class PictureForm:
+    """How an opened picture becomes the array that is stored: uint8 [C, H, W], upright, transparency over white. Plain
+    values: a data set of pictures says it in its metadata, so that other pictures can be treated likewise.
 
     `size` is (H, W), `mode` Pillow's: "L" (C = 1) or "RGB" (C = 3). `resize` says what happens where the aspect ratio
     is another: "squash" gives it up, "crop" keeps the middle, "pad" adds black bars; all by Pillow's Lanczos. Grey
-    levels of more than 8 bits are shifted down from `deep_bits`. `inverted` pictures are stored as 255 - value. A data
-    set of pictures keeps its `Fit` in its metadata, so that other pictures can be treated likewise.
+    levels of more than 8 bits are shifted down from `deep_bits`. `inverted`: ink is bright on 0, and dark ink on white
+    paper is turned so. `highest` is the value of full brightness.
 
     Example:
-        >>> fit = Fit.of(open_dataset("data/birds").metadata["extra"])
-        >>> fit(PIL.Image.open("new.jpg")).shape
+        >>> form = PictureForm.of(open_dataset("data/birds").metadata["extra"])
+        >>> form(PIL.Image.open("new.jpg")).shape
         (3, 84, 84)
     """
 
     size: tuple[int, int]
-    mode: Literal["RGB", "L"]
+    mode: Literal["L", "RGB"]
     resize: Resize = "squash"
     deep_bits: int = 16
     inverted: bool = False
+    highest: int = 255
+
+    def __post_init__(self) -> None:
+        if min(self.size) < 1 or not 8 <= self.deep_bits <= 32 or not 1 <= self.highest <= 255:
+            raise ValueError("no form that pictures can have")
 
     @classmethod
-    def of(cls, extra: Mapping[str, Any]) -> "Fit | None":
+    def of(cls, extra: Mapping[str, Any]) -> "PictureForm | None":
         """The one that a data set's metadata keeps (`about` wrote it), or None where it is not of pictures."""
-        kept = extra.get("picture")
+        kept = extra.get("preprocessing", {}).get("pictures")
         return None if kept is None else cls(**{**kept, "size": tuple(kept["size"])})
 
     def about(self) -> dict[str, Any]:
         """What a data set says of it in its metadata."""
-        return {"filter": FILTER, "picture": asdict(self)}
+        return {"filter": FILTER, "preprocessing": {"pictures": asdict(self)}}
 
     def __call__(self, image: Any, notes: Notes | None = None, where: str = "") -> np.ndarray:
-        """The array of one opened picture; what it loses is noted. Raises BadPicture, and what Pillow raises where it
-        is damaged."""
-        from PIL import Image, ImageOps
+        """The array of one open picture of Pillow's; what it loses is noted. Raises BadPicture where it cannot be
+        used."""
+        from PIL import ImageOps
 
         notes = notes or Notes()
-        image = self._colours(self._eight_bits(ImageOps.exif_transpose(image)), notes, where)
+        with _reading():
+            image = self._colours(self._eight_bits(ImageOps.exif_transpose(image)), notes, where)
+            pixels = np.asarray(self._resized(image, notes, where))
+        pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+        if self.inverted:
+            pixels = 255 - pixels
+        return pixels if self.highest == 255 else np.round(pixels * (self.highest / 255)).astype(np.uint8)
+
+    def _resized(self, image: Any, notes: Notes, where: str) -> Any:
+        from PIL import Image, ImageOps
+
         height, width = self.size
         if abs(image.width * height - image.height * width) > 0.02 * image.height * width:
             what, why, remedy = RESIZED[self.resize]
-            why = f"to {height} x {width}, {why}"
+            why = f"to {height} x {width} {why}"
             notes.add(what, why, f"{where}, {image.height} x {image.width}", remedy)
-        if image.size != (width, height):
-            if self.resize == "crop":
-                image = ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
-            elif self.resize == "pad":
-                image = _padded(image, width, height)
-            else:
-                image = image.resize((width, height), Image.Resampling.LANCZOS)
-        pixels = np.asarray(image)
-        pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
-        return 255 - pixels if self.inverted else pixels
+        if image.size == (width, height):
+            return image
+        if self.resize == "crop":
+            return ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
+        if self.resize == "pad":
+            return _padded(image, width, height)
+        return image.resize((width, height), Image.Resampling.LANCZOS)
 
     def _colours(self, image: Any, notes: Notes, where: str) -> Any:
         """To the mode asked for, with a note of what that loses."""
@@ -140,10 +153,10 @@ def _padded(image: Any, width: int, height: int) -> Any:
 
 
 class Decoder:
-    """Pictures as arrays, by a `Fit`. What is lost is noted; what cannot be used is counted in `faults`."""
+    """Pictures as arrays of a form. What is lost is noted; what cannot be used is counted in `faults`."""
 
-    def __init__(self, fit: Fit, notes: Notes) -> None:
-        self.fit, self.notes = fit, notes
+    def __init__(self, form: PictureForm, notes: Notes) -> None:
+        self.form, self.notes = form, notes
         self.faults = Faults("pictures")
         self.dark_colours = False  # whether the pictures of 16 bits per colour use far fewer
 
@@ -162,7 +175,7 @@ class Decoder:
                 continue  # decoding it will say so
         self.dark_colours = 0 <= brightest < 64
         bits = max(8, highest.bit_length() + highest.bit_length() % 2)
-        self.fit = replace(self.fit, deep_bits=bits)
+        self.form = replace(self.form, deep_bits=bits)
         what = "grey pictures of more than 8 bits scaled to 0..255"
         why = f"their largest value is {highest}, so they are taken as {bits} bits and divided by {1 << (bits - 8)}"
         self.notes.add(what, why, example, "make 8-bit pictures of them for another scale", count)
@@ -177,6 +190,14 @@ class Decoder:
             self.faults.add(picture.where, error.why)
         return None
 
+    def open_picture(self, image: Any, where: str) -> np.ndarray | None:
+        """The same of an open picture of Pillow's, called `where`."""
+        try:
+            return self.form(image, self.notes, where)
+        except BadPicture as error:
+            self.faults.add(where, str(error))
+        return None
+
     def _decode(self, picture: Picture) -> np.ndarray:
         where = picture.where
         with _opened(io.BytesIO(picture.read())) as (file, coarse):
@@ -184,7 +205,7 @@ class Decoder:
                 raise BadPicture(
                     "is a picture of 16 bits per colour that uses 14 or fewer and would be dark: save it with 8 bits"
                 )
-            pixels = self.fit(file, self.notes, where)
+            pixels = self.form(file, self.notes, where)
             if coarse:
                 why = "colours of 16 bits are taken by their high byte, which loses data of fewer bits"
                 self.notes.add("deep colours cut", why, where, "make 8-bit pictures of them if they use fewer bits")
@@ -200,14 +221,23 @@ def _opened(data: BinaryIO) -> Iterator[tuple[Any, bool]]:
     where it cannot be read, also later, as its pixels are read when they are needed."""
     from PIL import Image
 
+    with _reading():
+        start = data.read(26)
+        data.seek(0)
+        with Image.open(data) as file:
+            yield file, _sixteen_bit_colour(file, start)
+
+
+@contextmanager
+def _reading() -> Iterator[None]:
+    """Raises BadPicture where Pillow cannot read a picture meanwhile."""
+    from PIL import Image
+
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # odd tags and palettes: what matters raises
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            start = data.read(26)
-            data.seek(0)
-            with Image.open(data) as file:
-                yield file, _sixteen_bit_colour(file, start)
+            yield
     except InputError:
         raise
     except DAMAGE as error:

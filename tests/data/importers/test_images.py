@@ -8,7 +8,7 @@ from PIL import Image
 from metadist.core.errors import InputError
 from metadist.data import open_dataset
 from metadist.data.importers import images
-from metadist.data.importers.pictures import Fit
+from metadist.data.importers.pictures import PictureForm
 
 CLASSES = ["ant", "bee", "cat", "dog", "eel"]
 
@@ -152,14 +152,14 @@ def test_a_wide_picture_is_squashed_cropped_or_padded_and_that_is_said(
     assert pixels[0, 0, 4, 3] == 200 or abs(int(pixels[0, 0, 4, 3]) - 200) < 25
     note = dataset.metadata["notes"][0]
     assert note["what"] == what and note["count"] == 3 and "a/1.png, 16 x 32" in note["example"]
-    fit = Fit.of(dataset.metadata["extra"])
-    assert fit is not None and (fit.size, fit.mode, fit.resize) == ((8, 8), "L", resize)
+    form = PictureForm.of(dataset.metadata["extra"])
+    assert form is not None and (form.size, form.mode, form.resize) == ((8, 8), "L", resize)
     with Image.open(tmp_path / "in" / "b" / "1.png") as file:
-        np.testing.assert_array_equal(fit(file), pixels[2])  # another picture is treated as those imported
+        np.testing.assert_array_equal(form(file), pixels[2])  # another picture is treated as those imported
 
 
 def test_a_picture_of_one_line_fits_too() -> None:
     line = Image.new("RGB", (500, 1), (9, 9, 9))
     for resize in ("squash", "crop", "pad"):
-        assert Fit((8, 8), "RGB", resize)(line).shape == (3, 8, 8)
-    assert Fit.of({}) is None
+        assert PictureForm((8, 8), "RGB", resize)(line).shape == (3, 8, 8)
+    assert PictureForm.of({}) is None
