@@ -14,7 +14,8 @@ import numpy as np
 from metadist.core.errors import InputError
 from metadist.core.task import Split
 from metadist.data.files import files_below, made_by_tool, note_link, read_regular, require_regular, within
-from metadist.data.importers.pictures import FILE_BYTES, FILTER, Decoder, Picture, natural
+from metadist.data.importers.names import natural
+from metadist.data.importers.pictures import FILE_BYTES, Decoder, Picture, PictureForm
 from metadist.data.notes import Notes, shown
 from metadist.data.splits import shuffled, split_by_counts
 from metadist.data.table import Field
@@ -72,16 +73,17 @@ def omniglot(
         background, evaluation = (_characters(source, part, count, notes) for part, count in PARTS.items())
         characters = {**background, **evaluation}
         groups = _groups(characters, _splits(background, evaluation, split, seed), rotations)
-        about = About("classes", f"Omniglot ({source})", "MIT", options, {"filter": FILTER}, notes)
+        form = PictureForm((size, size), "L", inverted=True)
+        about = About("classes", f"Omniglot ({source})", "MIT", options, form.about(), notes)
         field = Field("image", "input", "uint8", (1, size, size), scale=1 / 255)
         writer = DatasetWriter(directory, [field], groups, about, progress=progress)
-        decoder = Decoder((size, size), "L", notes)
+        decoder = Decoder(form, notes)
         for name, drawings in characters.items():
             for drawing in drawings:
                 pixels = decoder(drawing)
                 for turn, label in enumerate([name, *(f"{name}/rot{angle}" for angle in (90, 180, 270))]):
                     if pixels is not None and label in writer.numbers:
-                        writer.add_row(label, {"image": np.rot90(255 - pixels, turn, axes=(1, 2))})
+                        writer.add_row(label, {"image": np.rot90(pixels, turn, axes=(1, 2))})
         decoder.faults.refuse(source, sum(map(len, characters.values())), "download the official files again")
         writer.finish()
     return Path(out)
