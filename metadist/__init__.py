@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from metadist.config import Config, load_config
+    from metadist.config import Config
     from metadist.core.errors import Diverged, InputError, Interrupted
     from metadist.core.random import Draws
     from metadist.core.task import Examples, Task, TaskId
@@ -16,10 +16,11 @@ if TYPE_CHECKING:
     from metadist.models import Model
     from metadist.run.api import train
     from metadist.run.evaluate import evaluate
+    from metadist.run.job_file import load_config
     from metadist.run.predictor import load
 
 _HOMES = {
-    "config": ("Config", "load_config"),
+    "config": ("Config",),
     "core.errors": ("Diverged", "InputError", "Interrupted"),
     "core.random": ("Draws",),
     "core.task": ("Examples", "Task", "TaskId"),
@@ -28,6 +29,7 @@ _HOMES = {
     "models": ("Model",),
     "run.api": ("train",),
     "run.evaluate": ("evaluate",),
+    "run.job_file": ("load_config",),
     "run.predictor": ("load",),
 }
 

@@ -23,7 +23,7 @@ FILES = {
         "importers.images", "importers.omniglot", "importers.sinusoid", "importers.table", "importers.text"
     ],
     "models": ["bag", "losses", "mlp", "noise", "layers", "conv4", "model", "resnet12"],
-    "config": ["schema", "template", "yaml", "load"],
+    "config": ["schema", "yaml", "template", "load"],
     "checkpoint": ["format", "journal", "store", "saver"],
     "tracking": [
         "best", "console", "database", "description", "jsonl", "logged_model", "models", "mlflow", "provenance", "reach"
@@ -42,10 +42,10 @@ FILES = {
     ],
     "evaluation": ["baselines", "evaluator", "figures", "intervals", "joint", "verdict", "protocol"],
     "run": [
-        "auto", "machine", "plugins", "build", "bench", "identity", "prepare", "preflight", "signals",
-        "tracker", "trust", "mirror", "saved", "places", "directory", "fleets", "predictor", "export", "measures",
-        "pictures", "replay", "results", "evaluate", "resume", "trainer", "dry_run", "api", "package", "status",
-        "submission", "doctor"
+        "auto", "machine", "plugins", "job_file", "build", "trust", "resolved", "task_sizes", "learner_settings",
+        "new_job", "bench", "identity", "prepare", "preflight", "signals", "tracker", "mirror", "saved", "places",
+        "directory", "fleets", "predictor", "export", "measures", "pictures", "replay", "results", "evaluate", "resume",
+        "trainer", "dry_run", "api", "package", "status", "submission", "doctor"
     ],
     "cli": ["bench", "config", "cluster", "data", "report", "runs", "main"],
 }  # fmt: skip

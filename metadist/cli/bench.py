@@ -22,8 +22,8 @@ def bench(arguments: tuple[str, ...], seconds: float, compiled: bool, as_json: b
     metadist bench jobs/omniglot_5way_1shot.yaml
     metadist bench jobs/digits.yaml learner.inner_steps=5 --compile
     """
-    from metadist.config import load_config, split_arguments
     from metadist.run.bench import measure
+    from metadist.run.job_file import load_config, split_arguments
 
     measured = measure(load_config(*split_arguments(arguments)), seconds, compiled, to_stderr)
     click.echo(json.dumps(measured, indent=2) if as_json else present(measured))

@@ -40,7 +40,7 @@ def submit(
     The same line typed again follows the job that runs, or goes on with one that was stopped, failed or was lost, from
     its newest checkpoint. Ctrl-C leaves it running.
     """
-    from metadist.config import load_config, split_arguments
+    from metadist.run.job_file import load_config, split_arguments
 
     files, overrides = split_arguments(arguments)
     if not files and not overrides:

@@ -4,10 +4,12 @@ import json
 import shlex
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import click
 
 from metadist.core.errors import InputError
+from metadist.core.redaction import to_stderr
 
 ANY_ARGUMENTS = {"ignore_unknown_options": True}
 
@@ -25,14 +27,37 @@ def config_group() -> None:
 @config_group.command(context_settings=ANY_ARGUMENTS)
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def show(arguments: tuple[str, ...]) -> None:
-    """Print JOB.yaml [key=value ...] with every default filled in.
+    """Print JOB.yaml [key=value ...] with every default filled in, and what `auto` stands for where its data is there.
 
     \b
     metadist config show jobs/digits.yaml meta_lr=1e-2
     """
-    from metadist.config import dump_config, load_config, split_arguments
+    from metadist.config import shown
+    from metadist.config.yaml import commented
+    from metadist.run.job_file import load_config, split_arguments
+    from metadist.run.resolved import decided, without_run
 
-    click.echo(dump_config(load_config(*split_arguments(arguments))), nl=False)
+    config = load_config(*split_arguments(arguments))
+    tree = shown(config)
+    try:
+        chosen = decided(config, without_run(config))
+        comments = dict.fromkeys(chosen, "chosen by metadist")
+    except InputError as error:
+        to_stderr(f"auto is not resolved: {error}")
+        chosen, comments = {}, dict.fromkeys(_left_open(tree), "decided when the run begins")
+    for key, value in chosen.items():
+        section, _, name = key.rpartition(".")
+        (tree[section] if section else tree)[name] = value
+    click.echo(commented(tree, comments), nl=False)
+
+
+def _left_open(tree: dict[str, Any], section: str = "") -> list[str]:
+    """The dotted keys that are `auto`."""
+    open_keys = []
+    for key, value in tree.items():
+        open_keys += _left_open(value, f"{section}{key}.") if isinstance(value, dict) else []
+        open_keys += [section + key] if value == "auto" else []
+    return open_keys
 
 
 @config_group.command(context_settings=ANY_ARGUMENTS)
@@ -45,7 +70,7 @@ def validate(arguments: tuple[str, ...]) -> None:
 
     Whether data, model, loss and learner fit together is what `metadist train --dry-run` finds out.
     """
-    from metadist.config import load_config, split_arguments
+    from metadist.run.job_file import load_config, split_arguments
 
     load_config(*split_arguments(arguments))
     click.echo("valid")
@@ -65,18 +90,29 @@ def schema() -> None:
 
 @config_group.command()
 @click.argument("name")
-def new(name: str) -> None:
+@click.option("--data", "place", help="A dataset directory, or its URI: the job suits it, each choice with its reason.")
+@click.option("--learner", help="One of `metadist learners`; default: one that suits the data.")
+def new(name: str, place: str | None, learner: str | None) -> None:
     """Write NAME.yaml, a job that runs as it is.
 
     \b
     metadist config new my_job
+    metadist config new my_job --data data/my_images --learner protonet
     """
-    from metadist.config.template import new_job
-
     path = Path(name).with_suffix(".yaml")
     if path.exists():
         raise InputError(f"{path} exists; choose another name")
-    path.write_text(new_job())
+    if place or learner:
+        from metadist.run.new_job import suited_job
+
+        text, notes = suited_job(place, learner)
+        for note in notes:
+            to_stderr(f"note: {note}")
+    else:
+        from metadist.config.template import new_job
+
+        text = new_job()
+    path.write_text(text)
     click.echo(f"wrote {path}: metadist train {shlex.quote(str(path))}")
 
 

@@ -57,8 +57,8 @@ def train(
     \b
     metadist train jobs/digits.yaml num_workers=2 --resume auto
     """
-    from metadist.config import load_config, split_arguments
     from metadist.run import api
+    from metadist.run.job_file import load_config, split_arguments
     from metadist.run.package import check_client
 
     check_client()

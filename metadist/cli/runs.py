@@ -24,8 +24,9 @@ def evaluate(run_directory: str, arguments: tuple[str, ...], checkpoint: str, as
     \b
     metadist evaluate runs/digits evaluation.inner_steps=10 evaluation.transductive=false
     """
-    from metadist.config import given_settings, load_config, split_arguments
+    from metadist.config import given_settings
     from metadist.run import evaluate as evaluation
+    from metadist.run.job_file import load_config, split_arguments
     from metadist.run.saved import config_file
 
     files, overrides = split_arguments(arguments)

@@ -1,6 +1,6 @@
 """From files and `key=value` overrides to a `Config`, with every mistake reported at once and in words."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Optional, get_args
 
@@ -10,19 +10,36 @@ from metadist.config.schema import LEARNER_OPTIONS, Config, Open, Place
 from metadist.config.yaml import dump_yaml, parse_yaml
 from metadist.core.errors import InputError, did_you_mean
 from metadist.core.files import read_file, reason
-from metadist.core.redaction import redacted_settings
+from metadist.core.redaction import redacted_settings, to_stderr
 
+COMMAND_LINE = "the command line"
+_DATA = ("data.path", "data.family", "data.source")
+_NAMES = ("learner.name", "model.name", *_DATA)
 _NO_PLAIN_TEXT = ("'", '"')
 _NULL = ("", "~", "null", "Null", "NULL")
 
 
-def load_config(files: Sequence[str | Path] = (), overrides: Sequence[str] = ()) -> Config:
+def load_config(
+    files: Sequence[str | Path] = (),
+    overrides: Sequence[str] = (),
+    say: Callable[[str], None] = to_stderr,
+    unfit: Callable[[Mapping[str, Any], Collection[str]], Mapping[str, str]] | None = None,
+) -> Config:
     """Files from left to right (mappings merge, lists replace), then overrides such as `learner.inner_lr=0.1`.
 
-    Raises InputError that lists every unknown key (with the nearest known one) and every bad value, each with the file
-    or override it came from.
+    One of data.path, data.family and data.source takes the place of another that an earlier file names. `unfit` finds,
+    in settings not yet checked and for some of learner.name, model.name and those three, options that do not fit what
+    is named: each with the name's setting. One that was given before the name is left out. `say` takes a sentence on
+    each of these. Raises InputError that lists every unknown key (with the nearest known one) and every bad value, each
+    with the file or override it came from.
     """
-    return _validated(*_gathered(files, overrides))
+    tree, origin = _gathered(files, overrides)
+    layers = [*map(str, files), COMMAND_LINE]
+    _replace_data(tree, origin, layers, say)
+    late = [name for name in _NAMES if _layer(origin, layers, name) > 0]
+    if unfit and late:
+        _leave_out(unfit(tree, late), tree, origin, layers, say)
+    return _validated(tree, origin)
 
 
 def given_settings(files: Sequence[str | Path], overrides: Sequence[str]) -> set[str]:
@@ -52,8 +69,60 @@ def _gathered(files: Sequence[str | Path], overrides: Sequence[str]) -> tuple[di
     for file in files:
         _merge(tree, _read(Path(file)), origin, str(file))
     for text in overrides:
-        _merge(tree, _override(text), origin, "the command line")
+        _merge(tree, _override(text), origin, COMMAND_LINE)
     return tree, origin
+
+
+def _layer(origin: Mapping[str, str], layers: Sequence[str], key: str) -> int:
+    """Where a setting, or the last of what it holds, was given: the place in `layers`; -1 for nowhere."""
+    found = (layers.index(source) for name, source in origin.items() if name == key or name.startswith(key + "."))
+    return max(found, default=-1)
+
+
+def _replace_data(
+    tree: dict[str, Any], origin: dict[str, str], layers: Sequence[str], say: Callable[[str], None]
+) -> None:
+    """Of path, family and source keep the one that was given last."""
+    given = [name for name in _DATA if _value(tree, name) is not None]
+    latest = max((_layer(origin, layers, name) for name in given), default=-1)
+    kept, *others = [name for name in given if _layer(origin, layers, name) == latest] or [""]
+    if others or not kept:
+        return
+    for name in set(given) - {kept}:
+        before = f"{name}={_value(tree, name)} ({origin[name]})"
+        say(f"{kept}={_value(tree, kept)} ({origin[kept]}) takes the place of {before}")
+        _delete(tree, name)
+
+
+def _leave_out(
+    unfit: Mapping[str, str],
+    tree: dict[str, Any],
+    origin: dict[str, str],
+    layers: Sequence[str],
+    say: Callable[[str], None],
+) -> None:
+    """Leave out options that do not fit and were given before what they should fit."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for option, name in unfit.items():
+        given = _layer(origin, layers, option)
+        if given < _layer(origin, layers, name):
+            found.setdefault((name, layers[given]), []).append(f"{option}={_value(tree, option)}")
+            _delete(tree, option)
+    for (name, source), options in found.items():
+        say(f"left out for {name}={_value(tree, name)} ({origin[name]}): {', '.join(options)} ({source})")
+
+
+def _value(tree: Any, key: str) -> Any:
+    for part in key.split("."):
+        tree = tree.get(part) if isinstance(tree, Mapping) else None
+    return tree
+
+
+def _delete(tree: dict[str, Any], key: str) -> None:
+    *sections, name = key.split(".")
+    for section in sections:
+        tree = tree[section]
+    del tree[name]
 
 
 def parse_config(text: str, where: str) -> Config:

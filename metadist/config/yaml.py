@@ -2,6 +2,7 @@
 
 import re
 from collections import Counter
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import yaml
@@ -54,6 +55,28 @@ def parse_yaml(text: str) -> Any:
 def dump_yaml(tree: Any) -> str:
     """YAML that `parse_yaml` reads back as the same values."""
     return yaml.dump(tree, Dumper=_Dumper, sort_keys=False)
+
+
+def commented(tree: Mapping[str, Any], comments: Mapping[str, str]) -> str:
+    """YAML of settings and of sections of them, a line each, with a comment behind those that `comments` has one for,
+    by dotted key."""
+    return "".join(_commented(tree, comments, ""))
+
+
+def _commented(tree: Mapping[str, Any], comments: Mapping[str, str], section: str) -> Iterator[str]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value and not section:
+            yield f"{key}:\n"
+            yield from _commented(value, comments, f"{key}.")
+            continue
+        if isinstance(value, Mapping | list):
+            text = f"{key}: {yaml.dump(value, Dumper=_Dumper, sort_keys=False, default_flow_style=True, width=10**6)}"
+        else:
+            text = yaml.dump({key: value}, Dumper=_Dumper, width=10**6)
+        comment = comments.get(section + key)
+        if comment and text.count("\n") == 1:
+            text = f"{text.rstrip()}  # {comment}\n"
+        yield text if not section else "".join(f"  {line}" for line in text.splitlines(keepends=True))
 
 
 def _size(node: yaml.Node, known: dict[int, int], depth: int) -> int:

@@ -63,7 +63,7 @@ def _train(run: Run, start: Start, began: float) -> dict[str, Any]:
     ):  # fmt: skip
         run.describe(prepared.job.dataset, prepared.resolved(), prepared.about(), trust_flag(config))
         trainer = Trainer(run, prepared, fleet)
-        for line in [banner(run, start), *prepared.notes, *unloadable(config), *unlogged(prepared)]:
+        for line in [banner(run, start), prepared.chosen(), *prepared.notes, *unloadable(config), *unlogged(prepared)]:
             run.say(line)
         with signals.deferred():
             weights, ended_by = trainer.run(start.step, Stop(signals, config.max_time_s, config.evaluation.patience))
@@ -75,6 +75,7 @@ def _train(run: Run, start: Start, began: float) -> dict[str, Any]:
             )
             raise Interrupted(signals.received)
         results = conclude(prepared, fleet, run, weights, ended_by, trainer.progress.round_losses)
+        results["resolved"] = prepared.resolved()
         results["seconds"] = round(time.monotonic() - began, 1)
         if page := run.mlflow_page():
             results["mlflow_page"] = page

@@ -34,6 +34,7 @@ def dry_run(config: Config) -> dict[str, Any]:
         "outputs": prepared.job.shapes.outputs,
         "meta_gradient": prepared.gradient,
         "baselines": list(prepared.baselines),
+        "resolved": prepared.resolved(),
         "notes": [*prepared.notes, *unloadable(config)],
         "identity": digest(run_identity(prepared.job, engine)),
     }

@@ -66,6 +66,7 @@ def evaluate(
     with new_files(run, name) as (folder, place), nested_tracker(prepared, run, name, folder, followed, say) as log:
         with open_fleet(prepared, config.num_workers, say, signals) as fleet, signals:
             results = evaluate_weights(prepared, fleet, prepared.weights(saved.step), folder, say)
+        results["resolved"] = prepared.resolved()
         write_json(results, folder / "results.json")
         log(results)
     return results | {"folder": place}

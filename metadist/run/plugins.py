@@ -3,7 +3,8 @@
 import importlib
 import inspect
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast, get_type_hints
@@ -19,6 +20,7 @@ from metadist.config.schema import LearnerConfig, ModelConfig
 from metadist.core.errors import InputError, did_you_mean
 from metadist.core.files import finite, is_uri, reason
 from metadist.core.redaction import is_redacted
+from metadist.data import importers
 from metadist.data.remote import fetched_weights
 from metadist.data.shapes import Shapes
 from metadist.learners import INNER_OPTIMIZERS, LEARNERS, InnerOptimizer, Learner
@@ -97,7 +99,7 @@ def model_name(settings: ModelConfig, shapes: Shapes) -> str:
     """The name of the model: `auto` goes by the inputs."""
     if settings.name != "auto":
         return settings.name
-    image = len(shapes.inputs[0]) == 3 and min(shapes.inputs[0][1:]) >= 8
+    image = len(shapes.inputs) == 1 and len(shapes.inputs[0]) == 3 and min(shapes.inputs[0][1:]) >= 8
     return "bag" if shapes.tokens else "conv4" if image else "mlp"
 
 
@@ -160,7 +162,7 @@ def make_loss(name: str, classification: bool) -> Loss:
 def make_learner(settings: LearnerConfig, model: Model, loss: Loss, changes: Mapping[str, Any]) -> Learner:
     """The learner with its options; `changes` are options that evaluation replaces. Raises InputError."""
     name = settings.name
-    kind, preset, _ = LEARNERS[name] if name in LEARNERS else (resolve(name, LEARNERS), {}, "")
+    kind, preset = _learner(name)
     for option, value in settings.options.items():
         if isinstance(preset.get(option), bool) and value != preset[option]:
             raise InputError(f"learner {name} is the one with {option}={preset[option]}: leave it out, or name another")
@@ -183,6 +185,73 @@ def make_learner(settings: LearnerConfig, model: Model, loss: Loss, changes: Map
         return replace(learner, **changes)
     except ValueError as error:
         raise InputError(f"evaluation: learner {name}: {error}") from None
+
+
+def _learner(name: str) -> tuple[Any, Mapping[str, Any]]:
+    """The class of that name, and the options that the name sets."""
+    kind, preset, _ = LEARNERS[name] if name in LEARNERS else (resolve(name, LEARNERS), {}, "")
+    return kind, preset
+
+
+def unfit_options(settings: Mapping[str, Any], names: Collection[str]) -> dict[str, str]:
+    """The options, in settings not yet checked, that the learner, model or data of `names` (learner.name, data.path,
+    ...) does not take: each with the setting that names what it is for. Of one that cannot be found none: it is refused
+    where it is made."""
+    unfit: dict[str, str] = {}
+    finders = {"learner": _unfit_for_learner, "model": _unfit_for_model, "data": _unfit_for_data}
+    for section in sorted({name.partition(".")[0] for name in names}):
+        with suppress(InputError):
+            unfit |= finders[section](settings)
+    return unfit
+
+
+def _unfit_for_learner(settings: Mapping[str, Any]) -> dict[str, str]:
+    options = _options(settings, "learner")
+    kind, preset = _learner(str(options.pop("name", "maml")))
+    if not (isinstance(kind, type) and issubclass(kind, Learner)):
+        return {}
+    unfit = [f"learner.{name}" for name in options if name in kind.refused or not _takes(kind, name)]
+    unfit += [f"learner.{n}" for n, v in options.items() if isinstance(preset.get(n), bool) and v != preset[n]]
+    refused = {*kind.refused, *(["inner_lr"] if kind.learned_rates else [])}
+    inner = {"inner_lr", "inner_steps"} & _options(settings, "evaluation").keys()
+    return dict.fromkeys([*unfit, *(f"evaluation.{name}" for name in sorted(inner & refused))], "learner.name")
+
+
+def _unfit_for_model(settings: Mapping[str, Any]) -> dict[str, str]:
+    options = _options(settings, "model")
+    options.pop("weights", None)
+    name = str(options.pop("name", "auto"))
+    if name == "auto":
+        return {}
+    kind = MODELS[name] if name in MODELS else resolve(name, MODELS)
+    return dict.fromkeys([f"model.{option}" for option in options if not _takes(kind, option)], "model.name")
+
+
+def _unfit_for_data(settings: Mapping[str, Any]) -> dict[str, str]:
+    data = _options(settings, "data")
+    options = data.get("options", {})
+    if not isinstance(options, Mapping):
+        return {}
+    if "path" in data:
+        return dict.fromkeys([f"data.options.{option}" for option in options], "data.path")
+    name, known = "data.family", getattr(importers, str(data.get("family")), None)
+    if "source" in data:
+        name, known = "data.source", resolve(str(data["source"]))
+    return {f"data.options.{option}": name for option in options if known and not _takes(known, option)}
+
+
+def _options(settings: Mapping[str, Any], section: str) -> dict[str, Any]:
+    given = settings.get(section)
+    return {key: value for key, value in given.items() if value is not None} if isinstance(given, Mapping) else {}
+
+
+def _takes(function: Callable[..., Any], name: str) -> bool:
+    """Whether a function, or a class that is called, has a parameter of that name, or takes any."""
+    try:
+        parameters = inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        return True
+    return name in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
 
 def make_inner_optimizer(setting: Any) -> InnerOptimizer:

@@ -15,9 +15,9 @@ from metadist.engine import Engine, estimate
 from metadist.fleet.worker import TWO_RESULTS, set_up_process
 from metadist.learners.learner import one_tensor
 from metadist.models import LOSSES, Model
-from metadist.run.auto import aggregation, chunk_size, worker_device
+from metadist.run.auto import chunk_size
 from metadist.run.build import Job
-from metadist.run.plugins import model_name
+from metadist.run.resolved import decided, resolved
 
 
 @dataclass(frozen=True)
@@ -60,32 +60,13 @@ class Prepared:
 
     def resolved(self) -> dict[str, Any]:
         """Dotted setting -> the value that a run computes with, where its job says `auto` or nothing."""
-        job, engine = self.job, self.engine
-        config, own, learner = job.config, job.config.evaluation, engine.learner
-        later = job.evaluation_engine("cpu").learner
-        chosen: dict[str, Any] = {
-            "model.name": model_name(config.model, job.shapes),
-            "engine.kind": engine.kind,
-            "engine.differentiation": engine.method.differentiation,
-            "engine.chunk_size": self.chunk_size,
-            "engine.aggregate": aggregation(config, engine),
-            "engine.device": worker_device(config),
-            "evaluation.baselines": list(self.baselines),
-        }
-        if config.loss == "auto":
-            chosen["loss"] = next(name for name, loss in LOSSES.items() if loss is job.loss)
-        if job.dataset is not None:
-            chosen["task.scheme"] = job.dataset.kind if config.task.scheme == "auto" else config.task.scheme
-            chosen["evaluation.shots"] = own.shots or config.task.shots
-            chosen["evaluation.queries"] = own.queries or config.task.queries
-            if job.shapes.classification:
-                chosen["evaluation.ways"] = own.ways or config.task.ways
-        if not config.tasks_per_worker:
-            chosen["meta_batch_size"] = config.batch_size(1)
-        for name in ("inner_steps", "inner_lr"):
-            if name not in learner.refused:
-                chosen |= {f"learner.{name}": getattr(learner, name), f"evaluation.{name}": getattr(later, name)}
-        return chosen
+        return resolved(self.job, self.engine, self.baselines)
+
+    def chosen(self) -> str:
+        """A line on what the job leaves to metadist, as it could be typed."""
+        found = decided(self.job.config, self.resolved())
+        shown = (f"{key}=[{','.join(v)}]" if isinstance(v, list) else f"{key}={v}" for key, v in found.items())
+        return f"chosen where the job says nothing: {' '.join(shown)}"
 
     def about(self) -> str:
         """The run's tasks and its learner, in Markdown."""
@@ -102,7 +83,7 @@ class Prepared:
         batch = f"{config.tasks_per_worker} tasks for each worker" if config.tasks_per_worker else config.batch_size(1)
         return (
             f"**Task**: {tasks}\n\n**Learner**: {config.learner.name}{steps}, "
-            f"{model_name(config.model, job.shapes)} of {engine.layout.size} meta-parameters, meta-batch {batch}"
+            f"{self.resolved()['model.name']} of {engine.layout.size} meta-parameters, meta-batch {batch}"
         )
 
 
