@@ -24,13 +24,13 @@ def report(results: dict[str, Any]) -> str:
     lines += [f"protocol   {protocol}", "", f"{metric} (mean, 95 % interval)"]
     for k, point in enumerate(results[metric]["by_inner_step"]):
         label = f"after {k} inner steps" if k else results["begun"]
-        lines.append(f"  {label:24} {figure(metric, point)}")
+        lines.append(f"  {label:26} {figure(metric, point)}")
     for name, measured in results["baselines"].items():
         points = measured[metric] if isinstance(measured[metric], list) else [measured[metric]]
         for k, point in enumerate(points):
             label = name.replace("_", " ") + (f", {k} steps" if len(points) > 1 else "")
             fewer = f" ({measured['tasks']} tasks)" if measured["tasks"] < results["protocol"]["tasks"] else ""
-            lines.append(f"  {label:24} {figure(metric, point)}{fewer}")
+            lines.append(f"  {label:26} {figure(metric, point)}{fewer}")
     lines += ["", f"verdict    {results['verdict']}"]
     if "divergence" in results:
         lines += ["", f"diverged   {results['divergence']}"]

@@ -15,6 +15,10 @@ Tasks = Annotated[int, Field(ge=1, le=10**7)]
 Workers = Annotated[int, Field(ge=1, le=100_000)]
 Natural = Annotated[int, Field(ge=0, le=10**12)]
 Rate = Annotated[float, Field(gt=0)]
+BaselineName = Literal[
+    "nearest_class_mean", "logistic_regression", "tfidf_logistic_regression", "support_mean", "ridge", "pooled",
+    "from_scratch", "joint"
+]  # fmt: skip
 Place = Annotated[str, Field(pattern=r"^[^\x00]+$")]
 
 
@@ -173,8 +177,8 @@ class EvaluationConfig(Section):
     transductive: bool = Field(
         True, description="query examples share one batch; false: each is predicted with the support set only"
     )
-    baselines: list[Literal["nearest_class_mean", "support_mean", "ridge", "from_scratch", "joint"]] | None = Field(
-        None, description="default: those that suit the scheme (joint: not for classes, where it takes long)"
+    baselines: list[BaselineName] | None = Field(
+        None, description="default: those that suit the kind of task (joint: not for classes, where it takes long)"
     )
     baseline_tasks: Natural = Field(100, description="tasks for from_scratch, which is slow; the others use all")
     scratch_lr: Rate = Field(0.01, description="Adam's rate in the from-scratch baseline")

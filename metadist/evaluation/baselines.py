@@ -1,4 +1,4 @@
-"""What a meta-learner must beat on the same task: simple learners that see only its support set."""
+"""What a meta-learner must beat on the same task: simple learners of its support set, some with a look at training."""
 
 from collections.abc import Callable, Sequence
 
@@ -13,31 +13,52 @@ from metadist.learners import Learner
 
 Baseline = Callable[[Task], np.ndarray]
 RIDGE = 1.0
+FITTING_TASKS, FITTING_NUMBERS = 200, 2_000_000
+"""What `FITTED` baselines see of training: so many tasks, and of these no more than so many numbers of input."""
+MOST_VALUES = 8
+"""Of an example's targets, up to which `pooled` is computed unasked: it grows trees for each."""
 
 
 def features(inputs: tuple[np.ndarray, ...]) -> np.ndarray:
     """Raw features [n, d], float64: token fields with their mask as bags of words of unit length, others flattened."""
-    first = inputs[0]
     if is_text(inputs):
-        words, place = np.unique(first, return_inverse=True)
-        bag = np.zeros((len(first), len(words)))
-        np.add.at(bag, (np.arange(len(first))[:, None], place.reshape(first.shape)), inputs[1])
-        return bag / np.maximum(np.linalg.norm(bag, axis=1, keepdims=True), 1e-12)
+        return _unit(_bag(inputs)[1])
     return np.concatenate([x.reshape(len(x), -1).astype(np.float64) for x in inputs], axis=1)
 
 
+def _bag(inputs: tuple[np.ndarray, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """The words (token numbers) of some texts [w], and how often each has them [n, w]."""
+    words, place = np.unique(inputs[0], return_inverse=True)
+    bag = np.zeros((len(inputs[0]), len(words)))
+    np.add.at(bag, (np.arange(len(bag))[:, None], place.reshape(inputs[0].shape)), inputs[1])
+    return words, bag
+
+
+def _unit(rows: np.ndarray) -> np.ndarray:
+    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+
+
+def _joined(task: Task) -> tuple[np.ndarray, ...]:
+    """The inputs of the support set, then those of the query set."""
+    return tuple(np.concatenate(pair) for pair in zip(task.support.inputs, task.query.inputs, strict=True))
+
+
 def _both(task: Task) -> tuple[np.ndarray, np.ndarray]:
-    joined = features(tuple(np.concatenate(pair) for pair in zip(task.support.inputs, task.query.inputs, strict=True)))
-    cut = len(task.support.inputs[0])
+    joined, cut = features(_joined(task)), len(task.support.inputs[0])
     return joined[:cut], joined[cut:]
+
+
+def _no_class(task: Task) -> np.ndarray:
+    """Logits [n, N] of the queries by which no class is predicted: those of classes with support examples are filled
+    in, and where labels have gaps the others stay so low."""
+    labels, asked = (part.targets[0].astype(np.int64) for part in task)
+    return np.full((len(asked), max(labels.max(), asked.max()) + 1), np.finfo(np.float64).min / 2)
 
 
 def nearest_class_mean(task: Task) -> np.ndarray:
     """Logits [n, N]: minus the squared distance of raw features to each class's support mean; lowest for a class that
     has no support examples, where labels have gaps."""
-    support, query = _both(task)
-    labels, asked = (part.targets[0].astype(np.int64) for part in task)
-    logits = np.full((len(query), max(labels.max(), asked.max()) + 1), np.finfo(np.float64).min / 2)
+    (support, query), labels, logits = _both(task), task.support.targets[0].astype(np.int64), _no_class(task)
     for label in np.unique(labels[labels >= 0]):
         logits[:, label] = -((query - support[labels == label].mean(axis=0)) ** 2).sum(axis=1)
     return logits
@@ -58,28 +79,123 @@ def ridge(task: Task) -> np.ndarray:
     return level + (query - center) @ (support - center).T @ np.linalg.solve(kernel, targets - level)
 
 
+def logistic_regression(training: Sequence[Task]) -> Baseline:
+    """Logistic regression (scikit-learn's, penalty 1) on raw features: each column of numbers divided by its deviation
+    in `training`, all pixels of a picture field by one."""
+    columns = []
+    for field in zip(*(_joined(task) for task in training), strict=True):
+        flat = np.concatenate(field).reshape(sum(map(len, field)), -1).astype(np.float64)
+        deviation = flat.std(axis=0)
+        if field[0].ndim > 2:
+            deviation = np.full_like(deviation, np.sqrt(np.square(deviation).mean()))
+        columns.append(np.where(deviation > 0, deviation, 1.0))
+    scale = np.concatenate(columns)
+
+    def logits(task: Task) -> np.ndarray:
+        support, query = _both(task)
+        return _logistic(task, support / scale, query / scale)
+
+    return logits
+
+
+def tfidf_logistic_regression(training: Sequence[Task]) -> Baseline:
+    """Logistic regression on words weighted by TF-IDF (scikit-learn's form of it). How many texts have a word is
+    counted in `training`, never in the task at hand, of which a learner knows no queries either."""
+    present = [np.unique(row[mask]) for task in training for row, mask in zip(*_joined(task), strict=True)]
+    known, counts = np.unique(np.concatenate(present), return_counts=True)
+    rarest = 1 + np.log(1 + len(present))
+    weights = dict(zip(known.tolist(), (rarest - np.log(1 + counts)).tolist(), strict=True))
+
+    def logits(task: Task) -> np.ndarray:
+        words, bag = _bag(_joined(task))
+        rows, cut = _unit(bag * [weights.get(word, rarest) for word in words.tolist()]), len(task.support.inputs[0])
+        return _logistic(task, rows[:cut], rows[cut:])
+
+    return logits
+
+
+def _logistic(task: Task, support: np.ndarray, query: np.ndarray) -> np.ndarray:
+    """Logits [n, N] of a logistic regression fitted to the support set's features [m, d]. Where d is above m it is
+    computed in the space of the support set, which changes no solution: a penalised slope lies in it."""
+    from sklearn.linear_model import LogisticRegression  # a second that --help need not wait for
+
+    labels, logits = task.support.targets[0].astype(np.int64), _no_class(task)
+    present = np.unique(labels[labels >= 0])
+    if len(present) == 1:
+        logits[:, present] = 0
+        return logits
+    rows, center = support[labels >= 0], support[labels >= 0].mean(axis=0)
+    rows, query = rows - center, query - center
+    if rows.shape[1] > len(rows):
+        basis, _ = np.linalg.qr(rows.T)
+        rows, query = rows @ basis, query @ basis
+    fitted = LogisticRegression(max_iter=1000).fit(rows, labels[labels >= 0])
+    scores = fitted.decision_function(query)
+    logits[:, present] = scores if len(present) > 2 else np.stack([np.zeros_like(scores), scores], axis=1)
+    return logits
+
+
+def pooled(training: Sequence[Task]) -> Baseline:
+    """Values [n, d]: one model of all training groups, gradient-boosted trees (scikit-learn's) of what an example's
+    target is above its group's mean, plus an offset that the support set gives: the mean of what is left there."""
+    from sklearn.ensemble import HistGradientBoostingRegressor
+
+    rows = np.concatenate([features(_joined(task)) for task in training])
+    values = [np.concatenate([_flat(part.targets) for part in task]) for task in training]
+    above = np.concatenate([each - each.mean(axis=0) for each in values])
+    trees = [HistGradientBoostingRegressor(random_state=0).fit(rows, column) for column in above.T]
+
+    def predict(task: Task) -> np.ndarray:
+        support, query = (np.stack([each.predict(part) for each in trees], axis=1) for part in _both(task))
+        return query + (_flat(task.support.targets) - support).mean(axis=0)
+
+    return predict
+
+
 CLOSED_FORM: dict[str, Baseline] = {
     "nearest_class_mean": nearest_class_mean,
     "support_mean": support_mean,
     "ridge": ridge,
 }
+FITTED: dict[str, Callable[[Sequence[Task]], Baseline]] = {
+    "logistic_regression": logistic_regression,
+    "tfidf_logistic_regression": tfidf_logistic_regression,
+    "pooled": pooled,
+}
+"""What first looks at tasks of the training split."""
 
 
-def choose_baselines(asked: Sequence[str] | None, classification: bool, known_loss: bool) -> list[str]:
+def choose_baselines(
+    asked: Sequence[str] | None, classification: bool, known_loss: bool, text: bool = False, values: int = 1
+) -> list[str]:
     """The baselines of an evaluation: those asked for, else those that suit the kind of task.
 
     `known_loss`: the loss is metadist's own; by another one regression may mean something else by outputs and targets.
-    Raises InputError where one asked for does not suit.
+    text: of inputs; values: of an example's targets. Raises InputError where one asked for does not suit.
     """
-    suited = ["nearest_class_mean"] if classification else ["support_mean", "ridge", "joint"]
+    if classification:
+        suited = ["nearest_class_mean", "tfidf_logistic_regression" if text else "logistic_regression"]
+    else:
+        suited = ["support_mean", "ridge", *([] if text else ["pooled"]), "joint"]
     suited.append("from_scratch")
     if asked is None:
-        return suited if classification or known_loss else []
+        chosen = [name for name in suited if name != "pooled" or values <= MOST_VALUES]
+        return chosen if classification or known_loss else []
     unfit = [name for name in asked if name not in (*suited, "joint")]
     if unfit:
         kind = "classification" if classification else "regression"
         raise InputError(f"evaluation.baselines: {unfit[0]} does not suit {kind}; take of {', '.join(suited)}")
     return list(asked)
+
+
+def fitted(name: str, training: Callable[[int], Task]) -> Baseline:
+    """The baseline of that name, once it has seen what it may of training; `training` gives task 0, 1, ... of it."""
+    if name in CLOSED_FORM:
+        return CLOSED_FORM[name]
+    tasks = [training(0)]
+    size = sum(array.size for part in tasks[0] for array in part.inputs)
+    tasks += map(training, range(1, min(FITTING_TASKS, FITTING_NUMBERS // size)))
+    return FITTED[name](tasks)
 
 
 def from_scratch(learner: Learner, task: Task, steps: int, lr: float) -> dict[str, Tensor]:

@@ -1,16 +1,16 @@
 """Tasks adapted and measured at fixed weights, with baselines on the same tasks."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
 from metadist.core.random import Draws
-from metadist.core.task import Task
+from metadist.core.task import Task, TaskId
 from metadist.data.sources import Source
 from metadist.engine import Engine
-from metadist.evaluation.baselines import CLOSED_FORM, from_scratch
+from metadist.evaluation.baselines import Baseline, fitted, from_scratch
 from metadist.models.losses import Loss
 
 
@@ -19,7 +19,8 @@ class Evaluator:
     """Measures tasks of `source` with an engine, whose learner has the inner steps of evaluation.
 
     metrics: by name, (outputs, targets) -> scalar. transductive: query examples share one batch. scratch_steps,
-    scratch_lr: Adam steps and rate of the from-scratch baseline.
+    scratch_lr: Adam steps and rate of the from-scratch baseline. training_step: the meta-step whose training tasks some
+    baselines look at.
     """
 
     engine: Engine
@@ -28,6 +29,8 @@ class Evaluator:
     transductive: bool
     scratch_steps: int
     scratch_lr: float = 0.01
+    training_step: int = 0
+    _fitted: dict[str, Baseline] = field(default_factory=dict, repr=False, compare=False)
 
     def evaluate(
         self,
@@ -60,6 +63,8 @@ class Evaluator:
             with torch.no_grad():
                 outputs = self.engine.outputs(weights, tensors, self.transductive)
         else:
-            outputs = torch.from_numpy(CLOSED_FORM[name](task)).to(tensors.query.inputs[0].device)
+            if name not in self._fitted:
+                self._fitted[name] = fitted(name, lambda i: self.source(TaskId("train", self.training_step, i)))
+            outputs = torch.from_numpy(self._fitted[name](task)).to(tensors.query.inputs[0].device)
         targets = tensors.query.targets
         return {metric: float(measure(outputs, *targets)) for metric, measure in self.metrics.items()}

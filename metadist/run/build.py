@@ -144,7 +144,7 @@ class Job:
         own = self.config.evaluation
         return Evaluator(
             engine, self.evaluation_source, self.metrics(self.evaluation_source.outputs), own.transductive,
-            own.scratch_steps, own.scratch_lr,
+            own.scratch_steps, own.scratch_lr, self._last_step or 0,
         )  # fmt: skip
 
     def metrics(self, ways: int | None = None) -> dict[str, Loss]:
@@ -197,7 +197,8 @@ class Job:
     def baselines(self) -> list[str]:
         """The baselines of evaluation that suit the job. Raises InputError where one asked for does not."""
         asked, known_loss = self.config.evaluation.baselines, self.config.loss in ("auto", *LOSSES)
-        chosen = choose_baselines(asked, self.shapes.classification, known_loss)
+        shapes = self.shapes
+        chosen = choose_baselines(asked, shapes.classification, known_loss, shapes.tokens, shapes.outputs)
         if "joint" in chosen:
             self.check_joint()
         return chosen
@@ -232,8 +233,13 @@ class Job:
             outputs=self.evaluation_source.outputs if classification else self.shapes.outputs,
             make_model=self.fresh_model, make_engine=plain_maml, inner_lr=rate, inner_steps=steps,
             chunk_size=partial(chunk_size, config),
-            last_step=config.meta_steps - 1 if config.task.steps_per_round else None,
+            last_step=self._last_step,
         )  # fmt: skip
+
+    @property
+    def _last_step(self) -> int | None:
+        """Online, the meta-step before which all tasks have arrived."""
+        return self.config.meta_steps - 1 if self.config.task.steps_per_round else None
 
     def evaluation(self, engine: Engine, baselines: Sequence[str]) -> Evaluation:
         """The full evaluation; `engine` is the run's."""

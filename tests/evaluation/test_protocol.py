@@ -68,7 +68,7 @@ def test_the_joint_baseline_is_measured_by_the_protocol_and_its_rate_told():
 
 
 def test_default_baselines_suit_the_task():
-    assert Job(*sinusoid()).baselines() == ["support_mean", "ridge", "joint", "from_scratch"]
+    assert Job(*sinusoid()).baselines() == ["support_mean", "ridge", "pooled", "joint", "from_scratch"]
     assert Job(*sinusoid("evaluation.baselines=[ridge]")).baselines() == ["ridge"]
     with pytest.raises(InputError, match="nearest_class_mean"):
         Job(*sinusoid("evaluation.baselines=[nearest_class_mean]")).baselines()

@@ -155,7 +155,7 @@ def test_the_run_says_what_auto_became_and_how_it_ended(tracked):
     params = run.data.params
     assert {key for key, value in params.items() if value == "auto"} == set()
     assert (params["engine.kind"], params["loss"], params["task.scheme"]) == ("vmap", "cross_entropy", "classes")
-    assert params["evaluation.baselines"] == '["nearest_class_mean", "from_scratch"]'
+    assert params["evaluation.baselines"] == '["nearest_class_mean", "logistic_regression", "from_scratch"]'
     metrics, tags = run.data.metrics, run.data.tags
     assert metrics["test/accuracy"] == results["accuracy"]["after"]["mean"]
     assert metrics["test/accuracy_ci95"] == results["accuracy"]["after"]["ci95"]
