@@ -16,10 +16,10 @@ FLOORS = [
 FILES = {
     "core": ["redaction", "errors", "files", "storage", "task", "messages", "random"],
     "data": [
-        "notes", "duplicates", "files", "importers.names", "importers.arrays", "importers.delimited",
+        "notes", "progress", "duplicates", "files", "importers.names", "importers.arrays", "importers.delimited",
         "importers.pictures", "importers.table_files", "importers.survey", "splits", "table", "sources", "online",
-        "shapes", "tokenizer", "writer", "cache", "remote", "importers.digits", "importers.images",
-        "importers.omniglot", "importers.sinusoid", "importers.table", "importers.text"
+        "shapes", "tokenizer", "writer", "glyphs", "cache", "remote", "importers.digits", "importers.images",
+        "importers.letters", "importers.omniglot", "importers.sinusoid", "importers.table", "importers.text"
     ],
     "models": ["bag", "losses", "mlp", "noise", "layers", "conv4", "model", "resnet12"],
     "config": ["schema", "template", "yaml", "load"],
