@@ -3,8 +3,6 @@
 import inspect
 import json
 import re
-import sys
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -14,6 +12,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import click
 
 from metadist.core.redaction import to_stderr
+from metadist.data.progress import RowProgress
 
 FLAGS = {
     "inputs": "--input",
@@ -23,27 +22,11 @@ FLAGS = {
 }  # where not --NAME
 
 
-class _Progress:
-    """Rows done, on stderr: a live line on a terminal, else a line every few seconds."""
-
-    def __init__(self) -> None:
-        self._live = sys.stderr.isatty()
-        self._shown = time.monotonic()
-
-    def __call__(self, done: int, total: int) -> None:
-        now = time.monotonic()
-        if done < total and now - self._shown < (0.2 if self._live else 5):
-            return
-        self._shown = now
-        text = f"{done} of {total} rows"
-        print(f"\r{text}" if self._live else text, end="" if self._live and done < total else "\n", file=sys.stderr)
-
-
 def _import(importer: Callable[..., Path], **options: Any) -> None:
     from metadist.data import describe
     from metadist.data.notes import sentence
 
-    path = importer(**options, progress=_Progress())
+    path = importer(**options, progress=RowProgress(importer.__name__))
     found = describe(path)
     for note in found["notes"]:
         to_stderr(f"note: {sentence(note)}")

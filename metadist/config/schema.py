@@ -49,7 +49,9 @@ class Open(BaseModel):
 
 class DataConfig(Section):
     path: Place | None = Field(None, description="directory made by `metadist data ...`, or a URI it is fetched from")
-    family: Literal["digits", "sinusoid"] | None = Field(None, description="built-in data, built once into the cache")
+    family: Literal["digits", "letters", "sinusoid"] | None = Field(
+        None, description="built-in data, built once into the cache"
+    )
     source: str | None = Field(None, description="your own source of tasks, `module:Class`")
     options: dict[str, Any] = Field({}, description="arguments of the family or of the source")
 

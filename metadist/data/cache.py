@@ -12,16 +12,18 @@ from typing import Any
 
 from metadist.core.errors import InputError, did_you_mean
 from metadist.core.files import cache_root
-from metadist.data import importers, splits, table, writer
+from metadist.data import glyphs, importers, splits, table, writer
+from metadist.data.progress import RowProgress
 from metadist.data.table import FORMAT_VERSION
 
 
-def cached(family: str, options: Mapping[str, Any] | None = None) -> Path:
-    """The directory of a built-in family ("digits", "sinusoid"), built first where it is not there yet.
+def cached(family: str, options: Mapping[str, Any] | None = None, quiet: bool = False) -> Path:
+    """The directory of a built-in family ("digits", "letters", "sinusoid"), built first where it is not there yet.
 
-    It lies in $METADIST_CACHE, else ~/.cache/metadist, named by family, options (those of the importer), format version
-    and the importer's code: a changed importer builds anew. Processes may race: each builds aside, one rename wins, the
-    others discard theirs. Raises InputError on an unknown family or option.
+    It lies in $METADIST_CACHE, else ~/.cache/metadist, named by family, options (those of the importer), format
+    version, the importer's code and what it reads of other packages: a changed importer, or other fonts, build anew.
+    Processes may race: each builds aside, one rename wins, the others discard theirs. Progress goes to stderr where it
+    takes more than a second, unless `quiet`. Raises InputError on an unknown family or option.
     """
     options = options or {}
     defaults = {name: _defaults(getattr(importers, name)) for name in importers.__all__}
@@ -43,7 +45,8 @@ def cached(family: str, options: Mapping[str, Any] | None = None) -> Path:
     if final.is_dir():
         return final
     root.mkdir(parents=True, exist_ok=True)
-    build(aside, **chosen)
+    progress = None if quiet else RowProgress(f"making the built-in data {family}, once", after_s=1)
+    build(aside, **chosen, progress=progress)
     try:
         os.rename(aside, final)
     except OSError:
@@ -60,6 +63,12 @@ def _defaults(build: Callable[..., Path]) -> dict[str, Any]:
 
 
 def _version(build: Callable[..., Path]) -> str:
-    """Stands for the code that decides what an importer writes: its own module, the draws and splits, the writer."""
-    modules = (inspect.getmodule(build), splits, writer, table)
-    return hashlib.sha256("".join(inspect.getsource(module) for module in modules if module).encode()).hexdigest()
+    """Stands for what decides what an importer writes: the code (its own module, drawing, draws and splits, the writer)
+    and the files of other packages that it reads, its module's `carried_files()`."""
+    own = inspect.getmodule(build)
+    content = hashlib.sha256()
+    for module in (own, glyphs, splits, writer, table):
+        content.update(inspect.getsource(module).encode() if module else b"")
+    for file in getattr(own, "carried_files", list)():
+        content.update(file.read_bytes())
+    return content.hexdigest()

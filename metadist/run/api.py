@@ -47,7 +47,7 @@ def train(
     check_cluster(config)
     began = time.monotonic()
     with RunLock(config) as lock:
-        start = find_start(config, resume, trust_code)
+        start = find_start(config, resume, trust_code, quiet)
         lock.take()
         with Run(config, start.checkpoint, start.identity, start.drifted, lock, quiet) as run:
             return _train(run, start, began)

@@ -40,11 +40,12 @@ class Job:
 
     Training and evaluation compute with one model where both are on one device: it must keep no state between calls.
     `shapes`: known already, so that no task is drawn for them. `data_name`: of the dataset in the driver's cache, where
-    `data.path` is a URI.
+    `data.path` is a URI. `quiet`: no progress on stderr while built-in data is made.
     """
 
-    def __init__(self, config: Config, shapes: Shapes | None = None, data_name: str | None = None):
+    def __init__(self, config: Config, shapes: Shapes | None = None, data_name: str | None = None, quiet: bool = False):
         self.config = config
+        self._quiet = quiet
         self._data_name = data_name
         self._shapes = shapes
         self._models: dict[tuple[int, str], Model] = {}
@@ -57,7 +58,7 @@ class Job:
         if data.source:
             return None
         if data.family:
-            return open_dataset(cached(data.family, data.options))
+            return open_dataset(cached(data.family, data.options, self._quiet))
         assert data.path
         return dataset_at(data.path, self._data_name)
 

@@ -51,7 +51,7 @@ class Start:
         return saved.get("proof"), saved.get("server_proof")
 
 
-def find_start(config: Config, resume: str | Path | None, trust_code: bool = False) -> Start:
+def find_start(config: Config, resume: str | Path | None, trust_code: bool = False, quiet: bool = False) -> Start:
     """Find the checkpoint that a run goes on from, if any, and try everything that could fail later.
 
     Raises InputError.
@@ -60,7 +60,7 @@ def find_start(config: Config, resume: str | Path | None, trust_code: bool = Fal
     if checkpoint is not None:
         check_resumable(checkpoint)
         check_settings(checkpoint.run["identity"], config)
-    job = Job(config)
+    job = Job(config, quiet=quiet)
     prepared = preflight(job, evaluated_splits(config), checkpoint, gradient=checkpoint is None)
     identity = run_identity(job, prepared.engine)
     drifted = bool(config.fleet.mixed_devices or config.optimizer.max_staleness)

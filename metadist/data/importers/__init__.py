@@ -8,9 +8,10 @@ built-in family, `data.family`.
 
 from metadist.data.importers.digits import digits
 from metadist.data.importers.images import images
+from metadist.data.importers.letters import letters
 from metadist.data.importers.omniglot import omniglot
 from metadist.data.importers.sinusoid import sinusoid
 from metadist.data.importers.table import table
 from metadist.data.importers.text import text
 
-__all__ = ["digits", "images", "omniglot", "sinusoid", "table", "text"]
+__all__ = ["digits", "images", "letters", "omniglot", "sinusoid", "table", "text"]

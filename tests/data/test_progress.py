@@ -1,0 +1,23 @@
+import re
+
+from metadist.data.progress import RowProgress
+
+
+def test_a_log_gets_a_line_at_the_end_and_few_before(capsys):
+    progress = RowProgress("letters")
+    for done in range(1, 101):
+        progress(done, 100)
+    assert capsys.readouterr().err == "letters: 100 of 100 rows\n"
+
+
+def test_what_is_soon_done_is_not_shown(capsys):
+    progress = RowProgress("letters", after_s=60)
+    progress(100, 100)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_terminal_gets_a_live_line(capsys, monkeypatch):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    progress = RowProgress("letters")
+    progress(100, 100)
+    assert re.fullmatch("\rletters: 100 of 100 rows\n", capsys.readouterr().err)
