@@ -24,18 +24,18 @@ FLAGS = {
 
 
 class _Progress:
-    """Rows done, on stderr: a live line on a terminal, else a line every few seconds."""
+    """What is done, on stderr: a live line on a terminal, else a line every few seconds."""
 
     def __init__(self) -> None:
         self._live = sys.stderr.isatty()
         self._shown = time.monotonic()
 
-    def __call__(self, done: int, total: int) -> None:
+    def __call__(self, done: int, total: int, what: str = "rows") -> None:
         now = time.monotonic()
         if done < total and now - self._shown < (0.2 if self._live else 5):
             return
         self._shown = now
-        text = f"{done} of {total} rows"
+        text = f"{done} of {total} {what}"
         print(f"\r{text}" if self._live else text, end="" if self._live and done < total else "\n", file=sys.stderr)
 
 
@@ -85,7 +85,8 @@ def _option(parameter: inspect.Parameter, hint: Any, help_text: str) -> click.Op
     name, default = parameter.name, parameter.default
     optional = get_origin(hint) in (Union, UnionType)  # "str | None" or "str | Path"
     kind = get_args(hint)[0] if optional else hint
-    chosen: dict[str, Any] = {"required": default is parameter.empty, "help": help_text}
+    required = default is parameter.empty and type(None) not in get_args(hint)
+    chosen: dict[str, Any] = {"required": required, "help": help_text}
     if get_origin(kind) is Literal:
         chosen["type"] = click.Choice(get_args(kind))
     elif name in ("source", "out"):
