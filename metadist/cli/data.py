@@ -68,7 +68,8 @@ def _option(parameter: inspect.Parameter, hint: Any, help_text: str) -> click.Op
     name, default = parameter.name, parameter.default
     optional = get_origin(hint) in (Union, UnionType)  # "str | None" or "str | Path"
     kind = get_args(hint)[0] if optional else hint
-    chosen: dict[str, Any] = {"required": default is parameter.empty, "help": help_text}
+    required = default is parameter.empty and type(None) not in get_args(hint)
+    chosen: dict[str, Any] = {"required": required, "help": help_text}
     if get_origin(kind) is Literal:
         chosen["type"] = click.Choice(get_args(kind))
     elif name in ("source", "out"):

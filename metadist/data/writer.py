@@ -20,11 +20,8 @@ import pyarrow as pa
 from metadist.core.errors import InputError
 from metadist.core.task import SPLITS, Split
 from metadist.data.duplicates import note_equal_rows
-from metadist.data.notes import Notes, shown
+from metadist.data.notes import Notes, Progress, shown
 from metadist.data.table import BLOCK_BYTES, FORMAT_VERSION, KEY, NEEDS, SHARED, Field, digest_of
-
-Progress = Callable[[int, int], None]
-"""Called now and then with the rows written so far and the rows in all."""
 
 VOCABULARY = "vocabulary.json"
 ORDER = "order of rows"  # the key under which `add` is given it; no field is called like that

@@ -9,10 +9,10 @@ from metadist.core.errors import InputError
 from metadist.data.files import read_regular, within
 from metadist.data.importers.class_folders import Classes, ClassFolders
 from metadist.data.importers.pictures import FILE_BYTES, RESIZED, SUFFIXES, Decoder, Picture, PictureForm, Resize
-from metadist.data.notes import Notes, shown
+from metadist.data.notes import Notes, Progress, shown
 from metadist.data.splits import FRACTIONS, divide
 from metadist.data.table import Field
-from metadist.data.writer import About, DatasetWriter, Group, Progress, options_of, staging
+from metadist.data.writer import About, DatasetWriter, Group, options_of, staging
 
 
 def images(
@@ -66,7 +66,7 @@ def images(
         classes, splits = folders.read(source, notes)
         splits = splits or divide(classes, fractions, seed)
         decoder = Decoder(PictureForm(size, "RGB" if mode == "color" else "L", resize), notes)
-        decoder.measure((file for files in classes.values() for file in files), source)
+        decoder.measure([file for files in classes.values() for file in files], source, progress)
         if skip_bad:
             classes = _readable(source, classes, decoder)
         groups = [Group(name, splits[name], len(files)) for name, files in classes.items()]
