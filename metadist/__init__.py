@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from metadist.models import Model
     from metadist.run.api import train
     from metadist.run.evaluate import evaluate
-    from metadist.run.predictor import load
+    from metadist.run.predictor import load, load_adapted
 
 _HOMES = {
     "config": ("Config", "load_config"),
@@ -28,12 +28,13 @@ _HOMES = {
     "models": ("Model",),
     "run.api": ("train",),
     "run.evaluate": ("evaluate",),
-    "run.predictor": ("load",),
+    "run.predictor": ("load", "load_adapted"),
 }
 
 __all__ = [
     "MAML", "Config", "Diverged", "Draws", "Engine", "Examples", "InputError", "Interrupted", "Learner", "Model",
-    "Reptile", "Task", "TaskId", "evaluate", "load", "load_config", "train",
+    "Reptile", "Task", "TaskId", "evaluate", "load", "load_adapted",
+    "load_config", "train",
 ]  # fmt: skip
 
 

@@ -19,7 +19,7 @@ FILES = {
         "notes", "duplicates", "files", "importers.names", "importers.arrays", "importers.delimited",
         "importers.pictures", "importers.table_files", "importers.survey", "splits", "table", "sources", "online",
         "shapes", "tokenizer", "writer", "cache", "remote", "importers.digits", "importers.images",
-        "importers.omniglot", "importers.sinusoid", "importers.table", "importers.text"
+        "importers.omniglot", "importers.sinusoid", "importers.table", "importers.text", "preprocessing",
     ],
     "models": ["bag", "losses", "mlp", "noise", "layers", "conv4", "model", "resnet12"],
     "config": ["schema", "template", "yaml", "load"],
@@ -42,9 +42,9 @@ FILES = {
     "evaluation": ["baselines", "evaluator", "figures", "intervals", "joint", "verdict", "protocol"],
     "run": [
         "auto", "machine", "plugins", "build", "bench", "identity", "prepare", "preflight", "signals",
-        "tracker", "trust", "mirror", "saved", "places", "directory", "fleets", "predictor", "export", "measures",
-        "pictures", "replay", "results", "evaluate", "resume", "trainer", "dry_run", "api", "package", "status",
-        "submission", "doctor"
+        "tracker", "trust", "mirror", "saved", "places", "directory", "fleets", "inputs", "few_shot", "predictor",
+        "export", "measures", "pictures", "replay", "results", "evaluate", "resume", "trainer", "dry_run", "api",
+        "package", "status", "submission", "doctor"
     ],
     "cli": ["bench", "config", "cluster", "data", "report", "runs", "main"],
 }  # fmt: skip

@@ -1,5 +1,6 @@
 """Where a column of a Parquet, Arrow or CSV file becomes a numpy array: of numbers, or of names and codes."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ types: Any = pa.types
 _LISTS = (pa.ListType, pa.LargeListType, pa.FixedSizeListType, pa.ListViewType, pa.LargeListViewType)
 
 
-def numbers(batch: pa.RecordBatch, column: str, source: Path, example: str = "") -> tuple[np.ndarray, np.ndarray]:
+def numbers(batch: pa.RecordBatch, column: str, source: Path | str, example: str = "") -> tuple[np.ndarray, np.ndarray]:
     """A column of numbers or of equally long lists of numbers: values and which are present (neither null nor NaN),
     [n] or [n, width]. Absent values are 0. Raises InputError for other types, with an `example` of their values."""
     values = batch.column(column)
@@ -38,7 +39,24 @@ def numbers(batch: pa.RecordBatch, column: str, source: Path, example: str = "")
     return out, known
 
 
-def _scalars(values: pa.Array, column: str, source: Path, example: str) -> tuple[np.ndarray, np.ndarray]:
+def stacked(
+    batch: pa.RecordBatch, name: str, columns: Sequence[str], vector: bool, source: Path | str,
+    example: Callable[[str], str] = lambda column: "",
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    """The values of a field, and which are present: those of its one column, or of its columns stacked to a `vector` of
+    floats. `example` gives a value of a column that is no number, for errors. Raises InputError as `numbers` does."""
+    values, known = zip(*(numbers(batch, column, source, example(column)) for column in columns), strict=True)
+    if not vector:
+        return values[0], known[0]
+    floats = np.result_type(np.float32, *values)
+    if len(values) == 1 and values[0].ndim > 1:
+        return values[0].astype(floats, copy=False), known[0]
+    if any(part.ndim > 1 for part in values):
+        raise InputError(f"field {name!r} of {source} stacks lists; make each list column its own field")
+    return np.stack(values, axis=1, dtype=floats), np.stack(known, axis=1)
+
+
+def _scalars(values: pa.Array, column: str, source: Path | str, example: str) -> tuple[np.ndarray, np.ndarray]:
     kind = values.type
     if types.is_null(kind):
         return np.zeros(len(values), np.float32), np.zeros(len(values), bool)

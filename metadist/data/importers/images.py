@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -64,7 +65,8 @@ def images(
             classes = _readable(source, classes, decoder)
         groups = [Group(name, splits[name], len(files)) for name, files in classes.items()]
         listed = list(classes.values())
-        about = About("classes", str(source), "as its source says", options, {"filter": FILTER}, notes)
+        extra = {"filter": FILTER, "preprocessing": {"pictures": asdict(decoder.form)}}
+        about = About("classes", str(source), "as its source says", options, extra, notes)
         field = Field("image", "input", "uint8", (3 if mode == "color" else 1, *size), scale=1 / 255)
         name_row = lambda group, row: within(listed[group][row], source)  # noqa: E731
         writer = DatasetWriter(directory, [field], groups, about, progress=progress, name_row=name_row)

@@ -5,6 +5,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Literal
@@ -72,16 +73,18 @@ def omniglot(
         background, evaluation = (_characters(source, part, count, notes) for part, count in PARTS.items())
         characters = {**background, **evaluation}
         groups = _groups(characters, _splits(background, evaluation, split, seed), rotations)
-        about = About("classes", f"Omniglot ({source})", "MIT", options, {"filter": FILTER}, notes)
+        decoder = Decoder((size, size), "L", notes)
+        decoder.inverted = True  # the drawings are dark on white
+        extra = {"filter": FILTER, "preprocessing": {"pictures": asdict(decoder.form)}}
+        about = About("classes", f"Omniglot ({source})", "MIT", options, extra, notes)
         field = Field("image", "input", "uint8", (1, size, size), scale=1 / 255)
         writer = DatasetWriter(directory, [field], groups, about, progress=progress)
-        decoder = Decoder((size, size), "L", notes)
         for name, drawings in characters.items():
             for drawing in drawings:
                 pixels = decoder(drawing)
                 for turn, label in enumerate([name, *(f"{name}/rot{angle}" for angle in (90, 180, 270))]):
                     if pixels is not None and label in writer.numbers:
-                        writer.add_row(label, {"image": np.rot90(255 - pixels, turn, axes=(1, 2))})
+                        writer.add_row(label, {"image": np.rot90(pixels, turn, axes=(1, 2))})
         decoder.faults.refuse(source, sum(map(len, characters.values())), "download the official files again")
         writer.finish()
     return Path(out)

@@ -7,8 +7,9 @@ import warnings
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, Literal, NamedTuple
 
 import numpy as np
 
@@ -35,6 +36,27 @@ class BadPicture(InputError):
     """A picture that cannot be used, and why."""
 
 
+@dataclass(frozen=True)
+class PictureForm:
+    """How pictures become pixels, as plain values: a dataset says it, and a run keeps it for the pictures it will be
+    asked about.
+
+    `size` (H, W), `mode` and `deep_bits` are those of `Decoder`; `resize` names what is done about the aspect ratio;
+    `inverted`: ink is bright on 0, and dark ink on white paper is turned so; `highest`: the value of full brightness.
+    """
+
+    size: tuple[int, int]
+    mode: Literal["L", "RGB"]
+    resize: Literal["squash"] = "squash"
+    deep_bits: int = 16
+    inverted: bool = False
+    highest: int = 255
+
+    def __post_init__(self) -> None:
+        if min(self.size) < 1 or not 8 <= self.deep_bits <= 32 or not 1 <= self.highest <= 255:
+            raise ValueError("no form that pictures can have")
+
+
 class Decoder:
     """Pictures as uint8 [C, H, W]: upright, transparency over white, resized to `size` (H, W) by Pillow's Lanczos.
 
@@ -47,7 +69,21 @@ class Decoder:
         self.size, self.mode, self.notes = size, mode, notes
         self.faults = Faults("pictures")
         self.deep_bits = 16
+        self.inverted, self.highest = False, 255  # see `PictureForm`
         self.dark_colours = False  # whether the pictures of 16 bits per colour use far fewer
+
+    @classmethod
+    def of(cls, form: PictureForm, notes: Notes) -> "Decoder":
+        """The decoder that makes pixels of this form."""
+        decoder = cls(form.size, form.mode, notes)
+        decoder.deep_bits, decoder.inverted, decoder.highest = form.deep_bits, form.inverted, form.highest
+        return decoder
+
+    @property
+    def form(self) -> PictureForm:
+        """All that decides which pixels a picture becomes, once the pictures are measured."""
+        size, mode = (self.size[0], self.size[1]), "L" if self.mode == "L" else "RGB"
+        return PictureForm(size, mode, "squash", self.deep_bits, self.inverted, self.highest)
 
     def measure(self, files: Iterable[Path], root: Path) -> None:
         """Find how many bits the deep pictures use: 12-bit data often lie in 16-bit files."""
@@ -79,16 +115,22 @@ class Decoder:
             self.faults.add(picture.where, error.why)
         return None
 
-    def _decode(self, picture: Picture) -> np.ndarray:
-        from PIL import ImageOps
+    def open_picture(self, image: Any, where: str) -> np.ndarray | None:
+        """The same of an open picture of Pillow's, called `where`."""
+        try:
+            return self.pixels(image, where)
+        except BadPicture as error:
+            self.faults.add(where, str(error))
+        return None
 
+    def _decode(self, picture: Picture) -> np.ndarray:
         where = picture.where
         with _opened(io.BytesIO(picture.read())) as (file, coarse):
             if coarse and self.dark_colours:
                 raise BadPicture(
                     "is a picture of 16 bits per colour that uses 14 or fewer and would be dark: save it with 8 bits"
                 )
-            pixels = self._fit(self._eight_bits(ImageOps.exif_transpose(file)), where)
+            pixels = self.pixels(file, where)
             if coarse:
                 why = "colours of 16 bits are taken by their high byte, which loses data of fewer bits"
                 self.notes.add("deep colours cut", why, where, "make 8-bit pictures of them if they use fewer bits")
@@ -96,6 +138,16 @@ class Decoder:
                 why = "they have several frames or pages, of which the first is taken"
                 self.notes.add("frames left out of pictures", why, where, "save the frames as pictures of their own")
             return pixels
+
+    def pixels(self, image: Any, where: str) -> np.ndarray:
+        """The pixels of an open picture of Pillow's. Raises BadPicture where it cannot be used."""
+        from PIL import ImageOps
+
+        with _reading():
+            pixels = self._fit(self._eight_bits(ImageOps.exif_transpose(image)), where)
+        if self.inverted:
+            pixels = 255 - pixels
+        return pixels if self.highest == 255 else np.round(pixels * (self.highest / 255)).astype(np.uint8)
 
     def _fit(self, image: Any, where: str) -> np.ndarray:
         """To the mode and size asked for, with a note of what that loses."""
@@ -151,14 +203,23 @@ def _opened(data: BinaryIO) -> Iterator[tuple[Any, bool]]:
     where it cannot be read, also later, as its pixels are read when they are needed."""
     from PIL import Image
 
+    with _reading():
+        start = data.read(26)
+        data.seek(0)
+        with Image.open(data) as file:
+            yield file, _sixteen_bit_colour(file, start)
+
+
+@contextmanager
+def _reading() -> Iterator[None]:
+    """Raises BadPicture where Pillow cannot read a picture meanwhile."""
+    from PIL import Image
+
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # odd tags and palettes: what matters raises
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            start = data.read(26)
-            data.seek(0)
-            with Image.open(data) as file:
-                yield file, _sixteen_bit_colour(file, start)
+            yield
     except InputError:
         raise
     except DAMAGE as error:

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from metadist.core.errors import InputError
-from metadist.data.importers.arrays import numbers, strings, types
+from metadist.data.importers.arrays import stacked, strings, types
 from metadist.data.importers.names import note_lookalikes
 from metadist.data.importers.table_files import Rows
 from metadist.data.notes import Notes, shown
@@ -98,18 +98,7 @@ class Asked:
             notes.add("missing values filled", why, example, remedy, count)
 
     def _stack(self, batch: pa.RecordBatch) -> tuple[np.ndarray, np.ndarray]:
-        rows = self.rows
-        values, known = zip(
-            *(numbers(batch, name, rows.source, rows.example(name)) for name in self.columns), strict=True
-        )
-        if not self.vector:
-            return values[0], known[0]
-        floats = np.result_type(np.float32, *values)
-        if len(values) == 1 and values[0].ndim > 1:
-            return values[0].astype(floats, copy=False), known[0]
-        if any(part.ndim > 1 for part in values):
-            raise InputError(f"field {self.name!r} of {rows.source} stacks lists; make each list column its own field")
-        return np.stack(values, axis=1, dtype=floats), np.stack(known, axis=1)
+        return stacked(batch, self.name, self.columns, self.vector, self.rows.source, self.rows.example)
 
 
 def _lacking(known: np.ndarray) -> np.ndarray:

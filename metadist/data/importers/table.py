@@ -14,9 +14,9 @@ are stored; `extra["standardized"][field]` has their "offset" and "scale" for th
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -33,6 +33,21 @@ from metadist.data.writer import About, DatasetWriter, Group, Progress, options_
 
 MASK = "_mask"
 ROUNDING = 1e-13  # deviations below this part of the mean are what rounding leaves of a constant
+
+
+@dataclass(frozen=True)
+class TableField:
+    """The columns that a field is made of, in rows that a run is asked about: one, or several stacked to a `vector`.
+    `dtype` and `shape` are the field's; `incomplete`: beside it is a field NAME_mask, True where there is a value."""
+
+    name: str
+    role: Literal["input", "target"]
+    columns: list[str]
+    vector: bool
+    dtype: str
+    shape: list[int]
+    incomplete: bool
+
 
 Scaling = dict[str, tuple[np.ndarray, np.ndarray]]
 """The offset and scale of each standardized field: numbers, or one per element of a vector."""
@@ -125,8 +140,18 @@ def _fields(survey: Survey, scaling: Scaling) -> tuple[list[Field], dict[str, An
         if asked.incomplete:
             fields.append(Field(asked.name + MASK, "input", "bool", asked.shape, shared=shared))
     names = {asked.name: list(asked.numbered) for asked in survey.fields if asked.numbered is not None}
-    extra = {"names": names, "standardized": standardized}
+    extra = {"names": names, "standardized": standardized, "preprocessing": _preprocessing(survey)}
     return fields, {name: content for name, content in extra.items() if content}
+
+
+def _preprocessing(survey: Survey) -> dict[str, Any]:
+    """Which columns the fields are made of, and which one holds the labels, for rows that a run will be asked about."""
+    fields = [
+        TableField(a.name, a.role, list(a.columns), a.vector, a.dtype.name, list(a.shape), a.incomplete)
+        for a in survey.fields
+    ]
+    labels = [survey.labels.group] if survey.kind == "classes" else [f.columns[0] for f in fields if f.role == "target"]
+    return {"table": [asdict(field) for field in fields], "label": None if survey.kind == "values" else labels[0]}
 
 
 def _scaling(survey: Survey, splits: dict[str, Split]) -> Scaling:
@@ -210,16 +235,23 @@ def _values(fields: Sequence[Field], survey: Survey, scaling: Scaling, batch: pa
     for asked in survey.fields:
         field = known_fields[asked.name]
         data, known = asked.read(batch)
-        if asked.name in scaling and asked.shape:
-            offset, scale = scaling[asked.name]
-            data = np.where(known, (data - offset) * scale, 0)
-        elif not known.all():
-            data = data.astype(field.dtype, copy=False)  # an offset is no whole number
-            data = np.where(known, data, np.asarray(field.offset, data.dtype))  # `gather` makes it 0
-        values[asked.name] = data.astype(field.dtype, copy=False)
+        by_element = asked.shape and asked.name in scaling
+        offset, scale = scaling[asked.name] if by_element else (field.offset, field.scale)
+        values[asked.name] = as_stored(data, known, field.dtype, offset, scale)
         if asked.incomplete:
             values[asked.name + MASK] = known
     return values
+
+
+def as_stored(data: np.ndarray, known: np.ndarray, dtype: str, offset: Any = 0.0, scale: Any = 1.0) -> np.ndarray:
+    """What a field stores of these values. Vectors are standardized, where `offset` and `scale` have a number for each
+    element; other values stay as they are. Of absent ones `gather` makes 0."""
+    if np.ndim(offset):
+        data = np.where(known, (data - offset) * scale, 0)
+    elif not known.all():
+        data = data.astype(dtype, copy=False)  # an offset is no whole number
+        data = np.where(known, data, np.asarray(offset, data.dtype))
+    return data.astype(dtype, copy=False)
 
 
 class _Moments:

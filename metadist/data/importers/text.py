@@ -22,7 +22,7 @@ from metadist.data.importers.names import clean, lacking, note_cleaned, note_loo
 from metadist.data.notes import Faults, Notes, shown
 from metadist.data.splits import FRACTIONS, divide, split_named
 from metadist.data.table import Field
-from metadist.data.tokenizer import PAD, UNKNOWN, Tokenizer, words
+from metadist.data.tokenizer import PAD, UNKNOWN, Tokenizer, padded, words
 from metadist.data.writer import VOCABULARY, About, DatasetWriter, Group, Progress, options_of, staging
 
 DIGITS = 4300  # of a whole number, as Python reads them
@@ -95,7 +95,8 @@ def text(
 
         tokenizer = Tokenizer.build(train_texts, vocabulary_size)
         tokenizer.save(directory / VOCABULARY)
-        known = {"vocabulary_size": len(tokenizer.pieces)}
+        preprocessing = {"texts": {"column": text, "length": length}, "label": label}
+        known = {"vocabulary_size": len(tokenizer.pieces), "preprocessing": preprocessing}
         about = About("classes", str(source), "as its source says", options, known, notes)
         fields = [Field("tokens", "input", "int32", (length,)), Field("tokens_mask", "input", "bool", (length,))]
         lines = [array("q") for _ in groups]  # of each row of each group
@@ -121,7 +122,7 @@ def _tokenized(
         why = "their characters are not in the vocabulary of the train texts"
         remedy = "raise --vocabulary-size or put texts with them in train"
         notes.add("tokens unknown", why, f"in line {row.line}", remedy, int((ids == UNKNOWN).sum()))
-        yield row, np.pad(ids, (0, length - len(ids)), constant_values=PAD)
+        yield row, padded(ids, length)
     why, remedy = f"they have more than {length} tokens", f"--length {longest} keeps them whole"
     notes.add("texts cut", why, example, remedy, cut)
 

@@ -51,7 +51,7 @@ def test_texts_become_tokens_with_a_mask(tmp_path: Path, suffix: str) -> None:
     }
     assert dataset.splits["test"].parent_names == ["travel"]
     tokenizer = Tokenizer.load(out / "vocabulary.json")
-    assert dataset.metadata["extra"] == {"vocabulary_size": len(tokenizer.pieces)}
+    assert dataset.metadata["extra"]["vocabulary_size"] == len(tokenizer.pieces)
     assert "zebra" not in tokenizer.pieces and "please" in tokenizer.pieces  # the vocabulary is the train split's
     (tokens, mask), targets = dataset.splits["train"].gather(np.arange(5))
     assert tokens.dtype == np.int32 and mask.dtype == bool and targets == ()
