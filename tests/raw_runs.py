@@ -74,6 +74,7 @@ class RawRuns:
         columns = {
             "user": user, "age": age, "income": rng.integers(900, 9000, n),
             "trips": pa.array(rng.normal(size=n), mask=np.arange(n) % 7 == 0),
+            "city": rng.choice(["Oslo", "Rome", "Lima"], n),
             "face": pa.array(list(rng.normal(3, 2, (n, 3)).astype(np.float32))),
             "clicked": np.where(age + user > 45, "yes", "no"), "price": 1000 + 3 * age + user,
         }  # fmt: skip
@@ -90,7 +91,7 @@ class RawRuns:
             return importers.images(self.pictures, out, size=(8, 10), mode="gray")
         if name == "texts":
             return importers.text(self.texts, out, label="intent", length=6)
-        several = ["x=age,income", "face", "trips"]
+        several = ["x=age,city,income", "face", "trips"]
         inputs, targets = (["age", "income"], ["price"]) if name == "values" else (several, ["clicked"])
         return importers.table(self.table, out, group="user", inputs=inputs, targets=targets, standardize=True)
 
@@ -103,7 +104,7 @@ class RawRuns:
         if key not in self._runs:
             (self.folder / "raw_net.py").write_text(NET)
             sizes = [] if name == "values" else ["task.ways=2"]
-            width = {"labelled": 7, "values": 2}.get(name)
+            width = {"labelled": 11, "values": 2}.get(name)
             outputs = 1 if name == "values" else 2
             model = ["model.name=raw_net:Net", f"model.outputs={outputs}", f"model.width={width}"] if width else []
             job = [

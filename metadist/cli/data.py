@@ -5,7 +5,7 @@ import json
 import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from types import UnionType
@@ -15,7 +15,12 @@ import click
 
 from metadist.core.redaction import to_stderr
 
-FLAGS = {"inputs": "--input", "targets": "--target", "turned": "--turned/--upright"}  # where not --NAME
+FLAGS = {
+    "inputs": "--input",
+    "targets": "--target",
+    "categories": "--category",
+    "turned": "--turned/--upright",
+}  # where not --NAME
 
 
 class _Progress:
@@ -85,6 +90,7 @@ def _option(parameter: inspect.Parameter, hint: Any, help_text: str) -> click.Op
         chosen["type"] = click.Choice(get_args(kind))
     elif name in ("source", "out"):
         chosen["type"] = click.Path(path_type=Path)
+        chosen["multiple"] = any(get_origin(each) is Sequence for each in get_args(hint))
     elif kind is bool:
         chosen["is_flag"] = True
     elif isinstance(default, tuple) and default:
@@ -110,16 +116,29 @@ def data() -> None:
 
 @data.command()
 @click.argument("directory", type=click.Path(path_type=Path))
+@click.option("--ways", default=5, show_default=True, help="Of the tasks that the warnings are about: classes.")
+@click.option("--shots", default=1, show_default=True, help="Likewise: support examples of each class.")
+@click.option("--queries", default=15, show_default=True, help="Likewise: query examples of each class.")
+@click.option("--figure", type=click.Path(path_type=Path), help="Draw some pictures of each split into this PNG file.")
+@click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
 @click.option("--verify", is_flag=True, help="Read everything and recompute the digests.")
-def describe(directory: Path, verify: bool) -> None:
-    """What a dataset directory holds, as JSON.
+def describe(
+    directory: Path, ways: int, shots: int, queries: int, figure: Path | None, as_json: bool, verify: bool
+) -> None:
+    """What a dataset directory holds: classes by split, ranges, notes of the import, and what to beware of.
 
     \b
-    metadist data describe data/digits
+    metadist data describe data/digits --ways 3
+    metadist data describe data/digits --figure digits.png
     """
-    from metadist.data import describe as describe_data
     from metadist.data import open_dataset
+    from metadist.data.contact_sheet import contact_sheet
+    from metadist.data.description import as_text
+    from metadist.data.description import describe as describe_data
 
     if verify:
         open_dataset(directory, verify=True)
-    click.echo(json.dumps(describe_data(directory), indent=2))
+    found = describe_data(directory, ways, shots, queries)
+    if figure is not None:
+        contact_sheet(open_dataset(directory), figure)
+    click.echo(json.dumps(found, indent=2) if as_json else as_text(found))

@@ -10,23 +10,25 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from metadist.data.cache import cached
+    from metadist.data.description import describe
     from metadist.data.online import Stream
     from metadist.data.preprocessing import Preprocessing, Preprocessor, preprocessing_of
     from metadist.data.remote import dataset_at, fetched_weights
     from metadist.data.shapes import Shapes, task_shapes
     from metadist.data.sources import ClassSource, LabelledSource, Source, ValueSource, sample
-    from metadist.data.table import Dataset, Field, Table, describe, open_dataset
+    from metadist.data.table import Dataset, Field, Table, open_dataset
     from metadist.data.tokenizer import Tokenizer
     from metadist.data.writer import About, DatasetWriter, Group, staging
 
 _HOMES = {
     "cache": ("cached",),
+    "description": ("describe",),
     "online": ("Stream",),
     "preprocessing": ("Preprocessing", "Preprocessor", "preprocessing_of"),
     "remote": ("dataset_at", "fetched_weights"),
     "shapes": ("Shapes", "task_shapes"),
     "sources": ("ClassSource", "LabelledSource", "Source", "ValueSource", "sample"),
-    "table": ("Dataset", "Field", "Table", "describe", "open_dataset"),
+    "table": ("Dataset", "Field", "Table", "open_dataset"),
     "tokenizer": ("Tokenizer",),
     "writer": ("About", "DatasetWriter", "Group", "staging"),
 }

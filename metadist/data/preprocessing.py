@@ -17,9 +17,11 @@ from pydantic import TypeAdapter, ValidationError
 
 from metadist.core.errors import InputError
 from metadist.data.files import read_regular
-from metadist.data.importers.arrays import plain, stacked
+from metadist.data.importers.arrays import plain
+from metadist.data.importers.categories import Categories
 from metadist.data.importers.names import lacking
 from metadist.data.importers.pictures import FILE_BYTES, Decoder, Picture, PictureForm
+from metadist.data.importers.survey import stacked
 from metadist.data.importers.table import MASK, TableField, as_stored
 from metadist.data.notes import Notes, shown
 from metadist.data.table import Dataset
@@ -144,7 +146,7 @@ class PicturePreprocessor(Preprocessor):
         return _recognised(x, (str, os.PathLike, Image.Image), "picture")
 
     def __call__(self, raw: list[Any], notes: Notes) -> list[np.ndarray]:
-        decoder = Decoder.of(self.form, notes)
+        decoder = Decoder(self.form, notes)
         pixels = []
         for number, picture in enumerate(raw, start=1):
             if isinstance(picture, str | os.PathLike):
@@ -187,17 +189,20 @@ class TablePreprocessor(Preprocessor):
         return None
 
     def __call__(self, raw: pa.Table, notes: Notes) -> list[np.ndarray]:
-        del notes
         (batch,) = raw.combine_chunks().to_batches() or [None]
         if batch is None:
             raise InputError("there are no rows; give at least one")
         batch = pa.record_batch([plain(column) for column in batch.columns], names=batch.schema.names)
-        return [array for each in self.fields for array in self._stored(each, batch)]
+        return [array for each in self.fields for array in self._stored(each, batch, notes)]
 
-    def _stored(self, each: TableField, batch: pa.RecordBatch) -> list[np.ndarray]:
+    def _stored(self, each: TableField, batch: pa.RecordBatch, notes: Notes) -> list[np.ndarray]:
         """A field, and its mask where it has one."""
         first = lambda column: str(batch.column(column)[0])  # noqa: E731
-        data, known = stacked(batch, each.name, each.columns, each.vector, "the rows given", first)
+        named: dict[str, Categories | None] = {
+            column: Categories(column, tuple(names)) for column, names in each.categories.items()
+        }
+        what = "the rows given"
+        data, known = stacked(batch, each.name, each.columns, each.vector, named, what, first, notes)
         data, unit = fitted(data, each.dtype, " or ".join(map(repr, each.columns[:3]))), self.units[each.name]
         if not known.any():  # lists of which none is there have no width of their own
             data, known = np.zeros((len(data), *each.shape), data.dtype), np.zeros((len(data), *each.shape), bool)
@@ -207,7 +212,8 @@ class TablePreprocessor(Preprocessor):
             )
         if not each.incomplete and not known.all():
             row, *place = np.argwhere(~known)[0].tolist()
-            column = each.columns[place[0] if each.vector and len(each.columns) > 1 else 0]
+            widths = [1 + len(each.categories.get(column, ())) for column in each.columns]
+            column = np.repeat(each.columns, widths).tolist()[place[0] if each.vector and len(each.columns) > 1 else 0]
             raise InputError(f"row {row + 1} has no value for {column!r}, and all rows in training had one; fill it in")
         stored = as_stored(data, known, each.dtype, unit["offset"], unit["scale"])
         return [stored, known] if each.name + MASK in self.units and each.incomplete else [stored]

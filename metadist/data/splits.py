@@ -1,12 +1,13 @@
 """Which group belongs to which split, and raw uniform draws: both fixed by a seed for good, on any numpy release."""
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
 from metadist.core.errors import InputError
 from metadist.core.task import SPLITS, Split
+from metadist.data.notes import Notes, shown
 
 FRACTIONS = (0.64, 0.16, 0.20)
 
@@ -22,6 +23,27 @@ _NAMES: dict[str, Split] = {
 def split_named(text: str) -> Split | None:
     """The split a folder or column value stands for ("val" and "valid" are validation), or None."""
     return _NAMES.get(text.strip().lower())
+
+
+def merged_or_refused(
+    found: Mapping[str, set[Split]], what: str, source: str, merge: bool, notes: Notes
+) -> dict[str, Split]:
+    """The split of each class, of those it was found in; none with `merge`, where the splits do not count, and that is
+    noted. Raises InputError where classes are in two splits, as in usual classification data."""
+    shared = [name for name, splits in found.items() if len(splits) > 1]
+    known = sorted({split for splits in found.values() for split in splits}, key=SPLITS.index)
+    if merge and known:
+        why = f"{' and '.join(known)} are put together, and whole {what} are given to the splits anew"
+        remedy = "import without --merge where the splits share none"
+        notes.add(f"splits of {what} merged", why, shown((shared or list(found))[0]), remedy, len(found))
+        return {}
+    if shared:
+        raise InputError(
+            f"{len(shared)} of {len(found)} {what} of {source} are in two splits ({shared[0]!r} first), which is usual "
+            "elsewhere, but few-shot learning is tested on classes never seen in training: put the splits together and "
+            "divide whole classes anew with --merge, or give one of the splits alone as --source"
+        )
+    return {name: next(iter(splits)) for name, splits in found.items()}
 
 
 def shuffled(names: Iterable[str], seed: int) -> list[str]:

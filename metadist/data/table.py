@@ -257,41 +257,6 @@ def _stamp(folder: str) -> list[Any]:
     return stamp
 
 
-def describe(path: str | Path) -> dict[str, Any]:
-    """Kind, fields, splits (groups, rows, parents, rows per group), stored value ranges, source, licence, digest, size
-    in bytes, import options, notes of the import, in JSON-able terms. Raises InputError as `open_dataset` does."""
-    dataset = open_dataset(path)
-    return {
-        "path": str(path),
-        "kind": dataset.kind,
-        "fields": [asdict(field) | {"shape": list(field.shape)} for field in dataset.fields],
-        "splits": {
-            split: {
-                "groups": len(table.group_names),
-                "rows": table.num_rows,
-                "rows_per_group": {"min": int(table.counts.min()), "max": int(table.counts.max())},
-                "parents": len(table.parent_names),
-            }
-            for split, table in dataset.splits.items()
-        },
-        "ranges": _ranges(dataset),
-        **{key: dataset.metadata[key] for key in ("source", "licence", "options", "extra", "notes")},
-        "format_version": dataset.metadata["version"],
-        "digest": dataset.digest,
-        "size_bytes": sum(file.stat().st_size for file in dataset.path.iterdir() if file.is_file()),
-    }
-
-
-def _ranges(dataset: Dataset) -> dict[str, list[float]]:
-    """Smallest and largest stored value of each field over all splits."""
-    found: dict[str, list[float]] = {}
-    for ranges in [table.metadata["ranges"] for table in dataset.splits.values()] + [dataset.shared_ranges]:
-        for name, (low, high) in ranges.items():
-            known = found.get(name, [low, high])
-            found[name] = [min(low, known[0]), max(high, known[1])]
-    return found
-
-
 def digest_of(fields: Iterable[Field], labels: tuple[Any, ...], columns: Iterable[np.ndarray]) -> str:
     """sha256 (hex) of what the rows mean (fields, group names and sizes) and of every byte of the columns."""
     content = hashlib.sha256(json.dumps([[asdict(field) for field in fields], labels], sort_keys=True).encode())

@@ -27,6 +27,7 @@ Progress = Callable[[int, int], None]
 """Called now and then with the rows written so far and the rows in all."""
 
 VOCABULARY = "vocabulary.json"
+ORDER = "order of rows"  # the key under which `add` is given it; no field is called like that
 ADDED_BYTES = 1 << 20  # of single rows, written at once
 _OURS = {*(f"{split}.arrow" for split in SPLITS), SHARED, VOCABULARY}
 _RESERVED = ("group", "parent", "index")
@@ -119,6 +120,8 @@ class DatasetWriter:
         groups: with their split and number of rows; numbered in this order.
         about: what the dataset says of itself.
         shared_rows: number of distinct items, where there are shared fields.
+        ordered: type of the numbers that `add` is given under the key ORDER, by which the rows of each group are
+            sorted; equal ones stay as they come.
         progress: called now and then with the rows written so far and in all.
         name_row: what to call row r of group g in a note.
 
@@ -142,6 +145,7 @@ class DatasetWriter:
         about: About,
         *,
         shared_rows: int = 0,
+        ordered: np.dtype | None = None,
         progress: Progress | None = None,
         name_row: Callable[[int, int], str] | None = None,
     ) -> None:
@@ -159,6 +163,8 @@ class DatasetWriter:
         shapes = {f.name: (np.dtype(f.dtype), (shared_rows if f.shared else self.num_rows, *f.shape)) for f in fields}
         if shared_rows:
             shapes["index"] = (np.dtype(np.int64), (self.num_rows,))
+        if ordered is not None:
+            shapes[ORDER] = (ordered, (self.num_rows,))
         need = 2 * sum(dtype.itemsize * int(np.prod(shape)) for dtype, shape in shapes.values())
         if need > (free := shutil.disk_usage(directory).free):
             raise InputError(
@@ -220,6 +226,8 @@ class DatasetWriter:
         self._flush()
         if not np.array_equal(self._cursor, self._ends) or not self._seen.all():
             raise InputError(f"{self.about.source} changed while it was being read; import it again")
+        if ORDER in self._raw:
+            self._sort(self._raw.pop(ORDER))
         self._note_equal_rows()
         shared = tuple(f for f in self.fields if f.shared)
         if shared:
@@ -237,6 +245,17 @@ class DatasetWriter:
         self._raw.clear()
         for file in self.directory.glob("*.raw"):
             file.unlink()
+
+    def _sort(self, order: np.ndarray) -> None:
+        shared = {f.name for f in self.fields if f.shared}
+        columns = [data for name, data in self._raw.items() if name not in shared]
+        start = 0
+        for count in self._counts:
+            rows = slice(start, start + count)
+            places = np.argsort(order[rows], kind="stable")
+            for data in columns:
+                data[rows] = data[rows][places]
+            start += count
 
     def _note_equal_rows(self) -> None:
         shared = {f.name for f in self.fields if f.shared}

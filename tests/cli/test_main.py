@@ -173,7 +173,7 @@ def test_an_import_says_what_it_left_out_and_describe_keeps_it(tmp_path):
     assert "note: files left out: 1, hidden or made by a tool (for example cat/.hidden.png)" in done.stderr
     assert "note: pictures left out: 1, each is not a picture that can be read or is cut short" in done.stderr
     assert "2 notes above" in done.stdout and done.stdout.count("\n") == 1
-    told = json.loads(run("data", "describe", "out", cwd=tmp_path).stdout)["notes"]
+    told = json.loads(run("data", "describe", "out", "--json", cwd=tmp_path).stdout)["notes"]
     assert [note["count"] for note in told] == [1, 1]
 
 

@@ -112,7 +112,9 @@ def _in_the_datas_units(learner, columns):
     """The input fields as arrays, made by hand."""
     if "x" not in learner.inputs.about.inputs:
         return np.array(columns["age"]), np.array(columns["income"])
-    x, face = np.stack([columns["age"], columns["income"]], axis=1), np.array(columns["face"])
+    cities = np.array([[city == name for name in ("Lima", "Oslo", "Rome", "")] for city in columns["city"]], float)
+    x = np.column_stack([columns["age"], cities, columns["income"]])
+    face = np.array(columns["face"])
     trips = np.array(columns["trips"], float)
     offset = learner.shapes.input_units[2]["offset"]
     return x, face, np.where(np.isnan(trips), offset, trips), ~np.isnan(trips)
@@ -156,7 +158,7 @@ def test_what_is_no_input_of_the_run_is_told(raw_runs, tmp_path):
     (tmp_path / "broken.png").write_bytes(b"no picture")
     pictures, texts = metadist.load(raw_runs.run("pictures")).inputs, metadist.load(raw_runs.run("texts")).inputs
     rows = metadist.load(raw_runs.run("labelled"), trust_code=True).inputs
-    good = {"age": 1.0, "income": 2, "face": [1.0, 2.0, 3.0], "trips": None}
+    good = {"age": 1.0, "city": "Rome", "income": 2, "face": [1.0, 2.0, 3.0], "trips": None}
     assert rows(good)[1]
     for inputs, wrong, said in (
         (pictures, "gone.png", "gone.png cannot be read"),
@@ -168,13 +170,14 @@ def test_what_is_no_input_of_the_run_is_told(raw_runs, tmp_path):
         (texts, Image.new("L", (9, 9)), "Image of shape|a Image was given; this run takes texts"),
         (texts, ["good", None], "text 2 is of type NoneType"), (texts, " ", "no word"),
         (texts, pd.DataFrame({"text": ["a"]}), "DataFrame.*takes texts"), (texts, 3, "takes texts"),
-        (rows, "a text", "a text was given; this run takes rows with columns age, income, face, trips"),
+        (rows, "a text", "a text was given; this run takes rows with columns age, city, income, face, trips"),
         (rows, {**good, "age": [1]}, "several lengths|no one type|shape"),
-        (rows, {"age": 1.0, "incom": 2, "face": [1.0] * 3, "trips": 1.0}, "no column 'income'.*did you mean incom?"),
+        (rows, {"age": 1.0, "incom": 2, "city": "", "face": [1.0] * 3, "trips": 1.0}, "'income'.*did you mean incom?"),
         (rows, [good, {**good, "age": None}], "row 2 has no value for 'age'"),
+        (rows, [{**good, "income": None}], "row 1 has no value for 'income'"),
         (rows, {**good, "income": np.inf}, "infinite"), (rows, {**good, "age": "old"}, "'age'.*'old'"),
         (rows, {**good, "face": [1.0]}, r"'face' has values of shape \[1\] and must have \[3\]"),
-        (rows, {"age": [], "income": [], "face": [], "trips": []}, "no rows|no example"),
+        (rows, {"age": [], "city": [], "income": [], "face": [], "trips": []}, "no rows|no example"),
     ):  # fmt: skip
         with pytest.raises(metadist.InputError, match=said) as raised:
             inputs(wrong)
@@ -194,6 +197,9 @@ def test_what_is_lost_is_said_once_where_it_was_given(raw_runs):
     pictures = metadist.load(raw_runs.run("pictures")).inputs
     with pytest.warns(UserWarning, match="images brighter than any in training: 1"):
         pictures(np.full((3, 12, 12), 200.0))
+    rows = metadist.load(raw_runs.run("labelled"), trust_code=True).inputs
+    with pytest.warns(UserWarning, match="categories unknown: 1.*'city'.*example Bonn"):
+        rows({"age": 1.0, "city": "Bonn", "income": 2, "face": [1.0, 2.0, 3.0], "trips": None})
     told = []
     pictures.say = told.append
     pictures(Image.new("RGB", (30, 10)))

@@ -1,6 +1,5 @@
 """Where a column of a Parquet, Arrow or CSV file becomes a numpy array: of numbers, or of names and codes."""
 
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,28 +38,11 @@ def numbers(batch: pa.RecordBatch, column: str, source: Path | str, example: str
     return out, known
 
 
-def stacked(
-    batch: pa.RecordBatch, name: str, columns: Sequence[str], vector: bool, source: Path | str,
-    example: Callable[[str], str] = lambda column: "",
-) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
-    """The values of a field, and which are present: those of its one column, or of its columns stacked to a `vector` of
-    floats. `example` gives a value of a column that is no number, for errors. Raises InputError as `numbers` does."""
-    values, known = zip(*(numbers(batch, column, source, example(column)) for column in columns), strict=True)
-    if not vector:
-        return values[0], known[0]
-    floats = np.result_type(np.float32, *values)
-    if len(values) == 1 and values[0].ndim > 1:
-        return values[0].astype(floats, copy=False), known[0]
-    if any(part.ndim > 1 for part in values):
-        raise InputError(f"field {name!r} of {source} stacks lists; make each list column its own field")
-    return np.stack(values, axis=1, dtype=floats), np.stack(known, axis=1)
-
-
 def _scalars(values: pa.Array, column: str, source: Path | str, example: str) -> tuple[np.ndarray, np.ndarray]:
     kind = values.type
     if types.is_null(kind):
         return np.zeros(len(values), np.float32), np.zeros(len(values), bool)
-    if not _is_number(kind):
+    if not is_number(kind):
         such = f" ({shown(example)!r} for example)" if example else ""
         raise InputError(f"column {column!r} of {source} is {kind}, not numbers{such}; encode it as numbers first")
     if types.is_uint64(kind):  # models take none
@@ -78,8 +60,31 @@ def _scalars(values: pa.Array, column: str, source: Path | str, example: str) ->
     return data, present
 
 
+def instants(batch: pa.RecordBatch, column: str, source: Path | str) -> tuple[np.ndarray, np.ndarray]:
+    """A column of times as numbers that order them, and which are there, [n] each: numbers as they are, times and dates
+    as microseconds, texts as ISO 8601 writes them. Raises InputError for what cannot be ordered."""
+    values = batch.column(column)
+    try:
+        if types.is_string(values.type):
+            texts = pc.utf8_trim_whitespace(values)
+            texts = pc.if_else(pc.equal(texts, ""), pa.scalar(None, pa.string()), texts)
+            zoned = pc.any(pc.match_substring_regex(texts, r"(Z|[+-]\d\d:?\d\d)$")).as_py()
+            values = texts.cast(pa.timestamp("us", "UTC" if zoned else None))
+        if types.is_timestamp(values.type) or types.is_date(values.type):
+            values = values.cast(pa.timestamp("us", getattr(values.type, "tz", None)), safe=False).cast(pa.int64())
+        elif types.is_time(values.type) or types.is_duration(values.type):
+            values = values.cast(pa.int64() if values.type.bit_width == 64 else pa.int32())
+    except pa.ArrowException as error:
+        why = str(error).splitlines()[0].rstrip(".")
+        raise InputError(
+            f"column {column!r} of {source} holds no times ({why}); write numbers, or times like 2024-05-31 or "
+            "2024-05-31T12:30:00"
+        ) from error
+    return _scalars(values, column, source, "")
+
+
 def strings(
-    batch: pa.RecordBatch, column: str, source: Path, notes: Notes | None = None
+    batch: pa.RecordBatch, column: str, source: Path | str, notes: Notes | None = None
 ) -> tuple[list[str], np.ndarray]:
     """A column as names and codes: distinct names ("" where there is none), and int64 [n] into them.
 
@@ -105,7 +110,7 @@ def strings(
     return list(known), np.array([known[clean(name)] for name in raw], dtype=np.int64)[codes]
 
 
-def _whole(values: pa.Array, column: str, source: Path, notes: Notes | None) -> pa.Array:
+def _whole(values: pa.Array, column: str, source: Path | str, notes: Notes | None) -> pa.Array:
     """Whole-number floats, as tables with gaps have them, as integers; NaN is null."""
     present = values.drop_null().to_numpy(zero_copy_only=False).astype(np.float64)
     present = present[~np.isnan(present)]
@@ -160,12 +165,13 @@ def common_type(one: pa.DataType, two: pa.DataType) -> pa.DataType | None:
     if isinstance(one, _LISTS) and isinstance(two, _LISTS):
         inner = common_type(one.value_type, two.value_type)
         return None if inner is None else pa.list_(inner)
-    if not (_is_number(one) and _is_number(two)):
+    if not (is_number(one) and is_number(two)):
         return None
     if types.is_floating(one) and types.is_floating(two):
         return max(one, two, key=lambda kind: kind.bit_width)
     return pa.float64() if types.is_floating(one) or types.is_floating(two) else pa.int64()
 
 
-def _is_number(kind: pa.DataType) -> bool:
+def is_number(kind: pa.DataType) -> bool:
+    """Whether values of a type can be an input as they are."""
     return types.is_boolean(kind) or types.is_integer(kind) or types.is_floating(kind)

@@ -180,6 +180,11 @@ class TextColumn:
         """A value that is no number."""
         return self._seen.get("text", self._seen.get("bool", ""))
 
+    @property
+    def number_example(self) -> str:
+        """A value that is a number."""
+        return next((self._seen[kind] for kind in ("integer", "float", "comma", "unsigned") if kind in self._seen), "")
+
     def read(self, values: pa.Array, kind: pa.DataType) -> pa.Array:
         """The values as `kind`, null where they say that they are missing; strings stay as they are."""
         if pa.types.is_string(kind):

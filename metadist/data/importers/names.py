@@ -3,6 +3,7 @@
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from metadist.core.errors import did_you_mean
 from metadist.data.notes import Notes, shown
@@ -18,6 +19,12 @@ def clean(name: str) -> str:
     while outer and (outer[0] in _INVISIBLE or outer[-1] in _INVISIBLE):
         outer = outer.strip(_INVISIBLE).strip()
     return unicodedata.normalize("NFC", outer)
+
+
+def natural(name: str) -> tuple[list[Any], str]:
+    """A sort key by which "image2" comes before "image10"."""
+    parts = re.split(r"([0-9]+)", name)
+    return [int(part) if place % 2 else part for place, part in enumerate(parts)], name
 
 
 def lacking(column: str, names: Sequence[str]) -> str:

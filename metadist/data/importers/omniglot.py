@@ -5,7 +5,6 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Literal
@@ -15,7 +14,8 @@ import numpy as np
 from metadist.core.errors import InputError
 from metadist.core.task import Split
 from metadist.data.files import files_below, made_by_tool, note_link, read_regular, require_regular, within
-from metadist.data.importers.pictures import FILE_BYTES, FILTER, Decoder, Picture, natural
+from metadist.data.importers.names import natural
+from metadist.data.importers.pictures import FILE_BYTES, Decoder, Picture, PictureForm
 from metadist.data.notes import Notes, shown
 from metadist.data.splits import shuffled, split_by_counts
 from metadist.data.table import Field
@@ -73,12 +73,11 @@ def omniglot(
         background, evaluation = (_characters(source, part, count, notes) for part, count in PARTS.items())
         characters = {**background, **evaluation}
         groups = _groups(characters, _splits(background, evaluation, split, seed), rotations)
-        decoder = Decoder((size, size), "L", notes)
-        decoder.inverted = True  # the drawings are dark on white
-        extra = {"filter": FILTER, "preprocessing": {"pictures": asdict(decoder.form)}}
-        about = About("classes", f"Omniglot ({source})", "MIT", options, extra, notes)
+        form = PictureForm((size, size), "L", inverted=True)
+        about = About("classes", f"Omniglot ({source})", "MIT", options, form.about(), notes)
         field = Field("image", "input", "uint8", (1, size, size), scale=1 / 255)
         writer = DatasetWriter(directory, [field], groups, about, progress=progress)
+        decoder = Decoder(form, notes)
         for name, drawings in characters.items():
             for drawing in drawings:
                 pixels = decoder(drawing)

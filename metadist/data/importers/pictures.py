@@ -1,13 +1,12 @@
 """Decoding and resizing pictures."""
 
 import io
-import re
 import struct
 import warnings
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple
 
@@ -22,6 +21,12 @@ SUFFIXES = {
 }  # fmt: skip
 FILTER = "Lanczos"
 FILE_BYTES = 1 << 28
+Resize = Literal["squash", "crop", "pad"]
+RESIZED = {  # what is noted of pictures of another aspect ratio: what, why, remedy
+    "squash": ("pictures stretched", "without keeping the aspect ratio", "--resize crop or pad keeps it"),
+    "crop": ("pictures cropped", "by what lies beside or above their middle", "--resize pad keeps all of them"),
+    "pad": ("pictures padded", "with black bars", "--resize crop fills the picture"),
+}
 DAMAGE = (OSError, SyntaxError, ValueError, EOFError, TypeError, KeyError, IndexError, struct.error, zlib.error)
 
 
@@ -38,16 +43,23 @@ class BadPicture(InputError):
 
 @dataclass(frozen=True)
 class PictureForm:
-    """How pictures become pixels, as plain values: a dataset says it, and a run keeps it for the pictures it will be
-    asked about.
+    """How an opened picture becomes the array that is stored: uint8 [C, H, W], upright, transparency over white. Plain
+    values: a data set of pictures says it in its metadata, so that other pictures can be treated likewise.
 
-    `size` (H, W), `mode` and `deep_bits` are those of `Decoder`; `resize` names what is done about the aspect ratio;
-    `inverted`: ink is bright on 0, and dark ink on white paper is turned so; `highest`: the value of full brightness.
+    `size` is (H, W), `mode` Pillow's: "L" (C = 1) or "RGB" (C = 3). `resize` says what happens where the aspect ratio
+    is another: "squash" gives it up, "crop" keeps the middle, "pad" adds black bars; all by Pillow's Lanczos. Grey
+    levels of more than 8 bits are shifted down from `deep_bits`. `inverted`: ink is bright on 0, and dark ink on white
+    paper is turned so. `highest` is the value of full brightness.
+
+    Example:
+        >>> form = PictureForm.of(open_dataset("data/birds").metadata["extra"])
+        >>> form(PIL.Image.open("new.jpg")).shape
+        (3, 84, 84)
     """
 
     size: tuple[int, int]
     mode: Literal["L", "RGB"]
-    resize: Literal["squash"] = "squash"
+    resize: Resize = "squash"
     deep_bits: int = 16
     inverted: bool = False
     highest: int = 255
@@ -56,37 +68,100 @@ class PictureForm:
         if min(self.size) < 1 or not 8 <= self.deep_bits <= 32 or not 1 <= self.highest <= 255:
             raise ValueError("no form that pictures can have")
 
+    @classmethod
+    def of(cls, extra: Mapping[str, Any]) -> "PictureForm | None":
+        """The one that a data set's metadata keeps (`about` wrote it), or None where it is not of pictures."""
+        kept = extra.get("preprocessing", {}).get("pictures")
+        return None if kept is None else cls(**{**kept, "size": tuple(kept["size"])})
+
+    def about(self) -> dict[str, Any]:
+        """What a data set says of it in its metadata."""
+        return {"filter": FILTER, "preprocessing": {"pictures": asdict(self)}}
+
+    def __call__(self, image: Any, notes: Notes | None = None, where: str = "") -> np.ndarray:
+        """The array of one open picture of Pillow's; what it loses is noted. Raises BadPicture where it cannot be
+        used."""
+        from PIL import ImageOps
+
+        notes = notes or Notes()
+        with _reading():
+            image = self._colours(self._eight_bits(ImageOps.exif_transpose(image)), notes, where)
+            pixels = np.asarray(self._resized(image, notes, where))
+        pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+        if self.inverted:
+            pixels = 255 - pixels
+        return pixels if self.highest == 255 else np.round(pixels * (self.highest / 255)).astype(np.uint8)
+
+    def _resized(self, image: Any, notes: Notes, where: str) -> Any:
+        from PIL import Image, ImageOps
+
+        height, width = self.size
+        if abs(image.width * height - image.height * width) > 0.02 * image.height * width:
+            what, why, remedy = RESIZED[self.resize]
+            why = f"to {height} x {width} {why}"
+            notes.add(what, why, f"{where}, {image.height} x {image.width}", remedy)
+        if image.size == (width, height):
+            return image
+        if self.resize == "crop":
+            return ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
+        if self.resize == "pad":
+            return _padded(image, width, height)
+        return image.resize((width, height), Image.Resampling.LANCZOS)
+
+    def _colours(self, image: Any, notes: Notes, where: str) -> Any:
+        """To the mode asked for, with a note of what that loses."""
+        from PIL import Image
+
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            if image.getextrema()[3][0] < 255:
+                remedy = "fill them yourself for another background"
+                notes.add("transparent pictures filled", "transparency is laid over white", where, remedy)
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        if image.mode == "CMYK":
+            remedy = "make RGB pictures of them to choose the colours"
+            notes.add("print colours converted", "CMYK to RGB without a colour profile", where, remedy)
+        try:
+            return image.convert(self.mode)
+        except ValueError as error:
+            raise BadPicture(f"is a picture in {image.mode} colours, which have no plain RGB") from error
+
+    def _eight_bits(self, image: Any) -> Any:
+        """Deep grey levels to 8 bits by a shift: Pillow's own conversion may clip them instead."""
+        from PIL import Image
+
+        if image.mode == "F":
+            why = "is a picture of floating-point pixels, whose range is not known: save it with 8 or 16 bits"
+            raise BadPicture(why)
+        if not image.mode.startswith("I"):
+            return image
+        levels = np.asarray(image).astype(np.int64)
+        if levels.min() < 0:
+            raise BadPicture("is a picture with negative pixels, whose range is not known")
+        return Image.fromarray((levels >> (self.deep_bits - 8)).clip(0, 255).astype(np.uint8))
+
+
+def _padded(image: Any, width: int, height: int) -> Any:
+    """The whole picture in the middle of a black one. (Pillow's own `pad` fails for very long pictures.)"""
+    from PIL import Image
+
+    scale = min(width / image.width, height / image.height)
+    inner = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+    padded = Image.new(image.mode, (width, height))
+    padded.paste(image.resize(inner, Image.Resampling.LANCZOS), ((width - inner[0]) // 2, (height - inner[1]) // 2))
+    return padded
+
 
 class Decoder:
-    """Pictures as uint8 [C, H, W]: upright, transparency over white, resized to `size` (H, W) by Pillow's Lanczos.
+    """Pictures as arrays of a form. What is lost is noted; what cannot be used is counted in `faults`."""
 
-    `mode` is Pillow's: "L" (C = 1) or "RGB" (C = 3). The aspect ratio is not kept. Grey levels of more than 8 bits are
-    shifted down from `deep_bits`, one number for all pictures (see `measure`). What is lost is noted; what cannot be
-    used is counted in `faults`.
-    """
-
-    def __init__(self, size: tuple[int, int], mode: str, notes: Notes) -> None:
-        self.size, self.mode, self.notes = size, mode, notes
+    def __init__(self, form: PictureForm, notes: Notes) -> None:
+        self.form, self.notes = form, notes
         self.faults = Faults("pictures")
-        self.deep_bits = 16
-        self.inverted, self.highest = False, 255  # see `PictureForm`
         self.dark_colours = False  # whether the pictures of 16 bits per colour use far fewer
 
-    @classmethod
-    def of(cls, form: PictureForm, notes: Notes) -> "Decoder":
-        """The decoder that makes pixels of this form."""
-        decoder = cls(form.size, form.mode, notes)
-        decoder.deep_bits, decoder.inverted, decoder.highest = form.deep_bits, form.inverted, form.highest
-        return decoder
-
-    @property
-    def form(self) -> PictureForm:
-        """All that decides which pixels a picture becomes, once the pictures are measured."""
-        size, mode = (self.size[0], self.size[1]), "L" if self.mode == "L" else "RGB"
-        return PictureForm(size, mode, "squash", self.deep_bits, self.inverted, self.highest)
-
     def measure(self, files: Iterable[Path], root: Path) -> None:
-        """Find how many bits the deep pictures use: 12-bit data often lie in 16-bit files."""
+        """Find how many bits the deep pictures use (12-bit data often lie in 16-bit files): one number for all."""
         highest, count, example, brightest = 0, 0, "", -1
         for path in files:
             try:
@@ -100,7 +175,7 @@ class Decoder:
                 continue  # decoding it will say so
         self.dark_colours = 0 <= brightest < 64
         bits = max(8, highest.bit_length() + highest.bit_length() % 2)
-        self.deep_bits = bits
+        self.form = replace(self.form, deep_bits=bits)
         what = "grey pictures of more than 8 bits scaled to 0..255"
         why = f"their largest value is {highest}, so they are taken as {bits} bits and divided by {1 << (bits - 8)}"
         self.notes.add(what, why, example, "make 8-bit pictures of them for another scale", count)
@@ -118,7 +193,7 @@ class Decoder:
     def open_picture(self, image: Any, where: str) -> np.ndarray | None:
         """The same of an open picture of Pillow's, called `where`."""
         try:
-            return self.pixels(image, where)
+            return self.form(image, self.notes, where)
         except BadPicture as error:
             self.faults.add(where, str(error))
         return None
@@ -130,7 +205,7 @@ class Decoder:
                 raise BadPicture(
                     "is a picture of 16 bits per colour that uses 14 or fewer and would be dark: save it with 8 bits"
                 )
-            pixels = self.pixels(file, where)
+            pixels = self.form(file, self.notes, where)
             if coarse:
                 why = "colours of 16 bits are taken by their high byte, which loses data of fewer bits"
                 self.notes.add("deep colours cut", why, where, "make 8-bit pictures of them if they use fewer bits")
@@ -138,63 +213,6 @@ class Decoder:
                 why = "they have several frames or pages, of which the first is taken"
                 self.notes.add("frames left out of pictures", why, where, "save the frames as pictures of their own")
             return pixels
-
-    def pixels(self, image: Any, where: str) -> np.ndarray:
-        """The pixels of an open picture of Pillow's. Raises BadPicture where it cannot be used."""
-        from PIL import ImageOps
-
-        with _reading():
-            pixels = self._fit(self._eight_bits(ImageOps.exif_transpose(image)), where)
-        if self.inverted:
-            pixels = 255 - pixels
-        return pixels if self.highest == 255 else np.round(pixels * (self.highest / 255)).astype(np.uint8)
-
-    def _fit(self, image: Any, where: str) -> np.ndarray:
-        """To the mode and size asked for, with a note of what that loses."""
-        from PIL import Image
-
-        height, width = self.size
-        if image.has_transparency_data:
-            image = image.convert("RGBA")
-            if image.getextrema()[3][0] < 255:
-                remedy = "fill them yourself for another background"
-                self.notes.add("transparent pictures filled", "transparency is laid over white", where, remedy)
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        if image.mode == "CMYK":
-            remedy = "make RGB pictures of them to choose the colours"
-            self.notes.add("print colours converted", "CMYK to RGB without a colour profile", where, remedy)
-        try:
-            image = image.convert(self.mode)
-        except ValueError as error:
-            raise BadPicture(f"is a picture in {image.mode} colours, which have no plain RGB") from error
-        if abs(image.width * height - image.height * width) > 0.02 * image.height * width:
-            why = f"to {height} x {width} without keeping the aspect ratio"
-            example = f"{where}, {image.height} x {image.width}"
-            self.notes.add("pictures stretched", why, example, "crop or pad them before, or choose another size")
-        if image.size != (width, height):
-            image = image.resize((width, height), Image.Resampling.LANCZOS)
-        pixels = np.asarray(image)
-        return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
-
-    def _eight_bits(self, image: Any) -> Any:
-        """Deep grey levels to 8 bits by a shift: Pillow's own conversion may clip them instead."""
-        from PIL import Image
-
-        if image.mode == "F":
-            why = "is a picture of floating-point pixels, whose range is not known: save it with 8 or 16 bits"
-            raise BadPicture(why)
-        if not image.mode.startswith("I"):
-            return image
-        levels = np.asarray(image).astype(np.int64)
-        if levels.min() < 0:
-            raise BadPicture("is a picture with negative pixels, whose range is not known")
-        return Image.fromarray((levels >> (self.deep_bits - 8)).clip(0, 255).astype(np.uint8))
-
-
-def natural(name: str) -> tuple[list[Any], str]:
-    """A sort key by which "image2" comes before "image10"."""
-    parts = re.split(r"([0-9]+)", name)
-    return [int(part) if place % 2 else part for place, part in enumerate(parts)], name
 
 
 @contextmanager

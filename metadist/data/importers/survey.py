@@ -1,7 +1,8 @@
 """The first pass over a table: its groups, and what its fields turn out to be."""
 
+import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -10,13 +11,16 @@ import numpy as np
 import pyarrow as pa
 
 from metadist.core.errors import InputError
-from metadist.data.importers.arrays import stacked, strings, types
+from metadist.data.importers.arrays import instants, is_number, numbers, strings, types
+from metadist.data.importers.categories import Categories
+from metadist.data.importers.columns import chosen, is_pattern
 from metadist.data.importers.names import note_lookalikes
 from metadist.data.importers.table_files import Rows
 from metadist.data.notes import Notes, shown
 
 Kind = Literal["classes", "labelled", "values"]
 Role = Literal["input", "target"]
+_DATE = re.compile(r"\d{4}-\d\d-\d\d")
 EXACT = 2**24  # the last whole number up to which float32 has all
 SKIP = "mend or remove them, or leave them out with --skip-bad"
 
@@ -31,6 +35,9 @@ class Asked:
     columns: tuple[str, ...]
     role: Role
     vector: bool = False
+    loose: Collection[str] = ()  # columns that a pattern brought in
+    named: tuple[str, ...] = ()  # columns whose values are names
+    categories: dict[str, Categories] = field(default_factory=dict)  # of these, once the training rows are known
     numbered: dict[str, int] | None = None  # the values of a target of texts, later with their place in sorted order
     dtype: Any = None  # None until a value is seen
     shape: tuple[int, ...] = ()
@@ -41,21 +48,69 @@ class Asked:
     lowest: float = 0.0
 
     @classmethod
-    def parse(cls, text: str, role: Role, rows: Rows) -> "Asked":
+    def parse(cls, text: str, role: Role, rows: Rows, taken: Collection[str] = ()) -> "Asked":
         """ "age" is a column, "x=age,income" a vector of two; "y=age" renames a target, and makes an input a vector.
-        Columns may have commas and equals signs in their names."""
+        Columns may have commas and equals signs in their names; `columns.chosen` says which patterns may stand for
+        several, of which columns that are `taken` are none. A pattern alone, "x_*", makes the vector "x"."""
         name, equals, columns = text.partition("=")
-        if not equals or text in rows.names:
+        if text in rows.names or not (equals or is_pattern(text, rows)):
             return cls(rows, rows.column(text), (rows.column(text),), role)
-        parts = _columns(columns.split(","), rows)
-        return cls(rows, name.strip(), parts, role, vector=role == "input" or len(parts) > 1)
+        name, columns = (name, columns) if equals else ("x" if role == "input" else "y", text)
+        parts, loose = chosen(columns, rows, taken)
+        return cls(rows, name.strip(), tuple(parts), role, role == "input" or len(parts) > 1, loose=loose)
 
-    def read(self, batch: pa.RecordBatch) -> tuple[np.ndarray, np.ndarray]:
-        """The values and which of them are there, [n, *shape] each; texts as their numbers."""
+    def settle_columns(self, categories: Collection[str], notes: Notes) -> None:
+        """Which columns are names, and of those that a pattern brought in, which are numbers and stay; both noted."""
+        if self.role == "target":
+            return
+        kinds = {column: self.rows.type(column) for column in self.columns}
+        left = [c for c in self.columns if c in self.loose and c not in categories and not is_number(kinds[c])]
+        for column in left:
+            remedy = "name them too, or --category COLUMN, to have their values as categories"
+            why = f"{kinds[column]} and no numbers, and a pattern takes numbers"
+            notes.add("columns left out", why, shown(column), remedy)
+        self.columns = tuple(column for column in self.columns if column not in left)
+        if not self.columns:
+            raise InputError(f"input {self.name!r} of {self.rows.source} has no column of numbers; name the columns")
+        taken = [column for column in self.columns if column in self.loose]
+        example = ", ".join(map(shown, taken[:5])) + (", ..." if len(taken) > 5 else "")
+        why, remedy = f"they make up input {shown(self.name)!r}", "leave some out with -COLUMN behind a comma"
+        notes.add("columns taken by a pattern", why, example, remedy, len(taken))
+        self.named = tuple(c for c in self.columns if c in categories or self._is_text(c, kinds[c], notes))
+        self.vector |= bool(self.named)
+
+    def _is_text(self, column: str, kind: pa.DataType, notes: Notes) -> bool:
+        """Whether a column is of texts alone, which are categories; refuses numbers with a few texts among them."""
+        if not types.is_string(kind):
+            return False
+        number, example = self.rows.number_example(column), self.rows.example(column)
+        if number or _DATE.match(example):
+            beside = f" beside {number!r}" if number else ""
+            raise InputError(
+                f"column {column!r} of {self.rows.source} is {kind}, not numbers ({shown(example)!r} for example"
+                f"{beside}); make numbers of it, or take all its values as names with --category {column}"
+            )
+        why = "each name that train has becomes an element, 0 or 1, and one stands for all others"
+        remedy = "write numbers there if they are numbers"
+        notes.add("columns of texts taken as categories", why, shown(column), remedy)
+        return True
+
+    @property
+    def one_hot(self) -> np.ndarray:
+        """Which elements stand for a name, bool [width]."""
+        widths = [
+            (column in self.named, self.categories[column].width if column in self.named else 1)
+            for column in self.columns
+        ]
+        return np.repeat(*map(np.array, zip(*widths, strict=True)))
+
+    def read(self, batch: pa.RecordBatch, notes: Notes | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """The values and which of them are there, [n, *shape] each; texts as their numbers. What is unknown among
+        categories is noted."""
         if self.numbered is not None:
             texts, codes = strings(batch, self.columns[0], self.rows.source)
             return np.array([self.numbered[text] for text in texts], np.int64)[codes], np.ones(len(codes), bool)
-        data, known = self._stack(batch)
+        data, known = self._stack(batch, notes)
         if data.shape[1:] == (0,):  # lists of which none is there have no width of their own
             shape = (len(data), *self.shape)
             return np.zeros(shape, data.dtype), np.zeros(shape, bool)
@@ -78,6 +133,9 @@ class Asked:
             self.dtype = np.dtype(np.int64)
             return
         data, known = self._stack(batch)
+        if self.named and not data.shape[1]:  # the categories are not known yet
+            self.dtype = data.dtype
+            return
         if known.any():
             if self.dtype is not None and self.shape != data.shape[1:]:
                 raise InputError(
@@ -97,8 +155,43 @@ class Asked:
             count = int((~known).sum()) if known.size else len(known)
             notes.add("missing values filled", why, example, remedy, count)
 
-    def _stack(self, batch: pa.RecordBatch) -> tuple[np.ndarray, np.ndarray]:
-        return stacked(batch, self.name, self.columns, self.vector, self.rows.source, self.rows.example)
+    def _stack(self, batch: pa.RecordBatch, notes: Notes | None = None) -> tuple[np.ndarray, np.ndarray]:
+        named = {column: self.categories.get(column) for column in self.named}
+        return stacked(batch, self.name, self.columns, self.vector, named, self.rows.source, self.rows.example, notes)
+
+
+def stacked(
+    batch: pa.RecordBatch, name: str, columns: Sequence[str], vector: bool, named: Mapping[str, Categories | None],
+    source: Path | str, example: Callable[[str], str], notes: Notes | None = None,
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    """The values of the field `name` and which of them are there, [n, *shape] each: those of its one column, or of its
+    columns beside one another in a `vector`, where those `named` have an element for each of their categories (none
+    until these are known; what is unknown among them is noted). `example` gives a value of a column that is no number,
+    for errors. Raises InputError where a column is no numbers, or lists are stacked."""
+    plain = [column for column in columns if column not in named]
+    values, known = {}, {}
+    for column in plain:
+        values[column], known[column] = numbers(batch, column, source, example(column))
+    if not vector:
+        return values[plain[0]], known[plain[0]]
+    floats = np.result_type(np.float32, *values.values())
+    if len(columns) == len(plain) == 1 and values[plain[0]].ndim > 1:
+        return values[plain[0]].astype(floats, copy=False), known[plain[0]]
+    if any(part.ndim > 1 for part in values.values()):
+        raise InputError(f"field {name!r} of {source} stacks lists; make each list column its own field")
+    if not named:
+        return np.stack([*values.values()], axis=1, dtype=floats), np.stack([*known.values()], axis=1)
+    for column, categories in named.items():
+        if categories is not None:
+            values[column] = categories.one_hot(*strings(batch, column, source), notes)
+            known[column] = np.ones(values[column].shape, bool)
+    return _joined(values, columns, len(batch), floats), _joined(known, columns, len(batch), bool)
+
+
+def _joined(parts: dict[str, np.ndarray], columns: Sequence[str], rows: int, dtype: Any) -> np.ndarray:
+    """Columns [n] and [n, width] beside one another, those that there are."""
+    found = [parts[name].reshape(rows, -1) for name in columns if name in parts]
+    return np.concatenate([np.zeros((rows, 0), dtype), *found], axis=1, dtype=dtype)
 
 
 def _lacking(known: np.ndarray) -> np.ndarray:
@@ -106,20 +199,6 @@ def _lacking(known: np.ndarray) -> np.ndarray:
     if known.shape[1:] == (0,):
         return np.ones(len(known), bool)
     return np.asarray(~known.all(axis=tuple(range(1, known.ndim))))
-
-
-def _columns(pieces: list[str], rows: Rows) -> tuple[str, ...]:
-    """The columns that pieces between commas name; the longest that there is counts."""
-    found: list[str] = []
-    stripped = {name.strip() for name in rows.names}
-    while pieces:
-        for end in range(len(pieces), 0, -1):
-            name = ",".join(pieces[:end])
-            if name in rows.names or name.strip() in stripped or end == 1:
-                found.append(rows.column(name if name in rows.names else name.strip()))
-                pieces = pieces[end:]
-                break
-    return tuple(found)
 
 
 @dataclass(frozen=True)
@@ -147,6 +226,7 @@ class Survey:
     asked_kind: Kind | None
     notes: Notes
     skip_bad: bool
+    time: str | None = None
     group_rows: Counter[str] = field(default_factory=Counter)
     parents: dict[str, str] = field(default_factory=dict)
     splits: dict[str, str] = field(default_factory=dict)
@@ -209,6 +289,8 @@ class Survey:
         for column in dict.fromkeys([*self.labels.columns, *texts]):
             names, codes = strings(batch, column, self.source, notes)
             bad[column, "no value"] = codes == names.index("") if "" in names else np.zeros(len(codes), bool)
+        if self.time is not None:
+            bad[self.time, "no time"] = ~instants(batch, self.time, self.source)[1]
         for asked in self.fields:
             if asked.numbered is None:
                 bad |= {(asked.name, fault): wrong for fault, wrong in asked.faults(batch).items()}

@@ -4,8 +4,13 @@ Memory is bounded by a few of the source's own blocks (Parquet row groups, say).
 lists of numbers, taken as they are: integers stay integers, for embeddings. "NAME=COL,COL" stacks columns to a vector
 of floats, and an input "NAME=COL" is such a vector too; a target "NAME=COL" only gets a new name. Without targets the
 groups are the classes (kind "classes"); integer, bool and text targets make kind "labelled" (int64; texts numbered in
-sorted order, which `extra["names"]` keeps), float targets "values". Missing inputs (null, NaN) become 0 beside an input
-`NAME_mask`, True where present. Rows without a group or target, or with an infinite value, are refused.
+sorted order, which `extra["names"]` keeps), float targets "values". Missing inputs (null, NaN) become 0
+beside an input `NAME_mask`, True where present. Rows without a group or target, or with an infinite value, are refused.
+
+Columns of names in an input (texts, or what --category names) become an element for each name that train has and one
+for all others, 0 or 1. `extra["columns"]` keeps of which columns each field is made, in their order, and
+`extra["categories"]` the names, by field and column. `extra["time"]` is the column by which the rows of a group are
+ordered, where one was asked for.
 
 Standardized, `gather` yields (value - mean) / deviation over the train rows, and integers become floats; labels and
 booleans stay as they are. A single column keeps its values and gets its field's `offset` and `scale`, whose inverse is
@@ -14,7 +19,7 @@ are stored; `extra["standardized"][field]` has their "offset" and "scale" for th
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,13 +28,15 @@ import pyarrow as pa
 
 from metadist.core.errors import InputError
 from metadist.core.task import Split
-from metadist.data.importers.arrays import strings
+from metadist.data.importers.arrays import instants, strings
+from metadist.data.importers.categories import Categories
+from metadist.data.importers.names import note_lookalikes
 from metadist.data.importers.survey import EXACT, Asked, Kind, Labels, Survey
 from metadist.data.importers.table_files import Rows
 from metadist.data.notes import Notes, shown
 from metadist.data.splits import FRACTIONS, divide, split_named
 from metadist.data.table import Field
-from metadist.data.writer import About, DatasetWriter, Group, Progress, options_of, staging
+from metadist.data.writer import ORDER, About, DatasetWriter, Group, Progress, options_of, staging
 
 MASK = "_mask"
 ROUNDING = 1e-13  # deviations below this part of the mean are what rounding leaves of a constant
@@ -38,7 +45,8 @@ ROUNDING = 1e-13  # deviations below this part of the mean are what rounding lea
 @dataclass(frozen=True)
 class TableField:
     """The columns that a field is made of, in rows that a run is asked about: one, or several stacked to a `vector`.
-    `dtype` and `shape` are the field's; `incomplete`: beside it is a field NAME_mask, True where there is a value."""
+    `dtype` and `shape` are the field's; `incomplete`: beside it is a field NAME_mask, True where there is a value;
+    `categories` are the names that are told apart in columns of names."""
 
     name: str
     role: Literal["input", "target"]
@@ -47,6 +55,7 @@ class TableField:
     dtype: str
     shape: list[int]
     incomplete: bool
+    categories: dict[str, list[str]] = field(default_factory=dict)
 
 
 Scaling = dict[str, tuple[np.ndarray, np.ndarray]]
@@ -66,6 +75,9 @@ def table(
     seed: int = 0,
     kind: Kind | None = None,
     share: str | None = None,
+    time: str | None = None,
+    categories: Sequence[str] = (),
+    most_categories: int = 64,
     standardize: bool = False,
     skip_bad: bool = False,
     overwrite: bool = False,
@@ -77,7 +89,9 @@ def table(
         source: Parquet, CSV, TSV or Arrow file, or a folder of them.
         out: directory to write.
         group: column that says which rows belong together (class, user, target).
-        inputs: feature column, or NAME=COL,COL,... for a vector; repeat it for several inputs.
+        inputs: feature column, or NAME=COL,COL,... for a vector; repeat it for several inputs. "x=*" takes all columns
+            of numbers that nothing else uses, "x=*,-age,-zip" all but these, "x=px_*" those of such a name, "x=x1..x20"
+            a range.
         targets: target column(s); without one the group is the class.
         parent: column with the group's superclass.
         split_column: column that says train, validation or test.
@@ -85,6 +99,10 @@ def table(
         seed: of the random split.
         kind: of the dataset; by default by the target's type.
         share: column whose equal values share their inputs, stored once.
+        time: column by which the rows of a group are ordered, the earliest first.
+        categories: input column whose values are names, even where they look like numbers; texts are names anyway.
+        most_categories: the most names of a column; each becomes an element of the input, and one stands for all names
+            that train has not.
         standardize: shift and scale every number by its mean and deviation in train; integers become floats.
         skip_bad: leave out what cannot be used, and say how much.
         overwrite: replace a dataset that is there.
@@ -98,16 +116,54 @@ def table(
     if not inputs:
         raise InputError(f"no input column of {source} was named; name at least one")
     with staging(out, overwrite) as directory:
-        rows = Rows(source, [name for name in (group, parent, split_column, share) if name is not None], notes)
+        rows = Rows(source, [name for name in (group, parent, split_column, share, time) if name is not None], notes)
         others = (None if name is None else rows.column(name) for name in (parent, split_column, share))
-        labels = Labels(rows.column(group), *others)
-        asked = [Asked.parse(text, "input", rows) for text in inputs]
-        asked += [Asked.parse(text, "target", rows) for text in targets]
-        rows.choose(labels.columns, [column for each in asked for column in each.columns])
-        survey = Survey(rows, asked, labels, kind, notes, skip_bad)
+        labels, moment = Labels(rows.column(group), *others), None if time is None else rows.column(time)
+        asked = _asked(inputs, targets, rows, [*labels.columns, *([] if moment is None else [moment])])
+        named = [rows.column(name) for name in categories]
+        for name in named:
+            if not any(name in each.columns for each in asked if each.role == "input"):
+                raise InputError(f"column {name!r} of {source} is in no input; name it in --input too")
+        used = [column for each in asked for column in each.columns if column not in named]
+        rows.choose([*labels.columns, *named], used if moment is None else [*used, moment])
+        for each in asked:
+            each.settle_columns(named, notes)
+        survey = Survey(rows, asked, labels, kind, notes, skip_bad, moment)
         splits = _splits(survey, fractions, seed)
+        _find_categories(survey, splits, most_categories)
         _write(directory, survey, splits, standardize, options, progress)
     return Path(out)
+
+
+def _asked(inputs: Sequence[str], targets: Sequence[str], rows: Rows, labels: Sequence[str]) -> list[Asked]:
+    """The fields that were asked for; patterns of inputs pass over labels, targets, and what is named by itself."""
+    last = [Asked.parse(text, "target", rows, labels) for text in targets]
+    single = [Asked.parse(text, "input", rows, labels) for text in inputs]
+    taken = {*labels, *(c for each in last for c in each.columns)}
+    taken |= {column for each in single for column in each.columns if column not in each.loose}
+    return [*(Asked.parse(text, "input", rows, taken) for text in inputs), *last]
+
+
+def _find_categories(survey: Survey, splits: dict[str, Split], most: int) -> None:
+    """Give the fields the names that train has in their columns of names, sorted."""
+    found: dict[str, set[str]] = {column: set() for asked in survey.fields for column in asked.named}
+    for batch in survey.batches() if found else ():
+        groups, codes = survey.groups(batch)
+        in_train = np.array([splits[name] == "train" for name in groups])[codes]
+        for column, known in found.items():
+            names, numbers = strings(batch, column, survey.source)
+            known.update(names[number] for number in np.unique(numbers[in_train]) if names[number])
+            if len(known) > most:
+                raise InputError(
+                    f"column {column!r} of {survey.source} has more than {most} names in train, each an element of the "
+                    "input; leave it out, write rare names as one, or raise --most-categories"
+                )
+    for asked in survey.fields:
+        if asked.named:
+            asked.categories = {column: Categories(column, tuple(sorted(found[column]))) for column in asked.named}
+            asked.shape = (len(asked.one_hot),)
+            for column in asked.named:
+                note_lookalikes(f"categories of column {shown(column)!r}", found[column], survey.notes)
 
 
 def _splits(survey: Survey, fractions: Sequence[float], seed: int) -> dict[str, Split]:
@@ -140,16 +196,25 @@ def _fields(survey: Survey, scaling: Scaling) -> tuple[list[Field], dict[str, An
         if asked.incomplete:
             fields.append(Field(asked.name + MASK, "input", "bool", asked.shape, shared=shared))
     names = {asked.name: list(asked.numbered) for asked in survey.fields if asked.numbered is not None}
-    extra = {"names": names, "standardized": standardized, "preprocessing": _preprocessing(survey)}
+    categories = {
+        asked.name: {column: list(asked.categories[column].names) for column in asked.named}
+        for asked in survey.fields
+        if asked.named
+    }
+    columns = {asked.name: list(asked.columns) for asked in survey.fields}
+    extra = {"names": names, "standardized": standardized, "categories": categories, "columns": columns}
+    extra["preprocessing"] = _preprocessing(survey)
+    extra |= {} if survey.time is None else {"time": survey.time}
     return fields, {name: content for name, content in extra.items() if content}
 
 
 def _preprocessing(survey: Survey) -> dict[str, Any]:
     """Which columns the fields are made of, and which one holds the labels, for rows that a run will be asked about."""
-    fields = [
-        TableField(a.name, a.role, list(a.columns), a.vector, a.dtype.name, list(a.shape), a.incomplete)
-        for a in survey.fields
-    ]
+    fields = []
+    for asked in survey.fields:
+        kind = asked.vector, asked.dtype.name, list(asked.shape), asked.incomplete
+        categories = {column: list(asked.categories[column].names) for column in asked.named}
+        fields.append(TableField(asked.name, asked.role, list(asked.columns), *kind, categories))
     labels = [survey.labels.group] if survey.kind == "classes" else [f.columns[0] for f in fields if f.role == "target"]
     return {"table": [asdict(field) for field in fields], "label": None if survey.kind == "values" else labels[0]}
 
@@ -172,7 +237,7 @@ def _scaling(survey: Survey, splits: dict[str, Split]) -> Scaling:
             data, known = asked.read(batch)
             moments[asked.name].add(data[in_train], known[in_train])
     for asked in chosen:
-        constant = moments[asked.name].constant
+        constant = moments[asked.name].constant & ~(asked.one_hot if asked.named else False)
         why = "they are constant or missing in all of train, and only shifted"
         example = f"{shown(asked.name)}[{int(np.argmax(constant))}]" if constant.ndim else shown(asked.name)
         remedy = "leave them out if they say nothing"
@@ -181,7 +246,12 @@ def _scaling(survey: Survey, splits: dict[str, Split]) -> Scaling:
             remedy = "import without --standardize where they are numbers of things, for an embedding"
             survey.notes.add("integer fields made floats", "they are standardized", shown(asked.name), remedy)
             asked.dtype = np.dtype(np.float64)
-    return {name: found.offset_and_scale() for name, found in moments.items()}
+    scaling = {name: found.offset_and_scale() for name, found in moments.items()}
+    for asked in chosen:
+        if asked.named:
+            offset, scale = scaling[asked.name]
+            offset[asked.one_hot], scale[asked.one_hot] = 0, 1
+    return scaling
 
 
 def _note_rounding(survey: Survey, scaling: Scaling) -> None:
@@ -208,11 +278,16 @@ def _write(
     fields, extra = _fields(survey, scaling)
     groups = [Group(name, splits[name], n, survey.parents.get(name)) for name, n in survey.group_rows.items()]
     about = About(survey.kind, str(survey.source), "as its source says", options, extra, survey.notes)
-    writer = DatasetWriter(directory, fields, groups, about, shared_rows=len(survey.items), progress=progress)
+    shared_rows, ordered = len(survey.items), None if survey.time is None else survey.rows.instant_type(survey.time)
+    writer = DatasetWriter(
+        directory, fields, groups, about, shared_rows=shared_rows, ordered=ordered, progress=progress
+    )
     shared = [field.name for field in writer.fields if field.shared]
     for batch in survey.batches():
         names, codes = survey.groups(batch)
         values = _values(writer.fields, survey, scaling, batch)
+        if survey.time is not None:
+            values[ORDER] = instants(batch, survey.time, survey.source)[0]
         share = survey.labels.share
         if share is not None:
             labels, items = strings(batch, share, survey.source)
@@ -234,7 +309,7 @@ def _values(fields: Sequence[Field], survey: Survey, scaling: Scaling, batch: pa
     values: dict[str, np.ndarray] = {}
     for asked in survey.fields:
         field = known_fields[asked.name]
-        data, known = asked.read(batch)
+        data, known = asked.read(batch, survey.notes)
         by_element = asked.shape and asked.name in scaling
         offset, scale = scaling[asked.name] if by_element else (field.offset, field.scale)
         values[asked.name] = as_stored(data, known, field.dtype, offset, scale)

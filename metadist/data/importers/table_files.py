@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+import numpy as np
 import pyarrow as pa
 
 from metadist.core.errors import InputError
@@ -52,7 +53,7 @@ class _File:
     def batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         """Those of the columns that the file has."""
         stored = [column for column in columns if column in self.names]
-        for batch in _text_batches(self, stored) if self.dialect else _typed_batches(self.path, stored):
+        for batch in _text_batches(self, stored) if self.dialect else typed_batches(self.path, stored):
             for column in columns:
                 if column in self.constants and column not in stored:
                     batch = batch.append_column(column, self.constant(column, batch.num_rows))
@@ -107,9 +108,17 @@ class Rows:
         """The type of a column over all files."""
         return self._types.get(column, pa.string())
 
+    def instant_type(self, column: str) -> np.dtype:
+        """The type that holds the instants of a column of times (`arrays.instants`)."""
+        return np.dtype(np.float64 if types.is_floating(self.type(column)) else np.int64)
+
     def example(self, column: str) -> str:
         """A value of a column of texts, or nothing."""
         return self._texts[column].example if column in self._texts else ""
+
+    def number_example(self, column: str) -> str:
+        """A value of a column of texts that is a number, or nothing."""
+        return self._texts[column].number_example if column in self._texts else ""
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         """The rows, in order, a few thousand at a time."""
@@ -145,7 +154,7 @@ class Rows:
                 file.dialect = sniff(path, wanted, self.notes)
                 file.names = [clean(name) for name in file.dialect.header]
             else:
-                schema = _schema(path)
+                schema = schema_of(path)
                 file.names, file.types = schema.names, {f.name: plain_type(f.type) for f in schema}
         except DAMAGE as error:
             raise _unreadable(path, error) from error
@@ -232,11 +241,13 @@ def _is_stream(path: Path) -> bool:
         return FORMATS[suffix(path)] == "ipc" and file.read(4) == b"\xff\xff\xff\xff"
 
 
-def _schema(path: Path) -> pa.Schema:
+def schema_of(path: Path) -> pa.Schema:
+    """The schema of a Parquet or Arrow file."""
     return pa.ipc.open_stream(pa.memory_map(str(path))).schema if _is_stream(path) else _dataset(path).schema
 
 
-def _typed_batches(path: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
+def typed_batches(path: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
+    """Some columns of a Parquet or Arrow file, a few thousand rows at a time."""
     if _is_stream(path):
         for batch in pa.ipc.open_stream(pa.memory_map(str(path))):
             yield from _cut(batch.select(columns))

@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -7,6 +8,7 @@ from PIL import Image
 from metadist.core.errors import InputError
 from metadist.data import open_dataset
 from metadist.data.importers import images
+from metadist.data.importers.pictures import PictureForm
 
 CLASSES = ["ant", "bee", "cat", "dog", "eel"]
 
@@ -104,7 +106,60 @@ def test_folders_without_classes_are_refused(folder: Path, tmp_path: Path) -> No
     refused(folder, tmp_path, r"fox holds no picture files")
 
 
-def test_a_class_in_two_splits_is_refused(tmp_path: Path) -> None:
-    for split in ("train", "test"):
-        save(tmp_path / "source" / split / "ant" / "1.png")
-    refused(tmp_path / "source", tmp_path, "class 'ant' of .* is in two splits")
+def test_splits_that_share_classes_are_explained_and_merged_on_demand(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    for n, name in enumerate(CLASSES):
+        for split in ("train", "test"):
+            save(source / split / name / "1.png", (10 * n, ord(split[1]), 7))
+    save(source / "test" / "new" / "1.png", (99, 0, 7))
+    refused(source, tmp_path, r"5 of 6 classes of .* are in two splits \('ant' first\).*--merge.*--source")
+    dataset = open_dataset(images(source, tmp_path / "set", size=(4, 4), merge=True))
+    found = {name: count for t in dataset.splits.values() for name, count in zip(t.group_names, t.counts, strict=True)}
+    assert found == dict.fromkeys(CLASSES, 2) | {"new": 1} and len(dataset.splits) == 3
+    (note,) = [note for note in dataset.metadata["notes"] if "merged" in note["what"]]
+    assert note["count"] == 6 and note["why"].startswith("train and test are put together")
+
+
+def test_a_class_may_be_called_train(tmp_path: Path) -> None:
+    for name in ("bus", "train", "val"):
+        save(tmp_path / "source" / name / "1.png", (len(name), 2, 7))
+    refused(tmp_path / "source", tmp_path, "beside them 'bus'.*--classes-only")
+    dataset = open_dataset(images(tmp_path / "source", tmp_path / "set", size=(4, 4), classes_only=True))
+    assert sorted(name for table in dataset.splits.values() for name in table.group_names) == ["bus", "train", "val"]
+
+
+@pytest.mark.parametrize(
+    ("resize", "what", "row"),
+    [
+        ("squash", "pictures stretched", [20] * 2 + [200] * 4 + [20] * 2),
+        ("crop", "pictures cropped", [200] * 8),
+        ("pad", "pictures padded", [0] * 8),
+    ],
+)
+def test_a_wide_picture_is_squashed_cropped_or_padded_and_that_is_said(
+    tmp_path: Path, resize: Literal["squash", "crop", "pad"], what: str, row: list[int]
+) -> None:
+    wide = np.full((16, 32), 20, np.uint8)
+    wide[:, 8:24] = 200  # the middle square
+    for name in ("a", "b", "c"):
+        (tmp_path / "in" / name).mkdir(parents=True)
+        Image.fromarray(wide).save(tmp_path / "in" / name / "1.png")
+        Image.fromarray(wide[:, :16]).save(tmp_path / "in" / name / "2.png")
+    out = images(tmp_path / "in", tmp_path / "set", size=(8, 8), mode="gray", resize=resize, fractions=(1, 0, 0))
+    dataset = open_dataset(out)
+    pixels = dataset.splits["train"].column("image")
+    np.testing.assert_allclose(pixels[0, 0, 0], row, atol=25)  # Lanczos rings a little at edges
+    assert pixels[0, 0, 4, 3] == 200 or abs(int(pixels[0, 0, 4, 3]) - 200) < 25
+    note = dataset.metadata["notes"][0]
+    assert note["what"] == what and note["count"] == 3 and "a/1.png, 16 x 32" in note["example"]
+    form = PictureForm.of(dataset.metadata["extra"])
+    assert form is not None and (form.size, form.mode, form.resize) == ((8, 8), "L", resize)
+    with Image.open(tmp_path / "in" / "b" / "1.png") as file:
+        np.testing.assert_array_equal(form(file), pixels[2])  # another picture is treated as those imported
+
+
+def test_a_picture_of_one_line_fits_too() -> None:
+    line = Image.new("RGB", (500, 1), (9, 9, 9))
+    for resize in ("squash", "crop", "pad"):
+        assert PictureForm((8, 8), "RGB", resize)(line).shape == (3, 8, 8)
+    assert PictureForm.of({}) is None

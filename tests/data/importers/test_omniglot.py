@@ -10,6 +10,7 @@ from PIL import Image
 from metadist.core.errors import InputError
 from metadist.data import describe, open_dataset
 from metadist.data.importers import omniglot
+from metadist.data.importers.pictures import PictureForm
 
 OFFICIAL = Path(__file__).parents[4] / "shared" / "data" / "omniglot"
 
@@ -65,7 +66,12 @@ def test_the_lake_split_keeps_alphabets_apart(small: Path, tmp_path: Path) -> No
     assert [len(names) for names in parents.values()] == [25, 5, 20]
     assert parents["test"] == {f"B{n}" for n in range(20)}
     assert not parents["train"] & parents["validation"]
-    assert dataset.splits["test"].fields[0].shape == (1, 8, 8)
+    test = dataset.splits["test"]
+    assert test.fields[0].shape == (1, 8, 8)
+    form = PictureForm.of(dataset.metadata["extra"])
+    with Image.open(small / "images_evaluation" / "B3" / "character07" / "1_01.png") as file:
+        row = test.column("image")[test.starts[test.group_names.index("B3/character07")]]
+        assert form is not None and np.array_equal(form(file), row)  # another drawing is treated as those imported
 
 
 def test_the_official_files(tmp_path: Path) -> None:

@@ -205,7 +205,15 @@ NAN = float("nan")
         ({}, {"group": "grup"}, "no column 'grup'; it has group, parent.*did you mean group"),
         ({}, {"inputs": ["x=age,incom"]}, "no column 'incom'.*did you mean income"),
         ({}, {"inputs": []}, "no input column"),
-        ({}, {"inputs": ["word"]}, "column 'word' of .* is string, not numbers"),
+        ({}, {"inputs": ["word"], "most_categories": 1}, "column 'word' of .* has more than 1 names in train"),
+        ({}, {"inputs": ["x=age,zz_*"]}, "no column of .* fits 'zz_\\*'"),
+        ({}, {"inputs": ["x=age,-agee"]}, "no column 'agee'.*did you mean age"),
+        ({}, {"inputs": ["x=age,-age"]}, "'age,-age' names no column"),
+        ({}, {"inputs": ["x=wor*"]}, "'x' of .* has no column of numbers"),
+        ({}, {"inputs": ["x=a2..a1"]}, "'a2..a1' is no range"),
+        ({}, {"inputs": ["x=a1..a3"]}, "no column 'a1'"),
+        ({}, {"categories": ["word"]}, "'word' of .* is in no input"),
+        ({}, {"time": "word"}, "column 'word' of .* holds no times"),
         ({}, {"inputs": ["age", "age"]}, "given twice"),
         ({}, {"inputs": ["group=age"]}, "reserved"),
         ({}, {"inputs": ["x=age,vector"]}, "stacks lists"),
@@ -252,3 +260,116 @@ def test_unreadable_files_are_refused(tmp_path: Path) -> None:
     refused(csv, tmp_path, "column 'age' of .* is string, not numbers", **asked)
     csv.rename(tmp_path / "source.xlsx")
     refused(tmp_path / "source.xlsx", tmp_path, "convert the data", **asked)
+
+
+def columns_of(tmp_path: Path, *inputs: str, targets: tuple[str, ...] = ("y",), **more: Any) -> dict[str, list[str]]:
+    """The columns that the fields are made of."""
+    wide = pa.table(
+        {name: [1.0 * n for n in range(12)] for name in ("x1", "x2", "x10", "px_a", "px_b", "a,b", "px*", "y")}
+    )
+    wide = wide.append_column("user", pa.array([f"u{n % 4}" for n in range(12)]))
+    wide = wide.append_column("px_text", pa.array([f"t{n}" for n in range(12)]))
+    pa.parquet.write_table(wide, tmp_path / "wide.parquet")
+    out = table(tmp_path / "wide.parquet", tmp_path / "wide", group="user", inputs=inputs, targets=targets,
+                overwrite=True, **more)  # fmt: skip
+    return open_dataset(out).metadata["extra"]["columns"]
+
+
+def test_columns_are_chosen_by_patterns_ranges_and_exceptions(tmp_path: Path) -> None:
+    y = {"y": ["y"]}
+    assert columns_of(tmp_path, "x=x1..x2,x10") == {"x": ["x1", "x2", "x10"]} | y
+    assert columns_of(tmp_path, "x=px_*") == {"x": ["px_a", "px_b"]} | y  # the texts are left out
+    notes = {note["what"]: note for note in open_dataset(tmp_path / "wide").metadata["notes"]}
+    assert notes["columns left out"]["example"] == "px_text" and notes["columns left out"]["count"] == 1
+    assert (notes["columns taken by a pattern"]["count"], notes["columns taken by a pattern"]["example"]) == (
+        2,
+        "px_a, px_b",
+    )
+    assert columns_of(tmp_path, "x=*") == {"x": ["x1", "x2", "x10", "px_a", "px_b", "a,b", "px*"]} | y
+    assert columns_of(tmp_path, "x=px_*,px_text") == {"x": ["px_a", "px_b", "px_text"]} | y  # named too
+    assert columns_of(tmp_path, "x=*,-px_*,-x10,-a,b") == {"x": ["x1", "x2", "px*"]} | y
+    assert columns_of(tmp_path, "*", "x10") == {"x": ["x1", "x2", "px_a", "px_b", "a,b", "px*"], "x10": ["x10"]} | y
+    assert columns_of(tmp_path, "px*") == {"px*": ["px*"]} | y  # a column of that name is that column
+    assert columns_of(tmp_path, "x=x?", targets=("y=px_?",)) == {"x": ["x1", "x2"], "y": ["px_a", "px_b"]}
+
+
+def test_names_become_an_element_each_of_those_that_train_has(tmp_path: Path) -> None:
+    n = np.arange(N)
+    word = ["red" if k % 2 else "blue" for k in n]
+    word[5], word[10], word[4] = "pink", None, ""  # of groups g5 (test), g4 (val), g4
+    shop = n % 6 // 2 + 100  # 0, 1 of train are shops 100, 101; g4 and g5 have 102
+    source = save(tmp_path, columns(word=word, shop=shop.tolist()))
+    asked: dict[str, Any] = {"group": "group", "targets": ["y"], "split_column": "part", "standardize": True}
+    out = table(source, tmp_path / "set", inputs=["x=age,word,shop"], categories=["shop"], **asked)
+    dataset = open_dataset(out, verify=True)
+    extra = dataset.metadata["extra"]
+    assert extra["categories"] == {"x": {"word": ["blue", "red"], "shop": ["100", "101"]}}
+    (field, _) = dataset.fields
+    assert field.shape == (1 + 3 + 3,)
+    found = {s: by_group(t, "x") for s, t in dataset.splits.items()}
+    np.testing.assert_array_equal(found["train"]["g0"][:, 1:], [[1, 0, 0, 1, 0, 0]] * 10)  # even: blue, shop 100
+    np.testing.assert_array_equal(found["train"]["g3"][:, 1:], [[0, 1, 0, 0, 1, 0]] * 10)
+    np.testing.assert_array_equal(found["test"]["g5"][0, 1:], [0, 0, 1, 0, 0, 1])  # pink
+    np.testing.assert_array_equal(found["validation"]["g4"][:3, 1:], [[0, 0, 1, 0, 0, 1]] * 2 + [[1, 0, 0, 0, 0, 1]])
+    ages = n[n % 6 < 4]
+    np.testing.assert_allclose(found["train"]["g0"][:, 0], (n[n % 6 == 0] - ages.mean()) / ages.std(), rtol=1e-5)
+    told = {(note["what"], note["example"]): note["count"] for note in dataset.metadata["notes"]}
+    assert told["columns of texts taken as categories", "word"] == 1
+    assert told["categories unknown", "pink"] == 1 and told["categories unknown", "102"] == 20
+    assert sum(count for (what, _), count in told.items() if what == "missing categories taken as unknown") == 2
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "csv"])
+def test_a_lone_column_of_names_is_an_input_too(tmp_path: Path, suffix: str) -> None:
+    source = save(tmp_path, columns(), suffix)
+    dataset = open_dataset(table(source, tmp_path / "set", group="group", inputs=["word"], fractions=(1, 0, 0)))
+    rows = dataset.splits["train"].column("word")
+    assert rows.shape == (N, 3) and rows.sum(axis=0).tolist() == [N * 2 // 3, N // 3, 0]  # no, yes, none unknown
+    again = table(source, tmp_path / "again", group="group", inputs=["word", "w=word"], fractions=(1, 0, 0))
+    assert [field.shape for field in open_dataset(again).fields] == [(3,), (3,)]
+
+
+def test_numbers_with_a_few_texts_are_no_names_unless_asked(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("group,age\na,1\nb,old\nc,2\n")
+    asked: dict[str, Any] = {"group": "group", "inputs": ["age"], "fractions": (1, 0, 0)}
+    refused(tmp_path / "t.csv", tmp_path, "'age' of .* is string, not numbers .'old' .* '1'.*--category age", **asked)
+    dataset = open_dataset(table(tmp_path / "t.csv", tmp_path / "set", categories=["age"], **asked))
+    assert dataset.metadata["extra"]["categories"] == {"age": {"age": ["1", "2", "old"]}}
+
+
+TIMES = [(7 * k) % N for k in range(N)]
+
+
+@pytest.mark.parametrize(
+    "times",
+    [
+        pa.array(TIMES),
+        pa.array([time / 7 for time in TIMES]),
+        pa.array([10**9 * time for time in TIMES], pa.timestamp("ns")),
+        pa.array([2**60 + time for time in TIMES]),  # more digits than a float has
+        pa.array(TIMES, pa.date32()),
+        pa.array(TIMES, pa.time32("s")),
+        pa.array([f"2024-01-01T10:00:{time:02}" for time in TIMES]),
+        pa.array([f"2024-01-01T10:00:{time:02}+02:00" for time in TIMES]),
+    ],
+    ids=["int", "float", "timestamp", "large", "date", "time", "text", "text with zone"],
+)
+def test_rows_of_a_group_are_ordered_by_time(tmp_path: Path, times: pa.Array) -> None:
+    source = save(tmp_path, columns().append_column("when", times))
+    asked: dict[str, Any] = {"group": "group", "inputs": ["age", "x=income"], "targets": ["y"]}
+    dataset = open_dataset(table(source, tmp_path / "set", time="when", **asked), verify=True)
+    assert dataset.metadata["extra"]["time"] == "when"
+    for split in dataset.splits.values():
+        for name, ages in by_group(split, "age").items():
+            expected = sorted((n for n in range(N) if GROUPS[n] == name), key=lambda n: TIMES[n])
+            assert ages.tolist() == expected
+            assert (by_group(split, "y")[name] * 2).tolist() == expected
+            assert (by_group(split, "x")[name][:, 0] / 1000).tolist() == expected
+
+
+def test_rows_without_a_time_are_refused_or_left_out(tmp_path: Path) -> None:
+    source = save(tmp_path, columns().append_column("when", pa.array([None, NAN] + [1.0] * (N - 2))))
+    asked: dict[str, Any] = {"group": "group", "inputs": ["age"], "time": "when"}
+    refused(source, tmp_path, "'when' of .* has no time in 2 rows", **asked)
+    dataset = open_dataset(table(source, tmp_path / "set", skip_bad=True, **asked))
+    assert sum(split.num_rows for split in dataset.splits.values()) == N - 2

@@ -5,11 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from metadist.core.errors import InputError
 from metadist.data import Tokenizer, open_dataset
 from metadist.data.importers import text
+from tests.cli.command import run
 
 TOPICS = {
     "pay": ("bank", "train", "please pay my bill"),
@@ -103,7 +106,9 @@ def test_unusable_sources_are_refused(tmp_path: Path) -> None:
     refused(tmp_path / "nowhere.csv", tmp_path, "cannot be read")
     refused(tmp_path / "source.pdf", tmp_path, "convert it")
     mixed = [{**row, "part": ("train", "test")[n % 2]} for n, row in enumerate(rows()[:1] * 4)]
-    refused(write(tmp_path, "jsonl", mixed), tmp_path, "label 'pay' is in two splits", split_column="part")
+    refused(
+        write(tmp_path, "jsonl", mixed), tmp_path, "1 of 1 labels .* in two splits .'pay' first", split_column="part"
+    )
     (tmp_path / "empty.jsonl").write_text("\n")
     refused(tmp_path / "empty.jsonl", tmp_path, "holds no rows")
 
@@ -196,3 +201,136 @@ def test_only_regular_files_are_opened(tmp_path: Path) -> None:
     refused(tmp_path / "zero.jsonl", tmp_path, "is a device and no regular file")
     (tmp_path / "endless.jsonl").write_bytes(b"x" * (1 << 25))
     refused(tmp_path / "endless.jsonl", tmp_path, "a line longer than 16 MiB")
+
+
+SPLITS = {"train": ["pay", "save"], "validation": ["fly"], "test": ["stay"]}
+
+
+def classes(out: Path) -> dict[str, list[str]]:
+    return {split: table.group_names for split, table in open_dataset(out, verify=True).splits.items()}
+
+
+def counts(out: Path) -> dict[str, int]:
+    tables = open_dataset(out, verify=True).splits.values()
+    return {name: int(count) for t in tables for name, count in zip(t.group_names, t.counts, strict=True)}
+
+
+def write_split(folder: Path, names: dict[str, str]) -> list[Path]:
+    """A JSON lines file per split, under these names."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for split, name in names.items():
+        records = [json.dumps(row) for row in rows() if row["part"] == split]
+        (folder / name).write_text("\n".join(records))
+    return [folder / name for name in names.values()]
+
+
+def test_files_named_for_splits_are_these_splits(tmp_path: Path) -> None:
+    files = write_split(tmp_path / "in", {"train": "train.jsonl", "validation": "dev.jsonl", "test": "test_1.jsonl"})
+    (tmp_path / "in" / "README.md").write_text("hello")
+    assert classes(text(tmp_path / "in", tmp_path / "folder")) == SPLITS
+    assert noted(tmp_path / "folder")["files left out"] == 1
+    assert classes(text(files, tmp_path / "files")) == SPLITS
+    whole = write(
+        tmp_path, "jsonl", [row for name in ("train", "validation", "test") for row in rows() if row["part"] == name]
+    )
+    assert (
+        open_dataset(tmp_path / "files").digest
+        == open_dataset(text(whole, tmp_path / "one", split_column="part")).digest
+    )
+    done = run(
+        "data",
+        "text",
+        "--source",
+        *["in/train.jsonl", "--source", "in/dev.jsonl", "--out", "set"],
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0 and classes(tmp_path / "set") == {"train": ["pay", "save"], "validation": ["fly"]}
+    assert len(classes(text(files[0], tmp_path / "alone", fractions=(0.5, 0.5, 0)))) == 2  # a file alone is no split
+    files[2].rename(tmp_path / "in" / "more.jsonl")
+    refused(tmp_path / "in", tmp_path, "named for a split and .*more.jsonl beside it is not")  # type: ignore[arg-type]
+
+
+def test_files_of_no_split_are_put_together_and_places_name_the_file(tmp_path: Path) -> None:
+    write_split(tmp_path / "in", {"train": "a.jsonl", "validation": "b.jsonl", "test": "c.jsonl"})
+    out = text(tmp_path / "in", tmp_path / "set", fractions=(1, 0, 0), length=2)
+    assert counts(out) == {"pay": 5, "save": 5, "fly": 5, "stay": 5}
+    notes = {note["what"]: note for note in open_dataset(out).metadata["notes"]}
+    assert notes["texts cut"]["example"].startswith("line 1 of a.jsonl with")
+    with (tmp_path / "in" / "b.jsonl").open("a") as file:
+        file.write("\n{")
+    refused(tmp_path / "in", tmp_path, "line 6 of b.jsonl is not JSON")
+
+
+def test_splits_that_share_labels_are_explained_and_merged_on_demand(tmp_path: Path) -> None:
+    for split, part in (("train", rows()[:12]), ("test", rows()[12:])):
+        write(tmp_path, "csv", part).rename(tmp_path / f"{split}.csv")
+    sources = [tmp_path / "train.csv", tmp_path / "test.csv"]
+    with pytest.raises(InputError, match="4 of 4 labels .* in two splits .'pay' first.*--merge"):
+        text(sources, tmp_path / "no")
+    out = text(sources, tmp_path / "set", merge=True)
+    assert counts(out) == {"pay": 5, "save": 5, "fly": 5, "stay": 5} and len(classes(out)) == 3
+    assert noted(out)["splits of labels merged"] == 4
+
+
+def test_folders_of_txt_files_are_classes(tmp_path: Path) -> None:
+    for n, row in enumerate(rows()):
+        for file in (
+            tmp_path / "flat" / row["label"] / f"{n}.txt",
+            tmp_path / "deep" / row["part"] / row["label"] / f"{n}.txt",
+        ):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(row["text"])
+    out = text(tmp_path / "flat", tmp_path / "one", fractions=(1, 0, 0))
+    assert counts(out) == {"pay": 5, "save": 5, "fly": 5, "stay": 5}
+    assert classes(text(tmp_path / "deep", tmp_path / "two")) == SPLITS
+    whole = write(tmp_path, "jsonl", rows())
+    assert open_dataset(out).digest == open_dataset(text(whole, tmp_path / "three", fractions=(1, 0, 0))).digest
+    (tmp_path / "flat" / "pay" / "0.txt").write_bytes(b"\xff\xfe\xff")
+    refused(tmp_path / "flat", tmp_path, "pay/0.txt is not UTF-8")
+    (tmp_path / "flat" / "pay" / "0.txt").write_text(" ")
+    refused(tmp_path / "flat", tmp_path, "pay/0.txt has no usable value")
+    refused(tmp_path / "nothing.txt", tmp_path, "convert it")
+    (tmp_path / "empty").mkdir()
+    refused(tmp_path / "empty", tmp_path, "holds no .csv, .* and no class folders")
+
+
+LABELS = ["pay", "save", "fly", "stay"]
+FEATURES = {"label": {"names": LABELS, "_type": "ClassLabel"}, "text": {"dtype": "string", "_type": "Value"}}
+
+
+@pytest.mark.parametrize("told", ["in the files", "dataset_infos.json", "README.md", "nowhere"])
+def test_directories_of_hugging_face_data_sets(tmp_path: Path, told: str) -> None:
+    (tmp_path / "in" / "data").mkdir(parents=True)
+    for split in SPLITS:
+        part = [row for row in rows() if row["part"] == split]
+        content = pa.table(
+            {"text": [row["text"] for row in part], "label": [LABELS.index(row["label"]) for row in part]}
+        )
+        if told == "in the files":
+            content = content.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": FEATURES}})})
+        pq.write_table(content, tmp_path / "in" / "data" / f"{split}-00000-of-00001.parquet")
+    (tmp_path / "in" / ".gitattributes").write_text("*.parquet lfs")
+    readme = "---\nlicense: mit\n"
+    if told == "README.md":
+        names = "".join(f"          '{n}': {name}\n" for n, name in enumerate(LABELS))
+        readme += (
+            f"dataset_info:\n  features:\n  - name: label\n    dtype:\n      class_label:\n        names:\n{names}"
+        )
+    (tmp_path / "in" / "README.md").write_text(f"{readme}---\n# Banking\n")
+    if told == "dataset_infos.json":
+        (tmp_path / "in" / told).write_text(json.dumps({"default": {"features": FEATURES, "splits": {}}}))
+    out = text(tmp_path / "in", tmp_path / "set")
+    if told == "nowhere":
+        assert classes(out) == {"train": ["0", "1"], "validation": ["2"], "test": ["3"]}
+    else:
+        assert classes(out) == SPLITS and noted(out)["labels named"] == 20
+    left_out = [note["count"] for note in open_dataset(out).metadata["notes"] if note["what"] == "files left out"]
+    assert sum(left_out) == 2 + (told == "dataset_infos.json")
+
+
+def test_damaged_parquet_and_absent_columns_are_refused(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": ["a b"], "intent": ["x"]}), tmp_path / "t.parquet")
+    refused(tmp_path / "t.parquet", tmp_path, "no column 'label'; it has text, intent")
+    whole = (tmp_path / "t.parquet").read_bytes()
+    (tmp_path / "t.parquet").write_bytes(whole[: len(whole) // 2])
+    refused(tmp_path / "t.parquet", tmp_path, "t.parquet cannot be read")
