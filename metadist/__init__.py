@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from metadist.run.api import train
     from metadist.run.evaluate import evaluate
     from metadist.run.job_file import load_config
-    from metadist.run.predictor import load
+    from metadist.run.predictor import load, load_adapted
 
 _HOMES = {
     "config": ("Config",),
@@ -30,12 +30,13 @@ _HOMES = {
     "run.api": ("train",),
     "run.evaluate": ("evaluate",),
     "run.job_file": ("load_config",),
-    "run.predictor": ("load",),
+    "run.predictor": ("load", "load_adapted"),
 }
 
 __all__ = [
     "MAML", "Config", "Diverged", "Draws", "Engine", "Examples", "InputError", "Interrupted", "Learner", "Model",
-    "Reptile", "Task", "TaskId", "evaluate", "load", "load_config", "train",
+    "Reptile", "Task", "TaskId", "evaluate", "load", "load_adapted",
+    "load_config", "train",
 ]  # fmt: skip
 
 

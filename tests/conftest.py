@@ -10,10 +10,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 from matplotlib.figure import Figure
+
+if TYPE_CHECKING:
+    from tests.raw_runs import RawRuns
 
 torch.set_num_threads(1)
 
@@ -57,6 +61,17 @@ def omniglot_folder() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no Omniglot in {folder}: put images_background.zip and images_evaluation.zip there")
     return folder
+
+
+@pytest.fixture(scope="session")
+def raw_runs(session, tmp_path_factory) -> Iterator["RawRuns"]:
+    """Small runs on raw files."""
+    from tests.raw_runs import RawRuns
+
+    folder = tmp_path_factory.mktemp("raw")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(folder))
+        yield RawRuns(folder)
 
 
 @pytest.fixture(scope="session")

@@ -17,11 +17,11 @@ FILES = {
     "core": ["redaction", "errors", "files", "storage", "task", "messages", "random"],
     "data": [
         "notes", "progress", "duplicates", "files", "download", "importers.names", "importers.arrays",
-        "importers.delimited", "importers.pictures", "importers.table_files", "importers.columns", "importers.categories", "importers.survey",
-        "splits", "importers.class_folders", "importers.text_files", "table", "sources", "online", "shapes",
+        "importers.delimited", "importers.pictures", "importers.table_files", "importers.columns",
+        "importers.categories", "importers.survey", "splits", "importers.class_folders", "importers.text_files", "table", "sources", "online", "shapes",
         "tokenizer", "description", "contact_sheet", "writer", "glyphs", "cache", "remote", "importers.digits",
         "importers.images", "importers.letters", "importers.omniglot", "importers.sinusoid", "importers.table",
-        "importers.text"
+        "importers.text", "preprocessing",
     ],
     "models": ["bag", "losses", "mlp", "noise", "layers", "conv4", "model", "resnet12"],
     "config": ["schema", "yaml", "template", "load"],
@@ -45,8 +45,8 @@ FILES = {
     "run": [
         "auto", "machine", "plugins", "job_file", "build", "trust", "resolved", "task_sizes", "learner_settings",
         "new_job", "bench", "identity", "prepare", "preflight", "signals", "tracker", "mirror", "saved", "places",
-        "directory", "fleets", "predictor", "export", "measures", "pictures", "replay", "results", "evaluate", "resume",
-        "trainer", "dry_run", "api", "package", "status", "submission", "doctor"
+        "directory", "fleets", "inputs", "few_shot", "predictor", "export", "measures", "pictures", "replay", "results",
+        "evaluate", "resume", "trainer", "dry_run", "api", "package", "status", "submission", "doctor"
     ],
     "cli": ["bench", "config", "cluster", "data", "report", "runs", "main"],
 }  # fmt: skip

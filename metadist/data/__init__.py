@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from metadist.data.cache import cached
     from metadist.data.description import describe
     from metadist.data.online import Stream
+    from metadist.data.preprocessing import Preprocessing, Preprocessor, preprocessing_of
     from metadist.data.remote import dataset_at, fetched_weights
     from metadist.data.shapes import Shapes, task_shapes
     from metadist.data.sources import ClassSource, LabelledSource, Source, ValueSource, sample
@@ -23,6 +24,7 @@ _HOMES = {
     "cache": ("cached",),
     "description": ("describe",),
     "online": ("Stream",),
+    "preprocessing": ("Preprocessing", "Preprocessor", "preprocessing_of"),
     "remote": ("dataset_at", "fetched_weights"),
     "shapes": ("Shapes", "task_shapes"),
     "sources": ("ClassSource", "LabelledSource", "Source", "ValueSource", "sample"),
@@ -32,9 +34,9 @@ _HOMES = {
 }
 
 __all__ = [
-    "About", "ClassSource", "Dataset", "DatasetWriter", "Field", "Group", "LabelledSource", "Shapes", "Source",
-    "Stream", "Table", "Tokenizer", "ValueSource", "cached", "dataset_at", "describe", "fetched_weights",
-    "open_dataset", "sample", "staging", "task_shapes",
+    "About", "ClassSource", "Dataset", "DatasetWriter", "Field", "Group", "LabelledSource", "Preprocessing",
+    "Preprocessor", "Shapes", "Source", "Stream", "Table", "Tokenizer", "ValueSource", "cached", "dataset_at",
+    "describe", "fetched_weights", "open_dataset", "preprocessing_of", "sample", "staging", "task_shapes",
 ]  # fmt: skip
 
 

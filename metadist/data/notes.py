@@ -53,7 +53,7 @@ class Faults:
     def count(self) -> int:
         return self._counts.total()
 
-    def refuse(self, source: Path, total: int, remedy: str) -> None:
+    def refuse(self, source: Path | str, total: int, remedy: str) -> None:
         """Raise one InputError for all of them, where there are any, of `total` pictures or lines."""
         if self.count == 1:
             ((why, (where,)),) = self._places.items()

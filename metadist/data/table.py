@@ -65,7 +65,7 @@ class Field:
         return pa.uint8() if self.dtype == "bool" else pa.from_numpy_dtype(np.dtype(self.dtype))
 
 
-class _Column:
+class Column:
     """The view of one field's rows, and how they become model inputs."""
 
     def __init__(self, field: Field, view: np.ndarray) -> None:
@@ -112,7 +112,7 @@ class Table:
             self.index = _view(self.path, batch, Field("index", "input", "int64", ()))
             _, shared = read_batch(self.path.parent / SHARED)
         files = {False: (self.path, batch), True: (self.path.parent / SHARED, shared)}
-        self._columns = {f.name: _Column(f, _view(*files[f.shared], f)) for f in self.fields}
+        self._columns = {f.name: Column(f, _view(*files[f.shared], f)) for f in self.fields}
         self._inputs = tuple(self._columns[field.name] for field in self.fields if field.role == "input")
         self._targets = tuple(self._columns[field.name] for field in self.fields if field.role == "target")
 

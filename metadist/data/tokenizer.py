@@ -60,21 +60,27 @@ class Tokenizer:
         """Ids of a text, int32 [tokens]."""
         return np.array(self._model.encode(text, add_special_tokens=False).ids, dtype=np.int32)
 
-    def save(self, path: Path) -> None:
+    def dumps(self) -> str:
+        """The vocabulary as text, which `loads` reads."""
         content = {"version": VERSION, "pieces": self.pieces, "merges": self.merges}
-        path.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+        return json.dumps(content, ensure_ascii=False)
+
+    def save(self, path: Path) -> None:
+        path.write_text(self.dumps(), encoding="utf-8")
 
     @classmethod
     def load(cls, path: str | Path) -> "Tokenizer":
         """Read a dataset's `vocabulary.json`. Raises InputError when it is missing, damaged, or of another version."""
-        path = Path(path)
+        return cls.loads(read_regular(Path(path), FILE_BYTES), path)
+
+    @classmethod
+    def loads(cls, text: str | bytes, path: object) -> "Tokenizer":
+        """The vocabulary that a text describes; `path` is its name in errors. Raises InputError as `load` does."""
         try:
-            content = json.loads(read_regular(path, FILE_BYTES))
+            content = json.loads(text)
             version, pieces = content["version"], content["pieces"]
             if version == VERSION and tuple(pieces[:2]) == _SPECIAL:
                 return cls(list(pieces), [(left, right) for left, right in content["merges"]])
-        except InputError:
-            raise
         except Exception as error:  # the library raises bare ones for merges that do not fit the pieces
             raise InputError(f"{path} is missing or damaged; import the text again") from error
         if version != VERSION:
@@ -83,6 +89,11 @@ class Tokenizer:
                 "splits words otherwise; import the text again"
             )
         raise InputError(f"{path} is not a vocabulary of metadist; import the text again")
+
+
+def padded(ids: np.ndarray, length: int) -> np.ndarray:
+    """Ids cut or padded to int32 [length]."""
+    return np.pad(ids[:length], (0, max(0, length - len(ids))), constant_values=PAD)
 
 
 def words(text: str) -> list[str]:

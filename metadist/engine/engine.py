@@ -193,7 +193,7 @@ class Engine:
     def adapt(self, theta: Tensor, support: Examples) -> Callable[..., Tensor]:
         """Adapt to a support set; returns `predict(*inputs, transductive=True) -> outputs [n, ...]`, see `evaluate`."""
         weights = self._weights(theta)
-        task = self.tensors(Task(support, support))
+        task = as_labels(Task(support, support)).map(self._copy)
         drawn = self._draw(len(task.support.inputs[0]), Draws(0, TaskId("test", 0, 0), stream=1), training=False)
         with self._computing(1):
             context = Context(0, 1, drawn, *self._cases([task], 0, 1)[0])
@@ -201,7 +201,7 @@ class Engine:
 
         @torch.no_grad()
         def predict(*inputs: Tensor, transductive: bool = True) -> Tensor:
-            query = Examples(tuple(map(self._tensor, inputs)), ())
+            query = Examples(tuple(map(self._copy, inputs)), ())
             return self.learner.predict_query(weights, fast, Task(task.support, query), transductive)
 
         return predict

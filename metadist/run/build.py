@@ -23,6 +23,7 @@ from metadist.data import (
     cached,
     dataset_at,
     open_dataset,
+    preprocessing_of,
     task_shapes,
 )
 from metadist.engine import Engine
@@ -95,6 +96,12 @@ class Job:
     def shapes(self) -> Shapes:
         """Shapes and kinds of a training task's arrays."""
         return self._shapes or task_shapes(self.source, self.dataset)
+
+    @property
+    def preprocessing(self) -> dict[str, Any]:
+        """How raw examples become the arrays of a task, as plain values; arrays alone are taken where there is no
+        dataset."""
+        return preprocessing_of(self.dataset) if self.dataset else {}
 
     @cached_property
     def loss(self) -> Loss:

@@ -11,7 +11,8 @@ from metadist.config import Config, dump_config
 from metadist.core.files import reason
 from metadist.core.task import Task, TaskId
 from metadist.run.directory import Run
-from metadist.run.predictor import FewShotLearner, learner_of
+from metadist.run.few_shot import FewShotLearner
+from metadist.run.predictor import learner_of
 from metadist.run.prepare import Prepared
 from metadist.run.tracker import MODELS_FOLDER
 from metadist.run.trust import outside_code

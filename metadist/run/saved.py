@@ -49,7 +49,7 @@ def config_file(run: str | Path) -> Path:
 def saved_place(run: str | Path, known: str | None = None, trust_code: bool = False) -> str | None:
     """Where the configuration of a run says that its checkpoints are. Raises InputError where that is neither in its
     directory, nor `known` to the user, nor trusted."""
-    if _is_checkpoint(run):
+    if is_checkpoint(run):
         return None
     saved = load_config([config_file(run)])
     if saved.checkpoint.location != known:
@@ -60,7 +60,7 @@ def saved_place(run: str | Path, known: str | None = None, trust_code: bool = Fa
 
 def read_checkpoint(run: str | Path, checkpoint: str = "best", place: str | None = None) -> Checkpoint:
     """The checkpoint that `load` takes, from `place` or else from the run's own directory."""
-    if _is_checkpoint(run):
+    if is_checkpoint(run):
         return load_checkpoint(run)
     config_file(run)
     with reaching(place or str(run)):
@@ -68,7 +68,7 @@ def read_checkpoint(run: str | Path, checkpoint: str = "best", place: str | None
         return store.load("latest" if checkpoint == "best" and not store.has_best() else checkpoint)
 
 
-def _is_checkpoint(run: str | Path) -> bool:
+def is_checkpoint(run: str | Path) -> bool:
     """Whether it is the directory of one checkpoint, rather than of a run."""
     return run_file(run, META).exists()
 

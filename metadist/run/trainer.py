@@ -80,7 +80,9 @@ class Trainer:
         )
         progress = state["progress"] if state and run.checkpoint_is_own else {}
         self.progress = Progress(**{"validated": run.checkpoint.step if run.checkpoint else 0, **progress})
-        self._facts = {"identity": run.identity, "shapes": prepared.job.shapes._asdict(), "run_dir": run.name}
+        job = prepared.job
+        self._facts = {"identity": run.identity, "shapes": job.shapes._asdict(), "run_dir": run.name}
+        self._facts |= {"preprocessing": job.preprocessing}
         self._config_text = dump_config(self.config)
         self._said = set[str]()
         self._window = Window()

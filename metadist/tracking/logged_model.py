@@ -59,7 +59,7 @@ class FewShotModel(PythonModel):
                 raise refused("params: adaptation diverged, the outputs are not finite: lower lr or steps") from None
             if adapted.classes is None:
                 return {"values": found}
-            return {"labels": found, "probabilities": adapted.probabilities(query_x)}
+            return {"labels": found, "probabilities": adapted.predict_proba(query_x)}
 
     def _changed(self, params: dict[str, Any]) -> Any:
         """The learner with another number of inner steps or another rate, as `params` say."""

@@ -100,6 +100,7 @@ def test_labels_that_number_the_outputs_stand_for_these(run):
     assert adapted.classes.tolist() == [0, 2] and set(adapted.predict(query)) <= {0, 2}
 
 
+@pytest.mark.filterwarnings("ignore:images brighter than any:UserWarning")
 def test_a_class_that_the_task_does_not_have_is_never_predicted(run):
     """Support sets of two of three classes, one of them taken as far from the data as it goes."""
     folder, tasks = run

@@ -86,7 +86,7 @@ def test_a_served_model_answers_as_load_does_and_two_hundred_at_once(tmp_path, m
         status, answer = post(address, {"inputs": good})
         found = json.loads(answer)["predictions"]
         assert status == 200 and found["labels"] == adapted.predict(query).tolist()
-        assert np.array_equal(found["probabilities"], adapted.probabilities(query))
+        assert np.array_equal(found["probabilities"], adapted.predict_proba(query))
         for name, value in (("support_y", None), ("query_x", [[1.0]]), ("support_y", ["a"] * len(y))):
             bad = {key: given for key, given in {**good, name: value}.items() if given is not None}
             status, answer = post(address, {"inputs": bad})

@@ -16,7 +16,7 @@ types: Any = pa.types
 _LISTS = (pa.ListType, pa.LargeListType, pa.FixedSizeListType, pa.ListViewType, pa.LargeListViewType)
 
 
-def numbers(batch: pa.RecordBatch, column: str, source: Path, example: str = "") -> tuple[np.ndarray, np.ndarray]:
+def numbers(batch: pa.RecordBatch, column: str, source: Path | str, example: str = "") -> tuple[np.ndarray, np.ndarray]:
     """A column of numbers or of equally long lists of numbers: values and which are present (neither null nor NaN),
     [n] or [n, width]. Absent values are 0. Raises InputError for other types, with an `example` of their values."""
     values = batch.column(column)
@@ -38,7 +38,7 @@ def numbers(batch: pa.RecordBatch, column: str, source: Path, example: str = "")
     return out, known
 
 
-def _scalars(values: pa.Array, column: str, source: Path, example: str) -> tuple[np.ndarray, np.ndarray]:
+def _scalars(values: pa.Array, column: str, source: Path | str, example: str) -> tuple[np.ndarray, np.ndarray]:
     kind = values.type
     if types.is_null(kind):
         return np.zeros(len(values), np.float32), np.zeros(len(values), bool)
@@ -60,7 +60,7 @@ def _scalars(values: pa.Array, column: str, source: Path, example: str) -> tuple
     return data, present
 
 
-def instants(batch: pa.RecordBatch, column: str, source: Path) -> tuple[np.ndarray, np.ndarray]:
+def instants(batch: pa.RecordBatch, column: str, source: Path | str) -> tuple[np.ndarray, np.ndarray]:
     """A column of times as numbers that order them, and which are there, [n] each: numbers as they are, times and dates
     as microseconds, texts as ISO 8601 writes them. Raises InputError for what cannot be ordered."""
     values = batch.column(column)
@@ -84,7 +84,7 @@ def instants(batch: pa.RecordBatch, column: str, source: Path) -> tuple[np.ndarr
 
 
 def strings(
-    batch: pa.RecordBatch, column: str, source: Path, notes: Notes | None = None
+    batch: pa.RecordBatch, column: str, source: Path | str, notes: Notes | None = None
 ) -> tuple[list[str], np.ndarray]:
     """A column as names and codes: distinct names ("" where there is none), and int64 [n] into them.
 
@@ -110,7 +110,7 @@ def strings(
     return list(known), np.array([known[clean(name)] for name in raw], dtype=np.int64)[codes]
 
 
-def _whole(values: pa.Array, column: str, source: Path, notes: Notes | None) -> pa.Array:
+def _whole(values: pa.Array, column: str, source: Path | str, notes: Notes | None) -> pa.Array:
     """Whole-number floats, as tables with gaps have them, as integers; NaN is null."""
     present = values.drop_null().to_numpy(zero_copy_only=False).astype(np.float64)
     present = present[~np.isnan(present)]

@@ -1,9 +1,11 @@
 """The 1,797 handwritten digits of 8 x 8 pixels that scikit-learn carries: a data set without a download."""
 
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
+from metadist.data.importers.pictures import PictureForm
 from metadist.data.notes import Progress
 from metadist.data.splits import split_by_counts
 from metadist.data.table import Field
@@ -53,7 +55,9 @@ def digits(
                 blocks.append(image[..., ::-1] if turn >= 4 else image)
         source = "scikit-learn's digits: test part of the UCI Optical Recognition of Handwritten Digits data"
         field = Field("image", "input", "uint8", (1, 8, 8), scale=1 / 16)
-        about = About("classes", source, "CC BY 4.0 (UCI)", options)
+        form = PictureForm((8, 8), "L", inverted=True, highest=16)
+        extra = {"preprocessing": {"pictures": asdict(form)}}
+        about = About("classes", source, "CC BY 4.0 (UCI)", options, extra)
         writer = DatasetWriter(directory, [field], groups, about, progress=progress)
         for number, block in enumerate(blocks):
             writer.add(np.full(len(block), number), {"image": np.ascontiguousarray(block)})

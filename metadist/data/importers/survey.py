@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -156,24 +156,36 @@ class Asked:
             notes.add("missing values filled", why, example, remedy, count)
 
     def _stack(self, batch: pa.RecordBatch, notes: Notes | None = None) -> tuple[np.ndarray, np.ndarray]:
-        rows = self.rows
-        plain = [name for name in self.columns if name not in self.named]
-        values, known = {}, {}
-        for name in plain:
-            values[name], known[name] = numbers(batch, name, rows.source, rows.example(name))
-        if not self.vector:
-            return values[plain[0]], known[plain[0]]
-        floats = np.result_type(np.float32, *values.values())
-        if len(self.columns) == len(plain) == 1 and values[plain[0]].ndim > 1:
-            return values[plain[0]].astype(floats, copy=False), known[plain[0]]
-        if any(part.ndim > 1 for part in values.values()):
-            raise InputError(f"field {self.name!r} of {rows.source} stacks lists; make each list column its own field")
-        if not self.named:
-            return np.stack([*values.values()], axis=1, dtype=floats), np.stack([*known.values()], axis=1)
-        for name, categories in self.categories.items():
-            values[name] = categories.one_hot(*strings(batch, name, rows.source), notes)
-            known[name] = np.ones(values[name].shape, bool)
-        return _joined(values, self.columns, len(batch), floats), _joined(known, self.columns, len(batch), bool)
+        named = {column: self.categories.get(column) for column in self.named}
+        return stacked(batch, self.name, self.columns, self.vector, named, self.rows.source, self.rows.example, notes)
+
+
+def stacked(
+    batch: pa.RecordBatch, name: str, columns: Sequence[str], vector: bool, named: Mapping[str, Categories | None],
+    source: Path | str, example: Callable[[str], str], notes: Notes | None = None,
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    """The values of the field `name` and which of them are there, [n, *shape] each: those of its one column, or of its
+    columns beside one another in a `vector`, where those `named` have an element for each of their categories (none
+    until these are known; what is unknown among them is noted). `example` gives a value of a column that is no number,
+    for errors. Raises InputError where a column is no numbers, or lists are stacked."""
+    plain = [column for column in columns if column not in named]
+    values, known = {}, {}
+    for column in plain:
+        values[column], known[column] = numbers(batch, column, source, example(column))
+    if not vector:
+        return values[plain[0]], known[plain[0]]
+    floats = np.result_type(np.float32, *values.values())
+    if len(columns) == len(plain) == 1 and values[plain[0]].ndim > 1:
+        return values[plain[0]].astype(floats, copy=False), known[plain[0]]
+    if any(part.ndim > 1 for part in values.values()):
+        raise InputError(f"field {name!r} of {source} stacks lists; make each list column its own field")
+    if not named:
+        return np.stack([*values.values()], axis=1, dtype=floats), np.stack([*known.values()], axis=1)
+    for column, categories in named.items():
+        if categories is not None:
+            values[column] = categories.one_hot(*strings(batch, column, source), notes)
+            known[column] = np.ones(values[column].shape, bool)
+    return _joined(values, columns, len(batch), floats), _joined(known, columns, len(batch), bool)
 
 
 def _joined(parts: dict[str, np.ndarray], columns: Sequence[str], rows: int, dtype: Any) -> np.ndarray:

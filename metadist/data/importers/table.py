@@ -19,9 +19,9 @@ are stored; `extra["standardized"][field]` has their "offset" and "scale" for th
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -40,6 +40,23 @@ from metadist.data.writer import ORDER, About, DatasetWriter, Group, options_of,
 
 MASK = "_mask"
 ROUNDING = 1e-13  # deviations below this part of the mean are what rounding leaves of a constant
+
+
+@dataclass(frozen=True)
+class TableField:
+    """The columns that a field is made of, in rows that a run is asked about: one, or several stacked to a `vector`.
+    `dtype` and `shape` are the field's; `incomplete`: beside it is a field NAME_mask, True where there is a value;
+    `categories` are the names that are told apart in columns of names."""
+
+    name: str
+    role: Literal["input", "target"]
+    columns: list[str]
+    vector: bool
+    dtype: str
+    shape: list[int]
+    incomplete: bool
+    categories: dict[str, list[str]] = field(default_factory=dict)
+
 
 Scaling = dict[str, tuple[np.ndarray, np.ndarray]]
 """The offset and scale of each standardized field: numbers, or one per element of a vector."""
@@ -186,8 +203,20 @@ def _fields(survey: Survey, scaling: Scaling) -> tuple[list[Field], dict[str, An
     }
     columns = {asked.name: list(asked.columns) for asked in survey.fields}
     extra = {"names": names, "standardized": standardized, "categories": categories, "columns": columns}
+    extra["preprocessing"] = _preprocessing(survey)
     extra |= {} if survey.time is None else {"time": survey.time}
     return fields, {name: content for name, content in extra.items() if content}
+
+
+def _preprocessing(survey: Survey) -> dict[str, Any]:
+    """Which columns the fields are made of, and which one holds the labels, for rows that a run will be asked about."""
+    fields = []
+    for asked in survey.fields:
+        kind = asked.vector, asked.dtype.name, list(asked.shape), asked.incomplete
+        categories = {column: list(asked.categories[column].names) for column in asked.named}
+        fields.append(TableField(asked.name, asked.role, list(asked.columns), *kind, categories))
+    labels = [survey.labels.group] if survey.kind == "classes" else [f.columns[0] for f in fields if f.role == "target"]
+    return {"table": [asdict(field) for field in fields], "label": None if survey.kind == "values" else labels[0]}
 
 
 def _scaling(survey: Survey, splits: dict[str, Split]) -> Scaling:
@@ -281,16 +310,23 @@ def _values(fields: Sequence[Field], survey: Survey, scaling: Scaling, batch: pa
     for asked in survey.fields:
         field = known_fields[asked.name]
         data, known = asked.read(batch, survey.notes)
-        if asked.name in scaling and asked.shape:
-            offset, scale = scaling[asked.name]
-            data = np.where(known, (data - offset) * scale, 0)
-        elif not known.all():
-            data = data.astype(field.dtype, copy=False)  # an offset is no whole number
-            data = np.where(known, data, np.asarray(field.offset, data.dtype))  # `gather` makes it 0
-        values[asked.name] = data.astype(field.dtype, copy=False)
+        by_element = asked.shape and asked.name in scaling
+        offset, scale = scaling[asked.name] if by_element else (field.offset, field.scale)
+        values[asked.name] = as_stored(data, known, field.dtype, offset, scale)
         if asked.incomplete:
             values[asked.name + MASK] = known
     return values
+
+
+def as_stored(data: np.ndarray, known: np.ndarray, dtype: str, offset: Any = 0.0, scale: Any = 1.0) -> np.ndarray:
+    """What a field stores of these values. Vectors are standardized, where `offset` and `scale` have a number for each
+    element; other values stay as they are. Of absent ones `gather` makes 0."""
+    if np.ndim(offset):
+        data = np.where(known, (data - offset) * scale, 0)
+    elif not known.all():
+        data = data.astype(dtype, copy=False)  # an offset is no whole number
+        data = np.where(known, data, np.asarray(offset, data.dtype))
+    return data.astype(dtype, copy=False)
 
 
 class _Moments:

@@ -21,7 +21,7 @@ from metadist.data.importers.text_files import Record, TextFiles, Unusable
 from metadist.data.notes import Faults, Notes, Progress, shown
 from metadist.data.splits import FRACTIONS, divide, merged_or_refused, split_named
 from metadist.data.table import Field
-from metadist.data.tokenizer import PAD, UNKNOWN, Tokenizer, words
+from metadist.data.tokenizer import PAD, UNKNOWN, Tokenizer, padded, words
 from metadist.data.writer import VOCABULARY, About, DatasetWriter, Group, options_of, staging
 
 LINES = 1 << 40  # of a file, at most
@@ -112,7 +112,9 @@ def text(
 
         tokenizer = Tokenizer.build(train_texts, vocabulary_size)
         tokenizer.save(directory / VOCABULARY)
+        preprocessing = {"texts": {"column": text, "length": length}, "label": label}
         known: dict[str, Any] = {"vocabulary_size": len(tokenizer.pieces), "texts_cut": Counter()}
+        known["preprocessing"] = preprocessing
         about = About("classes", files.name, "as its source says", options, known, notes)
         fields = [Field("tokens", "input", "int32", (length,)), Field("tokens_mask", "input", "bool", (length,))]
         places = [array("q") for _ in groups]  # of each row of each group
@@ -145,7 +147,7 @@ def _tokenized(
         remedy = "raise --vocabulary-size or put texts with them in train"
         example_of_unknown = f"in {files.place(row.file, row.line)}"
         notes.add("tokens unknown", why, example_of_unknown, remedy, int((ids == UNKNOWN).sum()))
-        yield row, np.pad(ids, (0, length - len(ids)), constant_values=PAD), too_long
+        yield row, padded(ids, length), too_long
     why, remedy = f"they have more than {length} tokens", f"--length {longest} keeps them whole"
     notes.add("texts cut", why, example, remedy, cut)
 

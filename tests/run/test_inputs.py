@@ -1,0 +1,210 @@
+"""What is given to a loaded run becomes what the import would have stored, to the bit."""
+
+import json
+import warnings
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+import torch
+from PIL import Image
+
+import metadist
+from metadist.core.task import Examples
+from metadist.data import Preprocessing, Shapes, importers, open_dataset
+from metadist.run.inputs import Inputs
+
+pytestmark = pytest.mark.filterwarnings("ignore:pictures stretched:UserWarning", "ignore:texts cut:UserWarning")
+
+
+def bird(raw_runs, name, number):
+    return raw_runs.pictures / name / f"{number}.png"
+
+
+def through_the_dataset(learner, table, support, query, targets):
+    """Outputs for rows of a dataset, gathered as training does; `targets` [n] of the support set."""
+    examples = Examples(table.gather(support).inputs, (targets,))
+    predict = learner.engine.adapt(learner.theta, examples)
+    return predict(*table.gather(query).inputs, transductive=learner.transductive).numpy()
+
+
+@pytest.mark.parametrize("name", ["pictures", "grey"])
+def test_picture_files_are_what_their_import_was_to_the_bit(raw_runs, name):
+    learner, table = metadist.load(raw_runs.run(name)), raw_runs.test_split(name)
+    first, second = table.group_names[:2]
+    paths = [bird(raw_runs, each, number) for each in (first, second) for number in range(3)]
+    query = [bird(raw_runs, first, 4), bird(raw_runs, second, 5)]
+    support_rows = np.concatenate([table.starts[k] + np.arange(3) for k in range(2)])
+    query_rows = table.starts[:2] + np.array([4, 5])
+    labels = [first] * 3 + [second] * 3
+    adapted = learner.adapt(paths, labels)
+    expected = through_the_dataset(learner, table, support_rows, query_rows, np.array([0, 0, 0, 1, 1, 1]))
+    assert np.array_equal(adapted.outputs(query), expected)
+    opened = learner.adapt([Image.open(path) for path in paths], labels)
+    assert np.array_equal(opened.outputs([Image.open(path) for path in map(str, query)]), expected)
+    stored = learner.adapt(table.column("image")[support_rows], labels)
+    assert np.array_equal(stored.outputs(table.column("image")[query_rows]), expected)
+    assert adapted.predict(str(query[0])) in (first, second)
+    assert np.array_equal(adapted.outputs(Image.open(query[0])), adapted.outputs(query[:1])[0])
+
+
+def test_deep_grey_pictures_take_the_scale_that_the_import_measured(raw_runs):
+    """bird7 has 12 bits in 16: only the measured depth of all pictures tells."""
+    learner = metadist.load(raw_runs.run("grey"))
+    splits = open_dataset(raw_runs.dataset("grey")).splits.values()
+    (table,) = [table for table in splits if "bird7" in table.group_names]
+    (found,), _ = learner.inputs([bird(raw_runs, "bird7", number) for number in range(6)])
+    start = table.starts[table.group_names.index("bird7")]
+    assert np.array_equal(found, table.gather(start + np.arange(6)).inputs[0])
+    assert learner.inputs.about.pictures and learner.inputs.about.pictures.deep_bits == 12
+
+
+def test_texts_are_what_their_import_was_to_the_bit(raw_runs):
+    learner, table = metadist.load(raw_runs.run("texts")), raw_runs.test_split("texts")
+    first, second = table.group_names[:2]
+    rows = [json.loads(line) for line in raw_runs.texts.read_text().splitlines()]
+    texts = {name: [row["text"] for row in rows if row["intent"] == name] for name in (first, second)}
+    support = np.concatenate([table.starts[k] + np.arange(3) for k in range(2)])
+    query = table.starts[0] + np.array([4, 5])
+    adapted = learner.adapt(texts[first][:3] + texts[second][:3], [first] * 3 + [second] * 3)
+    expected = through_the_dataset(learner, table, support, query, np.array([0, 0, 0, 1, 1, 1]))
+    for asked in (texts[first][4:], pd.Series(texts[first][4:]), np.array(texts[first][4:]), tuple(texts[first][4:]),
+                  pa.array(texts[first][4:]), table.gather(query).inputs,
+                  dict(zip(("tokens", "tokens_mask"), table.gather(query).inputs, strict=True))):  # fmt: skip
+        assert np.array_equal(adapted.outputs(asked), expected)
+    assert np.array_equal(adapted.outputs(texts[first][4]), adapted.outputs(texts[first][4:5])[0])
+    assert adapted.predict(texts[first][4]) in (first, second)
+
+
+@pytest.mark.parametrize("name", ["labelled", "values"])
+def test_rows_are_what_their_import_was_to_the_bit(raw_runs, name):
+    """Standardized columns of several types, a list, and a column with gaps, in whatever holds them."""
+    learner, table = metadist.load(raw_runs.run(name), trust_code=True), raw_runs.test_split(name)
+    frame = pd.read_parquet(raw_runs.table)
+    frame = frame[frame.user == int(table.group_names[0])]
+    support, query = table.starts[0] + np.arange(12), table.starts[0] + np.arange(12, 20)
+    if name == "values":
+        targets, labels = table.gather(support).targets[0], frame.price[:12]
+    else:
+        targets, labels = (frame.clicked[:12] == "yes").to_numpy().astype(np.int64), frame.clicked[:12]
+    adapted, asked = learner.adapt(frame[:12], labels), frame[12:]
+    expected = through_the_dataset(learner, table, support, query, targets)
+    if name == "values":
+        (price,) = [field for field in table.fields if field.name == "price"]
+        expected = expected.astype(np.float64) / price.scale + price.offset
+    forms = {
+        "frame": asked, "arrow": pa.Table.from_pandas(asked), "rows": asked.to_dict("records"),
+        "columns": {column: asked[column].tolist() for column in asked},
+        "arrays": {column: np.stack(asked[column].to_list()) for column in asked if column not in ("clicked", "user")},
+    }  # fmt: skip
+    for form in forms.values():
+        assert np.array_equal(adapted.outputs(form), expected)
+    one = adapted.outputs(forms["rows"][0])
+    assert one.shape == expected.shape[1:] and np.array_equal(one, adapted.outputs(asked.iloc[0]))
+    assert np.array_equal(one, adapted.outputs(asked[:1])[0])
+    fields = dict(zip(learner.inputs.about.inputs, _in_the_datas_units(learner, forms["columns"]), strict=True))
+    for form in (fields, tuple(fields.values()), {key: torch.from_numpy(value) for key, value in fields.items()}):
+        assert np.array_equal(adapted.outputs(form), expected)
+
+
+def _in_the_datas_units(learner, columns):
+    """The input fields as arrays, made by hand."""
+    if "x" not in learner.inputs.about.inputs:
+        return np.array(columns["age"]), np.array(columns["income"])
+    cities = np.array([[city == name for name in ("Lima", "Oslo", "Rome", "")] for city in columns["city"]], float)
+    x = np.column_stack([columns["age"], cities, columns["income"]])
+    face = np.array(columns["face"])
+    trips = np.array(columns["trips"], float)
+    offset = learner.shapes.input_units[2]["offset"]
+    return x, face, np.where(np.isnan(trips), offset, trips), ~np.isnan(trips)
+
+
+def test_digits_may_be_drawn_dark_on_white(tmp_path):
+    """A picture that is the negative of a stored digit, four times as large, is that digit."""
+    path = importers.digits(tmp_path / "digits")
+    dataset = open_dataset(path)
+    stored = dataset.splits["test"].column("image")[:5]
+    about = Preprocessing.parse({"inputs": ["image"], **dataset.metadata["extra"]["preprocessing"]})
+    units = [{"dtype": "uint8", "offset": 0.0, "scale": 1 / 16}]
+    inputs = Inputs(Shapes([[1, 8, 8]], False, None, 3, True, units), about)
+    drawn = [Image.fromarray(255 - np.round(each[0] * (255 / 16)).astype(np.uint8)) for each in stored]
+    (found,), _ = inputs(drawn)
+    assert np.array_equal(found, stored.astype(np.float32) / 16)
+
+
+def test_a_run_on_arrays_takes_its_inputs_by_name():
+    about = Preprocessing.parse({"inputs": ["x", "extra"], "targets": ["y"]})
+    inputs = Inputs(Shapes([[2], []], False, None, 1, False, targets=[[1]]), about)
+    x, extra = np.arange(6.0).reshape(3, 2), np.arange(3.0)
+    for given in ((x, extra), {"extra": extra, "x": x}, (x.tolist(), extra.tolist())):
+        (one, other), single = inputs(given)
+        assert not single and np.array_equal(one, x) and np.array_equal(other, extra) and one.dtype == np.float32
+    (one, other), single = inputs({"x": x[0], "extra": 5.0})
+    assert single and one.shape == (1, 2) and other.tolist() == [5.0]
+    for y in ([1.0, 2.0, 3.0], np.ones((3, 1)), {"y": [1, 2, 3]}, (np.ones(3),)):
+        assert inputs.targets(y, 3)[0].shape == (3, 1)
+    for wrong, said in (({"x": x}, "'extra' is missing"), ({"a": x, "b": x}, "x, extra"), (x, r"x, extra"),
+                        ((x, extra[:2]), "several lengths"), ((x, [1.0, np.nan, 2.0]), "no number")):  # fmt: skip
+        with pytest.raises(metadist.InputError, match=said):
+            inputs(wrong)
+    with pytest.raises(metadist.InputError, match=r"\[2\]; 3 examples need \[3, 1\]"):
+        inputs.targets([1.0, 2.0], 3)
+    with pytest.raises(metadist.InputError, match="list of 3, first a text"):
+        inputs.targets(["a", "b", "c"], 3)
+
+
+def test_what_is_no_input_of_the_run_is_told(raw_runs, tmp_path):
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    pictures, texts = metadist.load(raw_runs.run("pictures")).inputs, metadist.load(raw_runs.run("texts")).inputs
+    rows = metadist.load(raw_runs.run("labelled"), trust_code=True).inputs
+    good = {"age": 1.0, "city": "Rome", "income": 2, "face": [1.0, 2.0, 3.0], "trips": None}
+    assert rows(good)[1]
+    for inputs, wrong, said in (
+        (pictures, "gone.png", "gone.png cannot be read"),
+        (pictures, ["gone.png", tmp_path / "broken.png"], "2 of 2 pictures.*gone.png.*broken.png"),
+        (pictures, [np.zeros((12, 12)), "a.png"], "picture 1 is of type ndarray"),
+        (pictures, np.zeros((2, 12, 12)), r"\[2, 12, 12\]; this run takes pictures.*\[n, 3, 12, 12\]"),
+        (pictures, [], "no example"), (pictures, None, "NoneType.*takes pictures"),
+        (pictures, np.full((3, 12, 12), 300), "whole numbers from 0 to 255"),
+        (texts, Image.new("L", (9, 9)), "Image of shape|a Image was given; this run takes texts"),
+        (texts, ["good", None], "text 2 is of type NoneType"), (texts, " ", "no word"),
+        (texts, pd.DataFrame({"text": ["a"]}), "DataFrame.*takes texts"), (texts, 3, "takes texts"),
+        (rows, "a text", "a text was given; this run takes rows with columns age, city, income, face, trips"),
+        (rows, {**good, "age": [1]}, "several lengths|no one type|shape"),
+        (rows, {"age": 1.0, "incom": 2, "city": "", "face": [1.0] * 3, "trips": 1.0}, "'income'.*did you mean incom?"),
+        (rows, [good, {**good, "age": None}], "row 2 has no value for 'age'"),
+        (rows, [{**good, "income": None}], "row 1 has no value for 'income'"),
+        (rows, {**good, "income": np.inf}, "infinite"), (rows, {**good, "age": "old"}, "'age'.*'old'"),
+        (rows, {**good, "face": [1.0]}, r"'face' has values of shape \[1\] and must have \[3\]"),
+        (rows, {"age": [], "city": [], "income": [], "face": [], "trips": []}, "no rows|no example"),
+    ):  # fmt: skip
+        with pytest.raises(metadist.InputError, match=said) as raised:
+            inputs(wrong)
+        assert "\n" not in str(raised.value)
+
+
+def test_what_is_lost_is_said_once_where_it_was_given(raw_runs):
+    texts = metadist.load(raw_runs.run("texts")).inputs
+    with pytest.warns(UserWarning) as said:
+        texts(["ж ж", "pay " * 9, "жж"])
+        texts("жжж")
+    assert [str(each.message).partition(":")[0] for each in said] == [
+        "texts that say nothing to the model",
+        "texts cut",
+    ]
+    assert "'ж ж'" in str(said[0].message) and ": 2," in str(said[0].message) and said[0].filename == __file__
+    pictures = metadist.load(raw_runs.run("pictures")).inputs
+    with pytest.warns(UserWarning, match="images brighter than any in training: 1"):
+        pictures(np.full((3, 12, 12), 200.0))
+    rows = metadist.load(raw_runs.run("labelled"), trust_code=True).inputs
+    with pytest.warns(UserWarning, match="categories unknown: 1.*'city'.*example Bonn"):
+        rows({"age": 1.0, "city": "Bonn", "income": 2, "face": [1.0, 2.0, 3.0], "trips": None})
+    told = []
+    pictures.say = told.append
+    pictures(Image.new("RGB", (30, 10)))
+    pictures(Image.new("RGB", (30, 10)))
+    assert len(told) == 1 and "stretched" in told[0]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        texts("pay money")
