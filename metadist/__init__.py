@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from metadist.learners import MAML, Learner, Reptile
     from metadist.models import Model
     from metadist.run.api import train
+    from metadist.run.compare import compare
     from metadist.run.evaluate import evaluate
     from metadist.run.job_file import load_config
     from metadist.run.predictor import load, load_adapted
@@ -28,6 +29,7 @@ _HOMES = {
     "learners": ("MAML", "Learner", "Reptile"),
     "models": ("Model",),
     "run.api": ("train",),
+    "run.compare": ("compare",),
     "run.evaluate": ("evaluate",),
     "run.job_file": ("load_config",),
     "run.predictor": ("load", "load_adapted"),
@@ -35,8 +37,7 @@ _HOMES = {
 
 __all__ = [
     "MAML", "Config", "Diverged", "Draws", "Engine", "Examples", "InputError", "Interrupted", "Learner", "Model",
-    "Reptile", "Task", "TaskId", "evaluate", "load", "load_adapted",
-    "load_config", "train",
+    "Reptile", "Task", "TaskId", "compare", "evaluate", "load", "load_adapted", "load_config", "train",
 ]  # fmt: skip
 
 

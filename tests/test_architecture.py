@@ -41,14 +41,14 @@ FILES = {
         "events", "executor", "limits", "vitals", "controller", "ray.capacity", "ray.reach", "ray.cluster", "server",
         "worker", "actors", "ray.actors", "ray.metrics", "recovery", "roster", "dispatch", "local", "ray.fleet"
     ],
-    "evaluation": ["baselines", "evaluator", "figures", "intervals", "joint", "verdict", "protocol"],
+    "evaluation": ["baselines", "evaluator", "figures", "intervals", "comparison", "joint", "verdict", "protocol"],
     "run": [
         "auto", "machine", "plugins", "job_file", "build", "trust", "resolved", "task_sizes", "learner_settings",
-        "new_job", "bench", "identity", "prepare", "preflight", "signals", "tracker", "mirror", "saved", "places",
-        "directory", "fleets", "inputs", "few_shot", "predictor", "export", "measures", "pictures", "replay", "results",
-        "evaluate", "resume", "trainer", "dry_run", "api", "package", "status", "submission", "doctor"
+        "new_job", "bench", "identity", "prepare", "preflight", "signals", "tracker", "mirror", "compare", "saved",
+        "places", "directory", "fleets", "inputs", "few_shot", "predictor", "export", "measures", "pictures", "replay",
+        "results", "evaluate", "resume", "trainer", "dry_run", "api", "package", "status", "submission", "doctor"
     ],
-    "cli": ["bench", "config", "cluster", "data", "report", "runs", "main"],
+    "cli": ["tables", "bench", "config", "cluster", "data", "report", "runs", "main"],
 }  # fmt: skip
 """A file imports from files before it in its room only."""
 RAY = {

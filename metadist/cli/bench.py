@@ -1,11 +1,11 @@
 """`metadist bench`: what this machine makes of a job."""
 
 import json
-from collections.abc import Sequence
 from typing import Any
 
 import click
 
+from metadist.cli.tables import table
 from metadist.core.redaction import to_stderr
 
 
@@ -46,14 +46,8 @@ def present(measured: dict[str, Any]) -> str:
     threads, size = measured["threads"], measured["parameters"]
     device = f"one worker, {threads} torch thread(s), {measured['device']}, {size} parameters"
     parts = f"ms a task: {phases}; server: {measured['update_ms']:g} ms a step of {measured['meta_batch_size']} tasks"
-    return "\n".join([device, _table(shown), "", parts, advice])
-
-
-def _table(rows: Sequence[dict[str, Any]]) -> str:
-    """Rows of equal keys as aligned columns, the keys above."""
-    cells = [list(rows[0]), *([_cell(value) for value in row.values()] for row in rows)]
-    widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
-    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in cells)
+    cells = [{name: _cell(value) for name, value in row.items()} for row in shown]
+    return "\n".join([device, table(cells, left=0), "", parts, advice])
 
 
 def _cell(value: Any) -> str:

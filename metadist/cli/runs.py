@@ -1,11 +1,14 @@
-"""`metadist evaluate`, `scale` and `replay`: what is done with a run that is there."""
+"""`metadist evaluate`, `compare`, `scale` and `replay`: what is done with runs that are there."""
 
 import json
+import math
+from typing import Any
 
 import click
 
 from metadist.cli.config import ANY_ARGUMENTS
 from metadist.cli.report import report
+from metadist.cli.tables import table
 from metadist.core.files import finite
 from metadist.core.redaction import redact, to_stderr
 
@@ -38,6 +41,64 @@ def evaluate(run_directory: str, arguments: tuple[str, ...], checkpoint: str, as
     click.echo(
         json.dumps(finite(results), indent=2) if as_json else f"{report(results)}\n\nresults    {results['folder']}"
     )
+
+
+@click.command()
+@click.argument("runs", metavar="RUN RUN...", nargs=-1, required=True)
+@click.option("--figure", type=click.Path(), help="Write a PNG of the comparison.")
+@click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
+def compare(runs: tuple[str, ...], figure: str | None, as_json: bool) -> None:
+    """How much better finished RUNs are than the first of them, with 95 % intervals.
+
+    \b
+    metadist compare runs/maml runs/protonet --figure compared.png
+
+    Where the tasks of evaluation are the same (data, seed, split, ways, shots, queries), differences are paired over
+    tasks, which makes their intervals narrow. A RUN may also be the folder that `metadist evaluate` prints. An interval
+    is of one run each: how much another seed's training would change it is not in it.
+    """
+    from metadist.run import compare as comparing
+
+    if len(runs) < 2:
+        raise click.UsageError("name two runs or more, the first of which the others are compared with")
+    rows = comparing.compare(runs, figure)
+    click.echo(json.dumps(finite(rows), indent=2) if as_json else _compared(rows))
+    if figure:
+        to_stderr(f"wrote {figure}")
+
+
+def _compared(rows: list[dict[str, Any]]) -> str:
+    """The runs as a table, and why some are not paired with the first."""
+    metric, first = rows[0]["metric"], rows[0]["run"]
+    by, digits, unit, points = (100, 2, " %", ", points") if metric == "accuracy" else (1, 4, "", "")
+
+    def figure(mean: float, ci95: float, form: str = "") -> str:
+        if math.isnan(mean):
+            return "none: tasks diverged"
+        return f"{by * mean:{form}.{digits}f}{'' if form else unit} ± {by * ci95:.{digits}f}"
+
+    shown = [
+        {
+            "run": row["run"],
+            **({"data": row["data"]} if len({row["data"] for row in rows}) > 1 else {}),
+            "learner": row["learner"],
+            metric: figure(row["mean"], row["ci95"]),
+            "tasks": str(row["tasks"]),
+            f"better{points}": figure(row["better"], row["better_ci95"], "+") if "better" in row else "the first",
+            "": row.get("word", ""),
+        }
+        for row in rows
+    ]
+    lines = [table(shown, left=len(shown[0]) - 4)]
+    lines += [
+        f"{row['run']} is not paired with {first}, since their tasks are others ({row['unpaired']}): its interval is "
+        "that of a difference of two means, which is wider"
+        for row in rows
+        if "unpaired" in row
+    ]
+    pairs = {row["paired_tasks"] for row in rows if row.get("paired_tasks")}
+    lines += [f"paired over {' and '.join(map(str, sorted(pairs)))} tasks"] if pairs else []
+    return "\n".join(lines)
 
 
 @click.command(context_settings={"ignore_unknown_options": True})  # so that -1 is a number

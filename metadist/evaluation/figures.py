@@ -31,6 +31,18 @@ class CurvePoint(NamedTuple):
     half_width: float
 
 
+class Compared(NamedTuple):
+    """A run beside others: its mean and half-width, how much better it is than the first with that half-width (NaN of
+    the first itself), and whether that is paired over tasks; in the metric's own unit."""
+
+    name: str
+    mean: float
+    half_width: float
+    better: float
+    better_half_width: float
+    paired: bool
+
+
 def adaptation_curve(rows: Iterable[CurvePoint], title: str, path: Path, metric: str = "accuracy") -> None:
     """Writes a PNG of the metric on query examples against the number of inner steps, one curve a name; where there is
     one step at most, a bar each.
@@ -84,6 +96,34 @@ def scaling(metrics: Sequence[Mapping[str, Any]], path: Path) -> None:
     axes.set_xlabel("workers alive")
     axes.set_ylabel("tasks/s")
     axes.legend(frameon=False)
+    _save(figure, path)
+
+
+def comparison(rows: Sequence[Compared], title: str, path: Path, metric: str = "accuracy") -> None:
+    """Writes a PNG of runs, a line each: their means with intervals, and beside them how much better they are than the
+    first."""
+    scale = 100.0 if metric == "accuracy" else 1.0
+    figure = _canvas((8.0, 1.6 + 0.55 * len(rows)))
+    left, right = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
+    for place, row in enumerate(rows):
+        colour = _COLOURS[place % len(_COLOURS)]
+        left.errorbar(scale * row.mean, place, xerr=scale * row.half_width, fmt="o", color=colour, capsize=4)
+        if math.isfinite(row.better):
+            right.errorbar(
+                scale * row.better, place, xerr=scale * row.better_half_width, fmt="o", color=colour, capsize=4,
+                markerfacecolor=colour if row.paired else "white",
+            )  # fmt: skip
+    right.axvline(0, color=_COLOURS[6], linewidth=1)
+    left.set_yticks(range(len(rows)), [row.name for row in rows], fontsize=8)
+    left.set_ylim(len(rows) - 0.5, -0.5)
+    left.set_xlabel(f"{_measure(metric)}, 95 % interval")
+    unit = " (points)" if metric == "accuracy" else ""
+    hollow = "" if all(row.paired for row in rows) else "\nhollow: not paired over tasks"
+    right.set_xlabel(f"better than the first{unit}{hollow}")
+    figure.suptitle(title, fontsize=9)
+    for axes in (left, right):
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
     _save(figure, path)
 
 

@@ -6,13 +6,16 @@ from dataclasses import asdict
 from importlib import metadata
 from typing import Any
 
+import numpy as np
 import torch
 
 from metadist.config import Config
 from metadist.config.load import shown
 from metadist.config.schema import DataConfig
 from metadist.core.errors import InputError
+from metadist.core.files import bare
 from metadist.core.redaction import redacted_settings
+from metadist.core.task import TaskId
 from metadist.engine import Engine
 from metadist.run.auto import aggregation, chunk_size, worker_device
 from metadist.run.build import Job
@@ -38,6 +41,29 @@ def run_identity(job: Job, engine: Engine) -> dict[str, Any]:
         "torch": torch.__version__,
         "device": engine.fingerprint() if worker_device(config) == "cpu" else "GPU",
     }
+
+
+def data_title(config: Config) -> str:
+    """The data's name, for people."""
+    data = config.data
+    return data.family or (bare(data.path).rstrip("/").rpartition("/")[2] if data.path else data.source or "")
+
+
+def evaluation_tasks(job: Job) -> dict[str, Any]:
+    """All that the tasks of evaluation depend on, by name, and a hash of the first of them: where two jobs agree in it,
+    their tasks of one number are the same."""
+    config, own, task = job.config, job.config.evaluation, job.config.task
+    content = hashlib.sha256()
+    for part in job.evaluation_source(TaskId(own.split, 0, 0)):
+        for array in (np.asarray(each) for arrays in part for each in arrays):
+            content.update(f"{array.dtype} {array.shape}".encode() + array.tobytes())
+    found = {"data": data_title(config), "digest": None, "split": own.split, "seed": config.seed}
+    if job.dataset is not None:
+        found["digest"] = job.dataset.digest
+        found |= {"ways": own.ways or task.ways} if job.shapes.classification else {}
+        found |= {"shots": own.shots or task.shots, "queries": own.queries or task.queries}
+        found |= {"within_parent": task.within_parent, "permute_labels": task.permute_labels}
+    return {**found, "steps_per_round": task.steps_per_round, "first_task": content.hexdigest()[:16]}
 
 
 def digest(identity: dict[str, Any]) -> str:

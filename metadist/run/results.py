@@ -12,7 +12,7 @@ from metadist.core.messages import Weights
 from metadist.evaluation.protocol import draw_curve, regret, write_results
 from metadist.run.directory import Run, write_json
 from metadist.run.export import log_models
-from metadist.run.identity import digest
+from metadist.run.identity import digest, evaluation_tasks
 from metadist.run.measures import final_metrics
 from metadist.run.pictures import draw_run, draw_task
 from metadist.run.prepare import Prepared
@@ -29,7 +29,7 @@ def evaluate_weights(
         write_results(results, folder / "tasks.arrow")
         draw_curve(summary, caption, folder / "adaptation_curve.png")
     step_and_hash = {"evaluated_step": weights.version, "evaluated_theta_sha256": theta_sha256(weights.theta)}
-    return {**step_and_hash, **summary}
+    return {**step_and_hash, **summary, "tasks_of": evaluation_tasks(prepared.job)}
 
 
 def conclude(
