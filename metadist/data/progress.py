@@ -3,9 +3,12 @@
 import sys
 import time
 
+BAR = 20  # characters
+REDRAW_S, LINE_S = 0.2, 5.0  # between two looks of the bar; between two lines
+
 
 class RowProgress:
-    """Writes `letters: 6400 of 31820 rows` to stderr: a live line on a terminal, else a line every few seconds.
+    """Writes `letters: 6400 of 31320 rows` to stderr: behind a bar on a terminal, else a line every few seconds.
 
     Args:
         what: is being made.
@@ -19,8 +22,12 @@ class RowProgress:
 
     def __call__(self, done: int, total: int) -> None:
         now = time.monotonic()
-        if now - self._began < self._after_s or (done < total and now - self._shown < (0.2 if self._live else 5)):
+        every = REDRAW_S if self._live else LINE_S
+        if now - self._began < self._after_s or (done < total and now - self._shown < every):
             return
         self._shown = now
         text = f"{self._what}: {done} of {total} rows"
-        print(f"\r{text}" if self._live else text, end="" if self._live and done < total else "\n", file=sys.stderr)
+        if self._live:
+            bar = "#" * (BAR * done // total)
+            text = f"\r[{bar:.<{BAR}}] {text}"
+        print(text, end="" if self._live and done < total else "\n", file=sys.stderr)
