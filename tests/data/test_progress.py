@@ -1,5 +1,3 @@
-import re
-
 from metadist.data.progress import RowProgress
 
 
@@ -16,8 +14,12 @@ def test_what_is_soon_done_is_not_shown(capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_a_terminal_gets_a_live_line(capsys, monkeypatch):
+def test_a_terminal_gets_a_bar(capsys, monkeypatch):
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    monkeypatch.setattr("metadist.data.progress.REDRAW_S", 0)
     progress = RowProgress("letters")
+    progress(50, 100)
     progress(100, 100)
-    assert re.fullmatch("\rletters: 100 of 100 rows\n", capsys.readouterr().err)
+    half, whole = capsys.readouterr().err.removeprefix("\r").split("\r")
+    assert half == f"[{'#' * 10}{'.' * 10}] letters: 50 of 100 rows"
+    assert whole == f"[{'#' * 20}] letters: 100 of 100 rows\n"
