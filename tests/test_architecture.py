@@ -18,10 +18,10 @@ FILES = {
     "data": [
         "notes", "progress", "duplicates", "files", "download", "importers.names", "importers.arrays",
         "importers.delimited", "importers.pictures", "importers.table_files", "importers.columns",
-        "importers.categories", "importers.survey", "splits", "importers.class_folders", "importers.text_files", "table", "sources", "online", "shapes",
-        "tokenizer", "description", "contact_sheet", "writer", "glyphs", "cache", "remote", "importers.digits",
-        "importers.images", "importers.letters", "importers.omniglot", "importers.sinusoid", "importers.table",
-        "importers.text", "preprocessing",
+        "importers.categories", "importers.survey", "splits", "importers.class_folders", "importers.text_files",
+        "table", "sources", "online", "shapes", "tokenizer", "description", "contact_sheet", "writer", "glyphs",
+        "cache", "remote", "importers.digits", "importers.images", "importers.letters", "importers.omniglot",
+        "importers.sinusoid", "importers.table", "importers.text", "preprocessing"
     ],
     "models": ["bag", "losses", "mlp", "noise", "layers", "conv4", "model", "resnet12"],
     "config": ["schema", "yaml", "template", "load"],
@@ -45,8 +45,9 @@ FILES = {
     "run": [
         "auto", "machine", "plugins", "job_file", "build", "trust", "resolved", "task_sizes", "learner_settings",
         "new_job", "bench", "identity", "prepare", "preflight", "signals", "tracker", "mirror", "compare", "saved",
-        "places", "directory", "fleets", "inputs", "few_shot", "predictor", "export", "measures", "pictures", "replay",
-        "results", "evaluate", "resume", "trainer", "dry_run", "api", "package", "status", "submission", "doctor"
+        "places", "directory", "fleets", "inputs", "few_shot", "predictor", "demo", "export", "measures", "pictures",
+        "replay", "results", "evaluate", "resume", "trainer", "dry_run", "api", "package", "status", "submission",
+        "doctor"
     ],
     "cli": ["tables", "bench", "config", "cluster", "data", "report", "runs", "main"],
 }  # fmt: skip

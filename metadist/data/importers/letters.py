@@ -2,6 +2,7 @@
 
 import unicodedata
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,10 +11,11 @@ import numpy as np
 from metadist.core.errors import InputError
 from metadist.core.task import SPLITS, Split
 from metadist.data.glyphs import Face, Outlines, draw, letter_name, outlines, script_name
-from metadist.data.notes import Notes
+from metadist.data.importers.pictures import PictureForm
+from metadist.data.notes import Notes, Progress
 from metadist.data.splits import uniforms
 from metadist.data.table import Field
-from metadist.data.writer import About, DatasetWriter, Group, Progress, options_of, staging
+from metadist.data.writer import About, DatasetWriter, Group, options_of, staging
 
 REGULAR = ("DejaVuSans", "DejaVuSerif", "DejaVuSansMono", "STIXGeneral")  # in these, shapes are compared
 FACES = (
@@ -94,7 +96,9 @@ def letters(
         field = Field("image", "input", "uint8", (1, size, size), scale=1 / 255)
         source = "drawn from the fonts DejaVu and STIX that matplotlib carries"
         prints = {face.name: face.fingerprint for face in faces}
-        about = About("classes", source, LICENCE, options, {"fonts": prints}, notes)
+        form = PictureForm((size, size), "L", inverted=True)
+        extra = {"fonts": prints, "preprocessing": {"pictures": asdict(form)}}
+        about = About("classes", source, LICENCE, options, extra, notes)
         writer = DatasetWriter(directory, [field], groups, about, progress=progress)
         for start in range(0, len(chosen), BLOCK_CLASSES):
             block = chosen[start : start + BLOCK_CLASSES]
