@@ -49,7 +49,7 @@ FILES = {
         "replay", "results", "evaluate", "resume", "trainer", "dry_run", "api", "package", "status", "submission",
         "doctor"
     ],
-    "cli": ["tables", "bench", "config", "cluster", "data", "report", "runs", "main"],
+    "cli": ["tables", "bench", "config", "cluster", "data", "report", "runs", "train", "demo", "main"],
 }  # fmt: skip
 """A file imports from files before it in its room only."""
 RAY = {
