@@ -16,11 +16,12 @@ FLOORS = [
 FILES = {
     "core": ["redaction", "errors", "files", "storage", "task", "messages", "random"],
     "data": [
-        "notes", "duplicates", "files", "download", "importers.names", "importers.arrays", "importers.delimited",
-        "importers.pictures", "importers.table_files", "importers.columns", "importers.categories", "importers.survey",
-        "splits", "importers.class_folders", "importers.text_files", "table", "sources", "online", "shapes",
-        "tokenizer", "description", "contact_sheet", "writer", "cache", "remote", "importers.digits",
-        "importers.images", "importers.omniglot", "importers.sinusoid", "importers.table", "importers.text"
+        "mapped", "notes", "duplicates", "files", "download", "importers.names", "importers.arrays",
+        "importers.delimited", "importers.pictures", "importers.table_files", "importers.columns",
+        "importers.categories", "importers.survey", "splits", "importers.class_folders", "importers.text_files",
+        "table", "sources", "online", "shapes", "tokenizer", "description", "contact_sheet", "writer", "cache",
+        "remote", "importers.digits", "importers.images", "importers.omniglot", "importers.sinusoid", "importers.table",
+        "importers.text"
     ],
     "models": ["bag", "losses", "mlp", "noise", "layers", "conv4", "model", "resnet12"],
     "config": ["schema", "template", "yaml", "load"],
