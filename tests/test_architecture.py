@@ -16,7 +16,7 @@ FLOORS = [
 FILES = {
     "core": ["redaction", "errors", "files", "storage", "task", "messages", "random"],
     "data": [
-        "notes", "progress", "duplicates", "files", "download", "importers.names", "importers.arrays",
+        "mapped", "notes", "progress", "duplicates", "files", "download", "importers.names", "importers.arrays",
         "importers.delimited", "importers.pictures", "importers.table_files", "importers.columns",
         "importers.categories", "importers.survey", "splits", "importers.class_folders", "importers.text_files",
         "table", "sources", "online", "shapes", "tokenizer", "description", "contact_sheet", "writer", "glyphs",
