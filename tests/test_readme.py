@@ -4,6 +4,7 @@ A block fenced as ```bash no_run needs a download, another machine or much time:
 checked, and nothing is run; Python so marked is compiled.
 """
 
+import json
 import os
 import re
 import runpy
@@ -114,6 +115,19 @@ def test_commands_run_in_their_order(clone, ray_cluster):
                 code = compile(block.text, block.readme, "exec")
                 if block.runs:
                     exec(code, {"__name__": "__main__"})
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_the_first_run_is_far_ahead_of_its_baselines(tmp_path):
+    """The whole job, in one process: the bits of a run do not depend on where it is computed."""
+    where = ["fleet.backend=local", "tracking.mlflow=false", "run_dir=run"]
+    done = run("train", str(ROOT / "jobs" / "letters.yaml"), *where, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["accuracy"]["after"]["mean"] >= 0.75
+    assert max(found["accuracy"]["mean"] for found in results["baselines"].values()) < 0.45
+    assert "verdict    ahead of its best baseline" in done.stdout
 
 
 NOT_RUN = [(block.readme, command) for block in BLOCKS if not block.runs for command in block.commands]

@@ -33,7 +33,7 @@ def config_of(*overrides: str):
 def test_every_job_file_builds_its_engine_without_its_data(job):
     config = load_config([job])
     name = job.stem.partition("_")[0]
-    shapes = {"omniglot": IMAGES, "digits": IMAGES, "clinc150": TEXT, "sinusoid": CURVES}[name]
+    shapes = {"omniglot": IMAGES, "digits": IMAGES, "letters": IMAGES, "clinc150": TEXT, "sinusoid": CURVES}[name]
     engine, later = Job(config, shapes).engine(), Job(config, shapes).evaluation_engine()
     assert later.learner.inner_steps == (config.evaluation.inner_steps or engine.learner.inner_steps)
     assert torch.equal(engine.initial_theta(), later.initial_theta())
