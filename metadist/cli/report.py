@@ -2,9 +2,11 @@
 
 import os
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from metadist.cli.tables import table
 from metadist.core.files import is_uri, join
 from metadist.core.redaction import redact
 from metadist.tracking.description import figure
@@ -21,16 +23,7 @@ def report(results: dict[str, Any]) -> str:
     if "theta_sha256" in results:
         lines.append(f"theta      {results['theta_sha256']} after {results['meta_steps']} steps")
     lines.append(f"evaluated  {results['evaluated_theta_sha256']} (step {results['evaluated_step']})")
-    lines += [f"protocol   {protocol}", "", f"{metric} (mean, 95 % interval)"]
-    for k, point in enumerate(results[metric]["by_inner_step"]):
-        label = f"after {k} inner steps" if k else results["begun"]
-        lines.append(f"  {label:26} {figure(metric, point)}")
-    for name, measured in results["baselines"].items():
-        points = measured[metric] if isinstance(measured[metric], list) else [measured[metric]]
-        for k, point in enumerate(points):
-            label = name.replace("_", " ") + (f", {k} steps" if len(points) > 1 else "")
-            fewer = f" ({measured['tasks']} tasks)" if measured["tasks"] < results["protocol"]["tasks"] else ""
-            lines.append(f"  {label:26} {figure(metric, point)}{fewer}")
+    lines += [f"protocol   {protocol}", "", table(list(_figures(results, metric)), left=2)]
     lines += ["", f"verdict    {results['verdict']}"]
     if "divergence" in results:
         lines += ["", f"diverged   {results['divergence']}"]
@@ -38,6 +31,19 @@ def report(results: dict[str, Any]) -> str:
         rounds = f"{len(losses)} rounds, loss {losses[0]:.4f} in the first, {losses[-1]:.4f} in the last"
         lines += ["", f"online     {rounds}, regret {results['online']['regret']:.4f}"]
     return "\n".join(lines)
+
+
+def _figures(results: dict[str, Any], metric: str) -> Iterator[dict[str, str]]:
+    """A row for each inner step and each baseline."""
+    name, head, tasks = "", f"{metric}, 95 % interval", results["protocol"].get("tasks", 0)
+    for k, point in enumerate(results[metric]["by_inner_step"]):
+        label = f"after {k} inner step{'s' * (k > 1)}" if k else results["begun"]
+        yield {name: label, head: figure(metric, point), "tasks": str(tasks)}
+    for baseline, measured in results["baselines"].items():
+        points = measured[metric] if isinstance(measured[metric], list) else [measured[metric]]
+        for k, point in enumerate(points):
+            label = baseline.replace("_", " ") + (f", {k} steps" if len(points) > 1 else "")
+            yield {name: label, head: figure(metric, point), "tasks": str(measured["tasks"])}
 
 
 def next_commands(config: "Config", results: dict[str, Any]) -> str:

@@ -31,13 +31,19 @@ def evaluate(run_directory: str, arguments: tuple[str, ...], checkpoint: str, as
     from metadist.run import evaluate as evaluation
     from metadist.run.job_file import load_config, split_arguments
     from metadist.run.saved import config_file
+    from metadist.tracking.console import ConsoleTracker
 
     files, overrides = split_arguments(arguments)
     config = load_config([config_file(run_directory), *files], overrides)
     typed = given_settings(files, overrides)
-    results = evaluation.evaluate(
-        config, run_directory, checkpoint=checkpoint, say=to_stderr, trust_code=trust_code, own=typed
-    )
+    console = ConsoleTracker(0)
+    try:
+        results = evaluation.evaluate(
+            config, run_directory, checkpoint=checkpoint, say=console.say, doing=console.doing, trust_code=trust_code,
+            own=typed,
+        )  # fmt: skip
+    finally:
+        console.finish("FINISHED")
     click.echo(
         json.dumps(finite(results), indent=2) if as_json else f"{report(results)}\n\nresults    {results['folder']}"
     )

@@ -1,11 +1,14 @@
 """What driver, workers and server say to one another: names, flat numpy vectors and a few numbers."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from metadist.core.task import Split, TaskId
+
+Watch = Callable[[int, int], None]
+"""Takes how much is done, and of how much."""
 
 
 class Weights(NamedTuple):

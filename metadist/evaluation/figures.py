@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _MARKERS = "os^Dvp*"
 _DASHES = ("--", "-.", ":")
-_SMOOTHED_FROM = 200
+_SMOOTHED_FROM, _MOST_POINTS, _DECADE = 100, 200, 10.0
 
 
 class CurvePoint(NamedTuple):
@@ -74,7 +74,7 @@ def adaptation_curve(rows: Iterable[CurvePoint], title: str, path: Path, metric:
     _save(figure, path)
 
 
-def scaling(metrics: Sequence[Mapping[str, Any]], path: Path) -> None:
+def scaling(metrics: Sequence[Mapping[str, Any]], path: Path, title: str = "") -> None:
     """Writes a PNG of the tasks a second against the number of workers alive: each measurement, the medians, and what
     would be proportional to the workers. `metrics` are the rows of `read_metrics`."""
     rates: dict[float, list[float]] = {}
@@ -95,6 +95,7 @@ def scaling(metrics: Sequence[Mapping[str, Any]], path: Path) -> None:
     axes.set_ylim(bottom=0)
     axes.set_xlabel("workers alive")
     axes.set_ylabel("tasks/s")
+    axes.set_title(title, wrap=True, fontsize=9)
     axes.legend(frameon=False)
     _save(figure, path)
 
@@ -127,7 +128,7 @@ def comparison(rows: Sequence[Compared], title: str, path: Path, metric: str = "
     _save(figure, path)
 
 
-def task_picture(images: np.ndarray, labels: np.ndarray, confusion: np.ndarray, path: Path) -> None:
+def task_picture(images: np.ndarray, labels: np.ndarray, confusion: np.ndarray, path: Path, title: str = "") -> None:
     """Writes a PNG of one task: a row of support pictures a class (at most eight), beside how many query examples of
     each class [row] were taken for which [column]. images [n, 1 or 3, height, width], 0 to 1; labels [n]; confusion
     [ways, ways], counts."""
@@ -155,12 +156,14 @@ def task_picture(images: np.ndarray, labels: np.ndarray, confusion: np.ndarray, 
     axes.set_xlabel("predicted class")
     axes.set_ylabel("class")
     right.suptitle(f"{np.trace(confusion)} of {confusion.sum()} queries right", fontsize=10)
+    figure.suptitle(title, fontsize=9)
     _save(figure, path)
 
 
-def training_curve(metrics: Sequence[Mapping[str, Any]], path: Path) -> None:
+def training_curve(metrics: Sequence[Mapping[str, Any]], path: Path, title: str = "") -> None:
     """Writes a PNG of train loss, validation with its 95 % interval and throughput over meta-steps, one below the
-    other.
+    other. Losses that span decades are on a log axis; numbers that were logged closer together than a two-hundredth of
+    the run are drawn as their mean.
 
     `metrics` are the rows of `read_metrics`; panels without numbers are left out, the non-finite are not drawn. Raises
     InputError when there is none of `train/loss`, `validation/accuracy`, `validation/loss`, `workers/tasks_per_s`.
@@ -182,10 +185,12 @@ def training_curve(metrics: Sequence[Mapping[str, Any]], path: Path) -> None:
                 _draw_interval(axes, metrics, dict(zip(steps, values, strict=True)))
         axes.set_ylabel(label)
         if label == "loss":
+            _set_scale(axes, [value for _, values in lines.values() for value in values])
             axes.legend(frameon=False)
     if "throughput\n(tasks/s)" in drawn:
         all_axes[-1].set_ylim(bottom=0)
     all_axes[-1].set_xlabel("meta-steps")
+    all_axes[0].set_title(title, wrap=True, fontsize=9)
     figure.align_ylabels(all_axes)
     _save(figure, path)
 
@@ -207,13 +212,15 @@ def _draw_curve(axes: "Axes", name: str, points: list[CurvePoint], scale: float,
 
 
 def _draw_series(axes: "Axes", name: str, steps: list[float], values: list[float]) -> None:
-    """A long noisy series is drawn faintly, with its running mean over 2 % of its points on top."""
+    """A long noisy series is drawn faintly, with its running mean over 5 % of its points on top."""
+    steps, values = (steps, values) if name == "validation" else _thinned(steps, values)
     colour = {"train": _COLOURS[0], "validation": _COLOURS[1], "throughput": _COLOURS[2]}[name]
     if len(values) < _SMOOTHED_FROM:
-        axes.plot(steps, values, color=colour, marker="o" if len(values) <= 40 else None, markersize=3, label=name)
+        dots = "o" if len(values) <= (40 if name == "validation" else 1) else None
+        axes.plot(steps, values, color=colour, marker=dots, markersize=3, label=name)
         return
     axes.plot(steps, values, color=colour, alpha=0.25, linewidth=0.8)
-    window = len(values) // 50
+    window = len(values) // 20
     means = np.convolve(values, np.full(window, 1 / window), mode="valid")
     axes.plot(
         steps[window // 2 : window // 2 + len(means)],
@@ -222,6 +229,12 @@ def _draw_series(axes: "Axes", name: str, steps: list[float], values: list[float
         linewidth=1.6,
         label=f"{name} (mean of {window})",
     )
+
+
+def _set_scale(axes: "Axes", values: Sequence[float]) -> None:
+    """A log axis where the values are positive and the largest is more than ten times all but the smallest fiftieth."""
+    if min(values) > 0 and max(values) > _DECADE * np.quantile(values, 0.02):
+        axes.set_yscale("log")
 
 
 def _draw_interval(axes: "Axes", metrics: Sequence[Mapping[str, Any]], accuracies: Mapping[float, float]) -> None:
@@ -253,6 +266,19 @@ def _bars(curves: Mapping[str, list[CurvePoint]], scale: float, metric: str, tit
 
 def _measure(metric: str) -> str:
     return "query accuracy (%)" if metric == "accuracy" else f"query {metric}"
+
+
+def _thinned(steps: list[float], values: list[float]) -> tuple[list[float], list[float]]:
+    """The series with what lies in one two-hundredth of its range as one point, their mean."""
+    width = (steps[-1] - steps[0]) / _MOST_POINTS
+    if not width:
+        return steps, values
+    place = np.minimum((np.array(steps) - steps[0]) // width, _MOST_POINTS - 1)
+    counts = np.bincount(place.astype(int))
+    kept = counts > 0
+    means = (np.bincount(place.astype(int), weights=each)[kept] / counts[kept] for each in (steps, values))
+    thin_steps, thin_values = (mean.tolist() for mean in means)
+    return thin_steps, thin_values
 
 
 def _series(metrics: Sequence[Mapping[str, Any]], name: str, scale: float = 1.0) -> tuple[list[float], list[float]]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -9,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from metadist.config.schema import EvaluationConfig
-from metadist.core.messages import Chunk, plan
+from metadist.core.messages import Chunk, Watch, plan
 from metadist.core.task import Split
 from metadist.evaluation.figures import CurvePoint, adaptation_curve
 from metadist.evaluation.intervals import count_diverged, interval
@@ -17,12 +18,18 @@ from metadist.evaluation.joint import Joint
 from metadist.evaluation.verdict import verdict
 from metadist.learners import Learner
 
+Doing = Callable[[str, int, int], None]
+
+
+def _unseen(what: str, done: int, total: int) -> None:
+    del what, done, total
+
 
 class EvaluatingFleet(Protocol):
     """The part of a fleet that evaluation needs."""
 
     def evaluate(
-        self, weights: Any, chunks: Sequence[Chunk], baselines: tuple[str, ...] = ()
+        self, weights: Any, chunks: Sequence[Chunk], baselines: tuple[str, ...] = (), watch: Watch | None = None
     ) -> list[dict[str, np.ndarray]]: ...
 
 
@@ -34,9 +41,17 @@ def measure(
     size: int,
     baselines: tuple[str, ...] = (),
     step: int = 0,
+    watch: Watch | None = None,
 ) -> dict[str, np.ndarray]:
-    """Per-task results of tasks 0..num_tasks-1 of a split: {metric: [T, inner_steps + 1]}, {"baseline/metric": [T]}."""
-    results = fleet.evaluate(weights, plan(split, step, num_tasks, size), baselines)
+    """Per-task results of tasks 0..num_tasks-1 of a split: {metric: [T, inner_steps + 1]}, {"baseline/metric": [T]}.
+    `watch` is told how many tasks are done."""
+
+    def chunks_done(done: int, total: int) -> None:
+        assert watch
+        watch(num_tasks if done == total else done * size, num_tasks)
+
+    chunks = plan(split, step, num_tasks, size)
+    results = fleet.evaluate(weights, chunks, baselines, chunks_done if watch else None)
     return {name: np.concatenate([result[name] for result in results]) for name in results[0]}
 
 
@@ -56,26 +71,31 @@ class Evaluation:
     joint: Joint | None = None
 
     def run(
-        self, fleet: EvaluatingFleet, weights: Any, say: Callable[[str], None]
+        self, fleet: EvaluatingFleet, weights: Any, say: Callable[[str], None], doing: Doing = _unseen
     ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """Evaluate weights on `evaluation.split`: a summary as plain types, and per-task results.
 
         Baselines see the same tasks; from_scratch, which is slow, the first `evaluation.baseline_tasks` of them.
+        `doing` takes what is being done, how much of it is, and of how much.
         """
         settings = self.settings
         split, tasks = settings.split, settings.test_tasks
         quick = tuple(name for name in self.baselines if name not in ("from_scratch", "joint"))
         say(f"evaluating {tasks} tasks of split {split!r}")
-        results = measure(fleet, weights, split, tasks, self.chunk_size, quick)
+        results = measure(fleet, weights, split, tasks, self.chunk_size, quick, watch=partial(doing, "evaluated tasks"))
         few = min(settings.baseline_tasks, tasks)
         if "from_scratch" in self.baselines and few:
-            say(f"training from scratch on {few} of them")
-            scratch = measure(fleet, weights, split, few, self.chunk_size, ("from_scratch",))
+            say(f"training from scratch on {few} of them (evaluation.baseline_tasks=0 leaves that out)")
+            watch = partial(doing, "tasks trained from scratch")
+            scratch = measure(fleet, weights, split, few, self.chunk_size, ("from_scratch",), watch=watch)
             results |= {name: values for name, values in scratch.items() if name.startswith("from_scratch/")}
         caption = dict(self.caption)
         if self.joint is not None and "joint" in self.baselines:
-            say(f"training the joint baseline for {settings.joint_steps} steps")
-            results |= {f"joint/{name}": values for name, values in self.joint.results().items()}
+            others = ",".join(name for name in self.baselines if name != "joint")
+            skip = f"evaluation.baselines=[{others}] leaves it out"
+            say(f"training the joint baseline for {settings.joint_steps} steps ({skip})")
+            found = self.joint.results(partial(doing, "steps of the joint baseline"))
+            results |= {f"joint/{name}": values for name, values in found.items()}
             caption["joint_inner_lr"] = self.joint.inner_lr
         figures = summary(results)
         figures["verdict"] = verdict(results)

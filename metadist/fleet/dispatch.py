@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from metadist.core.errors import InputError, Interrupted
-from metadist.core.messages import Chunk, ChunkReport, Weights, plan
+from metadist.core.messages import Chunk, ChunkReport, Watch, Weights, plan
 from metadist.fleet import events
 from metadist.fleet.actors import CACHED, Bundle, join_weights
 from metadist.fleet.controller import REMEMBERED, Controller
@@ -58,6 +58,7 @@ class Batch:
     bundles: Sequence[Bundle]
     weights: tuple[Ref, ...] | None
     baselines: tuple[str, ...] = ()
+    watch: Watch | None = None
     results: dict[Bundle, Result] = field(default_factory=dict)
     returned: dict[Attempt, list[Any]] = field(default_factory=dict)
     num_attempts: Counter[Bundle] = field(default_factory=Counter)
@@ -259,13 +260,14 @@ class Fleet:
                 ahead = ahead and ahead._replace(weights=self._server.weights())  # pyright: ignore
 
     def evaluate(
-        self, weights: Sequence[Ref] | Weights, chunks: Sequence[Chunk], baselines: tuple[str, ...] = ()
-    ) -> list[dict[str, np.ndarray]]:
-        """What `Worker.evaluate` returns for each chunk, in order."""
+        self, weights: Sequence[Ref] | Weights, chunks: Sequence[Chunk], baselines: tuple[str, ...] = (),
+        watch: Watch | None = None,
+    ) -> list[dict[str, np.ndarray]]:  # fmt: skip
+        """What `Worker.evaluate` returns for each chunk, in order; `watch` is told how many are done, of how many."""
         refs, bundles = self._refs(weights), [(chunk,) for chunk in chunks]
         while True:
             try:
-                number = self._begin(Batch("evaluate", bundles, refs, baselines))
+                number = self._begin(Batch("evaluate", bundles, refs, baselines, watch))
                 self._finish(number)
                 return self._batches[number].values()
             except WeightsLost as error:
@@ -375,6 +377,8 @@ class Fleet:
                     raise Interrupted(signal)
                 self.resize(self._asked_target() or self.target)
             sent = self._send_ahead(sent, batch)
+            if batch.watch:
+                batch.watch(len(batch.results), len(batch.bundles))
         self.roster.run_has_begun = True
         results = [batch.results[bundle] for bundle in batch.bundles]
         batch.results = dict.fromkeys(batch.results, ())  # gradients must not stay in the object store
@@ -414,10 +418,8 @@ class Fleet:
                     self._compare(first, second)
                 case events.Say(text):
                     self._say(text)
-                case events.Waiting(joined, target, paused):
-                    doing = "waiting for workers" if paused else "computing with fewer workers"
-                    why = self.executor.shortage(*self.roster.missing(target - joined))
-                    self._say(f"{doing}: {joined} of {target} have joined; {why}")
+                case events.Waiting(joined, target, _):
+                    self._say(action.sentence(self.executor.shortage(*self.roster.missing(target - joined))))
 
     def _submit(self, attempt: Attempt) -> None:
         """Have a worker compute a bundle. One that has just been found lost, of which the controller is about to hear,

@@ -130,6 +130,13 @@ class Waiting(NamedTuple):
     target: int
     paused: bool
 
+    def sentence(self, why: str) -> str:
+        """What it is in words; `why`: what is known of those that are missing."""
+        doing = "waiting for workers" if self.paused else "computing with fewer workers"
+        if why == f"{self.target} being started":
+            return f"starting {self.target} worker{'s' * (self.target > 1)}"
+        return f"{doing}: {self.joined} of {self.target} have joined; {why}"
+
 
 Event = Joined | Lost | Unreachable | Done | Answered | Draining | Target | Tick
 Action = Spawn | Ask | Probe | Retire | Abandon | Assign | Cancel | Compare | Say | Waiting

@@ -63,7 +63,8 @@ def _train(run: Run, start: Start, began: float) -> dict[str, Any]:
     ):  # fmt: skip
         run.describe(prepared.job.dataset, prepared.resolved(), prepared.about(), trust_flag(config))
         trainer = Trainer(run, prepared, fleet)
-        for line in [banner(run, start), prepared.chosen(), *prepared.notes, *unloadable(config), *unlogged(prepared)]:
+        lines = [banner(run, start), prepared.chosen(), *prepared.notes, *unloadable(config), *unlogged(prepared)]
+        for line in [*lines, *first_steps(config)]:
             run.say(line)
         with signals.deferred():
             weights, ended_by = trainer.run(start.step, Stop(signals, config.max_time_s, config.evaluation.patience))
@@ -96,3 +97,13 @@ def banner(run: Run, start: Start) -> str:
         f"{config.batch_size(config.num_workers)} tasks a step, {config.num_workers} workers, "
         f"{prepared.engine.kind} engine{memory}"
     )
+
+
+def first_steps(config: Config) -> list[str]:
+    """Sentences on what takes long before the first meta-step is done."""
+    own, lines = config.engine, []
+    if own.compile:
+        lines.append("the first meta-step compiles the meta-gradient, about half a minute (engine.compile=false)")
+    if own.cuda_graphs:
+        lines.append("the first meta-steps record the meta-gradient's operations (engine.cuda_graphs=false)")
+    return lines

@@ -95,6 +95,7 @@ class Run:
             self._lock.mirror.rewind(self.checkpoint.step)
         self._tracker = RunTracker(self.config, self.path, self.checkpoint, self._quiet)
         self.tracker, self.say = self._tracker.tracker, self._tracker.say
+        self.doing = self._tracker.doing
         return self
 
     def __exit__(

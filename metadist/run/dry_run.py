@@ -4,6 +4,7 @@ from dataclasses import asdict
 from typing import Any
 
 from metadist.config import Config
+from metadist.core.redaction import to_stderr
 from metadist.run.build import Job
 from metadist.run.fleets import check_cluster
 from metadist.run.identity import digest, run_identity
@@ -19,7 +20,7 @@ def dry_run(config: Config) -> dict[str, Any]:
     config = checked(config)
     check_cluster(config)
     find_checkpoint(config, "auto")
-    prepared = preflight(Job(config), evaluated_splits(config), gradient=True)
+    prepared = preflight(Job(config), evaluated_splits(config), gradient=True, say=to_stderr)
     engine = prepared.engine
     return {
         "run_dir": name_of(config.run_dir or ""),

@@ -32,6 +32,7 @@ def evaluate(
     *,
     checkpoint: str = "best",
     say: Callable[[str], None] = print,
+    doing: Callable[[str, int, int], None] | None = None,
     trust_code: bool = False,
     own: Collection[str] = (),
 ) -> dict[str, Any]:
@@ -42,6 +43,7 @@ def evaluate(
         run: its directory. Everything is left in RUN/evaluations/NAME, one NAME per configuration.
         checkpoint: "best" by validation, "latest", or "step_00000200".
         say: takes progress, a line at a time.
+        doing: takes what is being done, how much of it is, and of how much.
         trust_code: follow code, addresses and places that only the saved run names.
         own: settings (dotted keys) that the user gave himself, which are followed without.
 
@@ -58,14 +60,14 @@ def evaluate(
     check_usable(config.checkpoint.location, config.fleet.address, config.data.path, config.model.weights)
     saved = read_checkpoint(run, checkpoint, config.checkpoint.location)
     check_evaluation(saved.run["identity"], config)
-    prepared = preflight(Job(config), [config.evaluation.split], saved)
+    prepared = preflight(Job(config), [config.evaluation.split], saved, say=say)
     for note in prepared.notes:
         say(note)
     name, signals = f"evaluations/{digest({'config': shown(config), 'step': saved.step})}", Signals()
     followed = is_tracked(config, trust_code, own)
     with new_files(run, name) as (folder, place), nested_tracker(prepared, run, name, folder, followed, say) as log:
         with open_fleet(prepared, config.num_workers, say, signals) as fleet, signals:
-            results = evaluate_weights(prepared, fleet, prepared.weights(saved.step), folder, say)
+            results = evaluate_weights(prepared, fleet, prepared.weights(saved.step), folder, say, doing)
         results["resolved"] = prepared.resolved()
         write_json(results, folder / "results.json")
         log(results)

@@ -49,6 +49,12 @@ def data_title(config: Config) -> str:
     return data.family or (bare(data.path).rstrip("/").rpartition("/")[2] if data.path else data.source or "")
 
 
+def figure_title(config: Config) -> str:
+    """Data, learner, run: what the figures of a run are called."""
+    run = bare(config.run_dir or "").rstrip("/").rpartition("/")[2]
+    return ", ".join(filter(None, [data_title(config), config.learner.name, config.tracking.run_name or run]))
+
+
 def evaluation_tasks(job: Job) -> dict[str, Any]:
     """All that the tasks of evaluation depend on, by name, and a hash of the first of them: where two jobs agree in it,
     their tasks of one number are the same."""

@@ -14,20 +14,22 @@ from metadist.run.prepare import Prepared
 from metadist.tracking.jsonl import read_metrics
 
 
-def draw_run(path: Path) -> list[str]:
+def draw_run(path: Path, title: str = "") -> list[str]:
     """The training curve and, where there was more than one number of workers, the scaling; the files' names."""
     rows, files = read_metrics(path / "metrics.jsonl"), []
     with writing(path):
         if any("train/loss" in row for row in rows):
-            training_curve(rows, path / "training_curve.png")
+            training_curve(rows, path / "training_curve.png", title)
             files.append("training_curve.png")
         if len({row["workers/alive"] for row in rows if "workers/alive" in row}) > 1:
-            scaling(rows, path / "scaling.png")
+            scaling(rows, path / "scaling.png", title)
             files.append("scaling.png")
     return files
 
 
-def draw_task(prepared: Prepared, theta: np.ndarray, path: Path, say: Callable[[str], None]) -> list[str]:
+def draw_task(
+    prepared: Prepared, theta: np.ndarray, path: Path, say: Callable[[str], None], title: str = ""
+) -> list[str]:
     """One task of the evaluation, where it is of pictures: its support set, and which of its queries theta [P] takes
     for which class. Computed in this process; the name of the file, if there is one. What cannot be computed so is
     said, and does not end the run."""
@@ -43,7 +45,8 @@ def draw_task(prepared: Prepared, theta: np.ndarray, path: Path, say: Callable[[
         say(f"task.png is not drawn: its task cannot be computed ({type(error).__name__}: {reason(error)})")
         return []
     with writing(path):
-        task_picture(task.support.inputs[0], np.asarray(task.support.targets[0]), confusion, path / "task.png")
+        labels = np.asarray(task.support.targets[0])
+        task_picture(task.support.inputs[0], labels, confusion, path / "task.png", title)
     return ["task.png"]
 
 

@@ -1,7 +1,9 @@
 """Checks before the first step of whatever could only fail, or be wrong, after hours: derivatives, evaluation."""
 
 import tempfile
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import numpy as np
 from metadist.checkpoint.format import Checkpoint
 from metadist.core.errors import InputError
 from metadist.core.files import reason
-from metadist.core.messages import Chunk, Weights
+from metadist.core.messages import Chunk, Watch, Weights
 from metadist.core.task import Split, Task, TaskId
 from metadist.engine import Engine, Method
 from metadist.engine.gradient_check import Found, check_gradient, claims_derivative, plain
@@ -20,18 +22,39 @@ from metadist.models.model import layer_of
 from metadist.run.build import Job
 from metadist.run.prepare import Prepared, prepare
 
+SLOW_S = 3.0
 PLAIN = {"compile": False, "cuda_graphs": False, "autocast": False, "device": "cpu"}
 
 
 def preflight(
-    job: Job, splits: Sequence[Split], checkpoint: Checkpoint | None = None, gradient: bool = False
-) -> Prepared:
-    """Prepare the job and try its evaluation; with `gradient` check the meta-gradient too.
+    job: Job, splits: Sequence[Split], checkpoint: Checkpoint | None = None, gradient: bool = False,
+    say: Callable[[str], None] | None = None,
+) -> Prepared:  # fmt: skip
+    """Prepare the job and try its evaluation; with `gradient` check the meta-gradient too. What takes long of it is
+    said.
 
     Raises InputError for whatever would go wrong later.
     """
-    prepared = prepare(job, splits, checkpoint)
-    return with_evaluation_tried(with_gradient_checked(prepared) if gradient else prepared)
+    with said_if_slow("reading the data and trying one task with the model and the learner", say):
+        prepared = prepare(job, splits, checkpoint)
+    if gradient:
+        text = "comparing its meta-gradient with finite differences (engine.gradient_check=false leaves that out)"
+        with said_if_slow(text, say):
+            prepared = with_gradient_checked(prepared)
+    with said_if_slow("trying the evaluation, with its baselines, on two tasks", say):
+        return with_evaluation_tried(prepared)
+
+
+@contextmanager
+def said_if_slow(text: str, say: Callable[[str], None] | None) -> Iterator[None]:
+    """Say what is being done, once it has taken more than a few seconds."""
+    timer = threading.Timer(SLOW_S, say or _say_nothing, [text])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def with_gradient_checked(prepared: Prepared) -> Prepared:
@@ -155,8 +178,9 @@ class _Here:
         self.worker = job.worker(constants)
 
     def evaluate(
-        self, weights: Weights, chunks: Sequence[Chunk], baselines: tuple[str, ...] = ()
+        self, weights: Weights, chunks: Sequence[Chunk], baselines: tuple[str, ...] = (), watch: Watch | None = None
     ) -> list[dict[str, np.ndarray]]:
+        del watch
         return [self.worker.evaluate(weights, chunk, baselines) for chunk in chunks]
 
 

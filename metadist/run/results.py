@@ -9,10 +9,10 @@ from metadist.checkpoint.format import theta_sha256
 from metadist.core.errors import EvaluationFailed, HeadLost, Interrupted, StorageFailed
 from metadist.core.files import reason, writing
 from metadist.core.messages import Weights
-from metadist.evaluation.protocol import draw_curve, regret, write_results
+from metadist.evaluation.protocol import Doing, draw_curve, regret, write_results
 from metadist.run.directory import Run, write_json
 from metadist.run.export import log_models
-from metadist.run.identity import digest, evaluation_tasks
+from metadist.run.identity import digest, evaluation_tasks, figure_title
 from metadist.run.measures import final_metrics
 from metadist.run.pictures import draw_run, draw_task
 from metadist.run.prepare import Prepared
@@ -20,14 +20,16 @@ from metadist.run.trust import trust_flag
 
 
 def evaluate_weights(
-    prepared: Prepared, fleet: Any, weights: Weights, folder: Path, say: Callable[[str], None]
-) -> dict[str, Any]:
+    prepared: Prepared, fleet: Any, weights: Weights, folder: Path, say: Callable[[str], None],
+    doing: Doing | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """The summary of the full evaluation; per-task results and the adaptation curve are written to `folder`."""
-    summary, results = prepared.job.evaluation(prepared.engine, prepared.baselines).run(fleet, weights, say)
+    shown = (doing,) if doing else ()
+    summary, results = prepared.job.evaluation(prepared.engine, prepared.baselines).run(fleet, weights, say, *shown)
     caption = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in summary["protocol"].items())
     with writing(folder):
         write_results(results, folder / "tasks.arrow")
-        draw_curve(summary, caption, folder / "adaptation_curve.png")
+        draw_curve(summary, f"{figure_title(prepared.job.config)}\n{caption}", folder / "adaptation_curve.png")
     step_and_hash = {"evaluated_step": weights.version, "evaluated_theta_sha256": theta_sha256(weights.theta)}
     return {**step_and_hash, **summary, "tasks_of": evaluation_tasks(prepared.job)}
 
@@ -71,10 +73,11 @@ def _evaluate_best(prepared: Prepared, fleet: Any, run: Run, weights: Weights) -
     best = run.store.load("best") if run.store.has_best() else None
     if best:
         weights = Weights(best.step, prepared.engine.layout.vector(best.weights))
-    summary = evaluate_weights(prepared, fleet, weights, run.path, run.say)
+    summary = evaluate_weights(prepared, fleet, weights, run.path, run.say, run.doing)
     if run.config.optimizer.max_staleness:
         summary["tasks_by_staleness"] = dict(sorted(fleet.staleness.items()))
-    drawn = [*draw_run(run.path), *draw_task(prepared, weights.theta, run.path, run.say)]
+    title = figure_title(run.config)
+    drawn = [*draw_run(run.path, title), *draw_task(prepared, weights.theta, run.path, run.say, title)]
     for name in ["tasks.arrow", "adaptation_curve.png", *drawn]:
         run.tracker.artifact(run.path / name)
     run.tracker.metrics(final_metrics(summary), weights.version)

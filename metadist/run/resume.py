@@ -2,8 +2,10 @@
 
 import math
 import reprlib
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +53,9 @@ class Start:
         return saved.get("proof"), saved.get("server_proof")
 
 
-def find_start(config: Config, resume: str | Path | None, trust_code: bool = False, quiet: bool = False) -> Start:
-    """Find the checkpoint that a run goes on from, if any, and try everything that could fail later.
+def find_start(config: Config, resume: str | Path | None, trust_code: bool = False, quiet: bool = True) -> Start:
+    """Find the checkpoint that a run goes on from, if any, and try everything that could fail later. What takes long of
+    it is said, unless `quiet`.
 
     Raises InputError.
     """
@@ -61,7 +64,8 @@ def find_start(config: Config, resume: str | Path | None, trust_code: bool = Fal
         check_resumable(checkpoint)
         check_settings(checkpoint.run["identity"], config)
     job = Job(config, quiet=quiet)
-    prepared = preflight(job, evaluated_splits(config), checkpoint, gradient=checkpoint is None)
+    say = None if quiet else partial(print, file=sys.stderr)
+    prepared = preflight(job, evaluated_splits(config), checkpoint, gradient=checkpoint is None, say=say)
     identity = run_identity(job, prepared.engine)
     drifted = bool(config.fleet.mixed_devices or config.optimizer.max_staleness)
     if checkpoint is None:

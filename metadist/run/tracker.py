@@ -36,7 +36,7 @@ class RunTracker:
         self.config = config
         self.run_dir = run_dir
         self._console = ConsoleTracker(config.meta_steps, quiet=quiet)
-        self.say = self._console.say
+        self.say, self.doing = self._console.say, self._console.doing
         trackers: list[Tracker] = [JsonlTracker(run_dir / "metrics.jsonl"), self._console]
         self._mlflow: MlflowTracker | None = None
         self._description: RunDescription | None = None

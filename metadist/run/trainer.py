@@ -7,6 +7,7 @@ from collections import deque
 from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -259,8 +260,8 @@ class Trainer:
         due = own.every and (done % own.every == 0 or done == self.config.meta_steps)
         if not due or done == self.progress.validated:
             return False
-        began = time.perf_counter()
-        results = measure(self.fleet, self.server.weights(), "validation", own.tasks, self.chunk_size)
+        began, watch = time.perf_counter(), partial(self._run.doing, "validation tasks")
+        results = measure(self.fleet, self.server.weights(), "validation", own.tasks, self.chunk_size, watch=watch)
         diverged = count_diverged(*(by_step[:, -1] for by_step in results.values()))
         values = {"validation/diverged_tasks": float(diverged)}
         for name, by_step in results.items():

@@ -1,4 +1,4 @@
-"""Progress for the person watching: a live line on a terminal, else one plain line every few seconds."""
+"""Progress for the person watching: a live line with a bar on a terminal, else one plain line every few seconds."""
 
 import math
 import os
@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, TextIO
 
 from metadist.core.redaction import redact
@@ -14,9 +15,11 @@ from metadist.tracking import Status, Tracker
 from metadist.tracking.best import Best
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
     from rich.live import Live
 
 _REDRAW_S = 0.1
+_BAR, _LEAST_BAR = 20, 6  # columns of the bar, where the line leaves so many
 _SHOWN = {"train/loss", "validation/accuracy", "validation/loss", "workers/tasks_per_s", "workers/alive"}
 
 
@@ -42,6 +45,7 @@ class ConsoleTracker(Tracker):
         self._step = 0
         self._drawn, self._drawn_at = "", -math.inf
         self._changed = False  # since the last line was drawn
+        self._phase: _Phase | None = None
         self._lock = threading.Lock()
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
@@ -67,6 +71,21 @@ class ConsoleTracker(Tracker):
                 self._draw()
             self._print(redact(text))
 
+    def doing(self, what: str, done: int, total: int) -> None:
+        """Shows, in the place of the steps, how much is done of something else that takes long: `evaluated tasks`, 80
+        of 600. Where lines are plain, once it has taken `every_s`."""
+        with self._lock:
+            now = time.monotonic()
+            if self._phase is None or self._phase.what != what or self._phase.done > done:
+                self._phase = _Phase(what, now)
+                self._drawn_at = now if not self._on_terminal else -math.inf
+            self._phase.done, self._phase.total = done, total
+            over = done >= total
+            if not self._quiet and (now - self._drawn_at >= self._every_s or (over and self._live)):
+                self._draw()
+            if over:
+                self._phase, self._changed = None, self._changed or bool(self._live and self._first)
+
     def finish(self, status: Status) -> None:
         """Shows the last state, where that is not done yet, and ends the line."""
         with self._lock:
@@ -84,11 +103,9 @@ class ConsoleTracker(Tracker):
             if text != before:
                 self._print(text)
             return
-        from rich.text import Text
-
         with suppress(OSError):
             self._live = self._live or _live_line(self._stream)
-            self._live.update(Text(text, no_wrap=True, overflow="ellipsis"), refresh=True)
+            self._live.update(_with_bar(self._share(), text, self._live.console.width), refresh=True)
 
     def _print(self, text: str) -> None:
         """A terminal that is gone, or a log on a full disk, is no reason to end a run."""
@@ -99,7 +116,15 @@ class ConsoleTracker(Tracker):
             else:
                 self._live.console.out(text, highlight=False)
 
+    def _share(self) -> float:
+        """How much is done, 0 to 1."""
+        if self._phase:
+            return self._phase.done / max(self._phase.total, 1)
+        return self._step / max(self._total, 1)
+
     def _text(self) -> str:
+        if self._phase:
+            return self._phase.text(time.monotonic())
         latest, step = self._latest, self._step
         parts = [f"step {step}/{self._total} {100 * step / max(self._total, 1):.1f}%"]
         if "train/loss" in latest:
@@ -124,6 +149,34 @@ class ConsoleTracker(Tracker):
 
     def _of_best(self, form: str) -> str:
         return "" if self._best.step is None else f" (best {self._best.value:{form}} @{self._best.step})"
+
+
+@dataclass
+class _Phase:
+    """Something that takes long: what it is, since when, and how much is done of how much."""
+
+    what: str
+    began: float
+    done: int = 0
+    total: int = 0
+
+    def text(self, now: float) -> str:
+        left = (now - self.began) / self.done * (self.total - self.done) if self.done else 0
+        return f"{self.done} of {self.total} {self.what}" + (f" | ETA {_duration(left)}" if left else "")
+
+
+def _with_bar(share: float, text: str, width: int) -> "RenderableType":
+    """The text, behind a bar where there is room for one."""
+    from rich.progress_bar import ProgressBar
+    from rich.table import Table
+    from rich.text import Text
+
+    line, room = Text(text, no_wrap=True, overflow="ellipsis"), min(_BAR, width - len(text) - 1)
+    if room < _LEAST_BAR:
+        return line
+    both = Table.grid(padding=(0, 1))
+    both.add_row(ProgressBar(1.0, min(share, 1.0), width=room), line)
+    return both
 
 
 def _live_line(stream: TextIO) -> "Live":

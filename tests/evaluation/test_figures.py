@@ -7,7 +7,15 @@ import pytest
 from matplotlib.figure import Figure
 
 from metadist.core.errors import InputError
-from metadist.evaluation.figures import CurvePoint, adaptation_curve, scaling, task_picture, training_curve
+from metadist.evaluation.figures import (
+    Compared,
+    CurvePoint,
+    adaptation_curve,
+    comparison,
+    scaling,
+    task_picture,
+    training_curve,
+)
 
 pytestmark = pytest.mark.usefixtures("figures")
 
@@ -113,3 +121,45 @@ def test_drawing_leaves_the_global_state_of_matplotlib_alone(tmp_path):
         "assert 'matplotlib.pyplot' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "f.png")], check=True, timeout=120)
+
+
+def loss_axis(drawn, tmp_path, losses):
+    rows = [{"step": step, "train/loss": loss} for step, loss in enumerate(losses, 1)]
+    training_curve(rows, tmp_path / "curve.png", "digits, maml, first")
+    return drawn[-1].axes[0]
+
+
+def test_a_loss_that_spans_decades_is_on_a_log_axis(drawn, tmp_path):
+    assert loss_axis(drawn, tmp_path, [3.0, 2.0, 1.0, 0.5]).get_yscale() == "linear"
+    assert loss_axis(drawn, tmp_path, [30.0, *[1.0] * 60]).get_yscale() == "log"
+    assert loss_axis(drawn, tmp_path, [30.0, -1.0, 1.0]).get_yscale() == "linear"
+    assert loss_axis(drawn, tmp_path, [*[1.0] * 60, 0.001]).get_yscale() == "linear"  # one lucky batch
+    assert drawn[-1].axes[0].get_title() == "digits, maml, first"
+
+
+def test_numbers_logged_close_together_are_one_point(drawn, tmp_path):
+    """1001 steps in 200 parts of 5; of 60 more numbers within two parts no more points come."""
+    rows = [{"step": step, "train/loss": float(step)} for step in range(0, 1001, 5)]
+    rows += [{"step": 500 + n / 7, "train/loss": 1000.0} for n in range(60)]
+    training_curve(rows, tmp_path / "curve.png")
+    steps = [list(line.get_xdata()) for line in drawn[0].axes[0].lines][0]
+    assert len(steps) == 200 and min(b - a for a, b in zip(steps, steps[1:], strict=False)) > 2
+
+
+def test_one_point_is_a_bar_beside_its_baselines(drawn, tmp_path):
+    rows = [CurvePoint("meta-learned", 0, 0.7, 0.02), CurvePoint("nearest class mean", None, 0.6, 0.02)]
+    adaptation_curve(rows, "digits, protonet, first", tmp_path / "bars.png")
+    (axes,) = drawn[0].axes
+    assert [bar.get_height() for bar in axes.patches] == pytest.approx([70.0, 60.0])
+    assert axes.get_title() == "digits, protonet, first"
+
+
+def test_a_comparison_has_a_line_for_each_run(drawn, tmp_path):
+    rows = [Compared("a", 0.7, 0.01, math.nan, math.nan, True), Compared("b", 0.8, 0.02, 0.1, 0.005, False)]
+    comparison(rows, "digits", tmp_path / "c.png")
+    left, right = drawn[0].axes
+    assert [text.get_text() for text in left.get_yticklabels()] == ["a", "b"]
+    assert [float(line.get_xdata()[0]) for line in left.lines if line.get_marker() == "o"] == pytest.approx([70, 80])
+    (point,) = [line for line in right.lines if line.get_marker() == "o"]
+    assert point.get_xdata()[0] == pytest.approx(10) and point.get_markerfacecolor() == "white"
+    assert "hollow" in right.get_xlabel()

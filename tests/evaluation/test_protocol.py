@@ -72,3 +72,19 @@ def test_default_baselines_suit_the_task():
     assert Job(*sinusoid("evaluation.baselines=[ridge]")).baselines() == ["ridge"]
     with pytest.raises(InputError, match="nearest_class_mean"):
         Job(*sinusoid("evaluation.baselines=[nearest_class_mean]")).baselines()
+
+
+def test_what_takes_long_is_told_with_how_much_of_it_is_done():
+    few = ["evaluation.joint_steps=3", "evaluation.test_tasks=10", "engine.chunk_size=4", "evaluation.baseline_tasks=5"]
+    config, shapes = sinusoid("evaluation.scratch_steps=1", *few)
+    engine, fleet = Job(config, shapes).engine(), LocalFleet(lambda: Job(config).worker())
+    weights, said, told = Weights(0, engine.initial_theta().numpy()), [], []
+    evaluation = Job(config, shapes).evaluation(engine, ["ridge", "joint", "from_scratch"])
+    evaluation.run(fleet, weights, said.append, lambda *each: told.append(each))
+    assert {each for each in told if each[1]} >= {
+        ("evaluated tasks", 8, 10), ("evaluated tasks", 10, 10), ("tasks trained from scratch", 4, 5),
+        ("tasks trained from scratch", 5, 5), ("steps of the joint baseline", 1, 3),
+        ("steps of the joint baseline", 3, 3),
+    }  # fmt: skip
+    assert "training from scratch on 5 of them (evaluation.baseline_tasks=0 leaves that out)" in said
+    assert "(evaluation.baselines=[ridge,from_scratch] leaves it out)" in said[-1]

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from metadist.core.messages import plan
+from metadist.fleet.events import Waiting
 from metadist.fleet.limits import Patience, TooManyLosses
 from metadist.fleet.local import Fault, LocalFleet
 from metadist.fleet.server import Optimization
@@ -159,3 +160,23 @@ def test_the_account_of_a_step_names_who_computed_it_and_where():
     account = fleet.account()
     assert [(row[0], row[1], row[3]) for row in account] == [(c.start, c.stop, 1) for c in PLAN]
     assert {row[5] for row in account} == {f"{socket.gethostname()}:{os.getpid()}"}
+
+
+def test_an_evaluation_tells_how_many_chunks_are_done_up_to_all():
+    told: list[tuple[int, int]] = []
+    faults = [Fault(1.5, "kill", 0)]
+    fleet = LocalFleet(lambda: WORKER, 2, faults=faults)
+    measured = fleet.evaluate(WEIGHTS, plan("test", 0, 11, 2), watch=lambda done, total: told.append((done, total)))
+    assert len(measured) == 6 and told == sorted(told) and told[-1] == (6, 6)
+    assert {total for _, total in told} == {6} and len({done for done, _ in told}) > 2
+
+
+@pytest.mark.parametrize(("waiting", "why", "text"), [
+    (Waiting(0, 2, True), "2 being started", "starting 2 workers"),
+    (Waiting(0, 1, True), "1 being started", "starting 1 worker"),
+    (Waiting(1, 2, False), "1 being started", "computing with fewer workers: 1 of 2 have joined; 1 being started"),
+    (Waiting(0, 2, True), "1 being started, 1 for want of room",
+     "waiting for workers: 0 of 2 have joined; 1 being started, 1 for want of room"),
+])  # fmt: skip
+def test_workers_that_are_only_being_started_are_told_as_that(waiting, why, text):
+    assert waiting.sentence(why) == text

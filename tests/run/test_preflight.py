@@ -8,6 +8,7 @@ import metadist
 from metadist.config import Config, load_config
 from metadist.core.errors import EvaluationFailed, InputError, Interrupted
 from metadist.run import api as run
+from metadist.run import preflight as checks
 from metadist.run.api import dry_run, train
 from metadist.run.build import Job
 from metadist.run.evaluate import evaluate
@@ -267,3 +268,21 @@ def test_a_signal_during_the_checks_ends_them_and_is_no_failure_of_the_job(tmp_p
     with pytest.raises(Interrupted) as stopped:
         train(job("loss=tests_stopped:loss"), quiet=True)
     assert stopped.value.signal_number == 15
+
+
+def test_a_check_that_takes_long_is_told_and_how_to_leave_it_out(monkeypatch):
+    monkeypatch.setattr(checks, "SLOW_S", 0.0)
+    said: list[str] = []
+    checks.preflight(Job(load_config([], [*JOB, "model.name=mlp"])), ["test"], gradient=True, say=said.append)
+    assert [text.split()[0] for text in said] == ["reading", "comparing", "trying"]
+    assert "engine.gradient_check=false" in said[1]
+    monkeypatch.setattr(checks, "SLOW_S", 60.0)
+    with checks.said_if_slow("nothing slow", said.append):
+        pass
+    assert len(said) == 3
+
+
+def test_what_the_first_meta_step_waits_for_is_told():
+    assert run.first_steps(load_config([], JOB)) == []
+    (line,) = run.first_steps(load_config([], [*JOB, "engine.compile=true"]))
+    assert "compiles" in line and "engine.compile=false" in line

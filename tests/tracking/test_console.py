@@ -1,5 +1,6 @@
 import errno
 import io
+import itertools
 import math
 import re
 import sys
@@ -89,8 +90,11 @@ def test_a_pipe_gets_a_plain_line_every_few_seconds(clock):
     assert "\r" not in stream.getvalue() and "\x1b" not in stream.getvalue()
 
 
+BAR = re.compile("^[━╸╺ ]{6,20} ")
+
+
 def screen(stream):
-    """The lines that a terminal shows after what was written to it."""
+    """The lines that a terminal shows after what was written to it, without bars."""
     lines = [""]
     for part in re.findall(r"\x1b\[\??\d*[a-zA-Z]|[^\x1b]", stream.getvalue()):
         if part == "\n":
@@ -99,7 +103,7 @@ def screen(stream):
             lines[-1] = ""
         elif not part.startswith("\x1b"):
             lines[-1] += part
-    return lines
+    return [BAR.sub("", line).rstrip() for line in lines]
 
 
 def test_a_terminal_gets_one_line_that_fits_and_is_covered(clock, monkeypatch):
@@ -203,3 +207,54 @@ def test_progress_is_shown_before_what_is_said_after_it_and_never_again(clock):
     lines = stream.getvalue().splitlines()
     assert [line.split()[0] for line in lines] == ["step", "step", "evaluating", "done"]
     assert lines[1].startswith("step 10/10") and lines[3] == "done with http://***@h"
+
+
+def test_what_else_takes_long_is_shown_in_the_place_of_steps(clock):
+    stream = io.StringIO()
+    console = ConsoleTracker(10, stream, every_s=5)
+    console.metrics({"train/loss": 1.0}, 10)
+    console.say("evaluating 600 tasks")
+    for done in (100, 200, 300, 600):
+        console.doing("evaluated tasks", done, 600)
+        clock[0] += 4
+    console.doing("tasks trained from scratch", 50, 100)  # over within five seconds: nothing is shown
+    clock[0] += 2
+    console.doing("tasks trained from scratch", 100, 100)
+    console.finish("FINISHED")
+    assert stream.getvalue().splitlines()[2:] == ["300 of 600 evaluated tasks | ETA 8s"]
+
+
+def test_a_phase_that_begins_again_is_timed_anew(clock):
+    stream = Terminal()
+    console = ConsoleTracker(10, stream)
+    console.doing("validation tasks", 2, 4)
+    clock[0] += 100
+    console.doing("validation tasks", 1, 4)
+    clock[0] += 2
+    console.doing("validation tasks", 2, 4)
+    assert screen(stream)[-1] == "2 of 4 validation tasks | ETA 2s"
+
+
+def test_a_terminal_shows_a_bar_where_there_is_room_and_the_steps_again_at_the_end(clock, monkeypatch):
+    stream = Terminal()
+    console = ConsoleTracker(4, stream)
+    console.metrics({}, step=2)
+    console.doing("evaluated tasks", 30, 40)
+    clock[0] += 1
+    console.doing("evaluated tasks", 40, 40)
+    console.finish("FINISHED")
+    bars = re.findall(r"([━╸╺]*) *(step|30 of|40 of)", stream.getvalue())
+    shown = [each for each, _ in itertools.groupby((len(bar), word) for bar, word in bars)]
+    assert shown == [(10, "step"), (15, "30 of"), (20, "40 of"), (10, "step")]
+    monkeypatch.setenv("COLUMNS", "20")
+    narrow = Terminal()
+    ConsoleTracker(4, narrow).metrics({}, step=2)
+    assert "━" not in narrow.getvalue() and "step 2/4 50.0%" in narrow.getvalue()
+
+
+def test_quiet_shows_nothing_of_what_takes_long(clock):
+    stream = io.StringIO()
+    console = ConsoleTracker(10, stream, every_s=0, quiet=True)
+    for done in range(5):
+        console.doing("evaluated tasks", done, 5)
+    assert stream.getvalue() == ""
