@@ -63,8 +63,10 @@ class Prepared:
         return resolved(self.job, self.engine, self.baselines)
 
     def chosen(self) -> str:
-        """A line on what the job leaves to metadist, as it could be typed."""
+        """A line on what the job leaves to metadist, as it could be typed; not that evaluation is as training."""
+        as_in_training = {f"evaluation.{name}" for name in ("ways", "shots", "queries", "inner_steps", "inner_lr")}
         found = decided(self.job.config, self.resolved())
+        found = {key: value for key, value in found.items() if key not in as_in_training}
         shown = (f"{key}=[{','.join(v)}]" if isinstance(v, list) else f"{key}={v}" for key, v in found.items())
         return f"chosen where the job says nothing: {' '.join(shown)}"
 

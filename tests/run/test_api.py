@@ -174,11 +174,11 @@ def test_a_validation_that_was_cut_off_is_made_up_for(tmp_path, monkeypatch):
     whole = train(job(tmp_path / "whole"), quiet=True)
     measured = []
 
-    def cut_off(*given):
+    def cut_off(*given, **more):
         measured.append(1)
         if len(measured) == 2:
             raise Interrupted(15)
-        return measure(*given)
+        return measure(*given, **more)
 
     monkeypatch.setattr("metadist.run.trainer.measure", cut_off)
     with pytest.raises(Interrupted):
