@@ -21,7 +21,7 @@ FILES = {
         "splits", "importers.class_folders", "importers.text_files", "table", "sources", "online", "shapes",
         "tokenizer", "description", "contact_sheet", "writer", "cache", "remote", "importers.digits",
         "importers.images", "importers.omniglot", "importers.sinusoid", "importers.table", "importers.text",
-        "preprocessing",
+        "preprocessing", "raw_files",
     ],
     "models": ["bag", "losses", "mlp", "noise", "layers", "conv4", "model", "resnet12"],
     "config": ["schema", "template", "yaml", "load"],
@@ -48,7 +48,7 @@ FILES = {
         "export", "measures", "pictures", "replay", "results", "evaluate", "resume", "trainer", "dry_run", "api",
         "package", "status", "submission", "doctor"
     ],
-    "cli": ["bench", "config", "cluster", "data", "report", "runs", "main"],
+    "cli": ["bench", "config", "cluster", "data", "predict", "report", "runs", "main"],
 }  # fmt: skip
 """A file imports from files before it in its room only."""
 RAY = {

@@ -18,7 +18,7 @@ from metadist.cli.cluster import doctor, status, stop, submit
 from metadist.cli.config import ANY_ARGUMENTS, config_group, learners
 from metadist.cli.data import data
 from metadist.cli.report import next_commands, report
-from metadist.cli.runs import TRUST, evaluate, replay, scale
+from metadist.cli.runs import TRUST, evaluate, predict, replay, scale
 from metadist.core.errors import Diverged, EvaluationFailed, HeadLost, InputError, Interrupted, StorageFailed
 from metadist.core.files import finite
 from metadist.core.redaction import to_stderr
@@ -81,7 +81,7 @@ def train(
     click.echo(f"{report(results)}\n\n{next_commands(config, results)}")
 
 
-for command in (evaluate, scale, replay, submit, status, stop, doctor, data, bench, config_group, learners):
+for command in (evaluate, predict, scale, replay, submit, status, stop, doctor, data, bench, config_group, learners):
     commands.add_command(command)
 
 
