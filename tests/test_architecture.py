@@ -21,7 +21,7 @@ FILES = {
         "importers.categories", "importers.survey", "splits", "importers.class_folders", "importers.text_files",
         "table", "sources", "online", "shapes", "tokenizer", "description", "contact_sheet", "writer", "glyphs",
         "cache", "remote", "importers.digits", "importers.images", "importers.letters", "importers.omniglot",
-        "importers.sinusoid", "importers.table", "importers.text", "preprocessing"
+        "importers.sinusoid", "importers.table", "importers.text", "preprocessing", "raw_files"
     ],
     "models": ["bag", "losses", "mlp", "noise", "layers", "conv4", "model", "resnet12"],
     "config": ["schema", "yaml", "template", "load"],
@@ -49,7 +49,7 @@ FILES = {
         "replay", "results", "evaluate", "resume", "trainer", "dry_run", "api", "package", "status", "submission",
         "doctor"
     ],
-    "cli": ["tables", "bench", "config", "cluster", "data", "report", "runs", "train", "demo", "main"],
+    "cli": ["tables", "predictions", "bench", "config", "cluster", "data", "report", "runs", "train", "use", "main"],
 }  # fmt: skip
 """A file imports from files before it in its room only."""
 RAY = {

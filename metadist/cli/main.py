@@ -15,9 +15,9 @@ from metadist.cli.bench import bench
 from metadist.cli.cluster import doctor, status, stop, submit
 from metadist.cli.config import config_group, learners
 from metadist.cli.data import data
-from metadist.cli.demo import demo
 from metadist.cli.runs import compare, evaluate, replay, scale
 from metadist.cli.train import train
+from metadist.cli.use import demo, predict
 from metadist.core.errors import Diverged, EvaluationFailed, HeadLost, InputError, Interrupted, StorageFailed
 from metadist.core.redaction import to_stderr
 
@@ -39,7 +39,8 @@ def commands() -> None:
 
 
 for command in (
-    train, evaluate, compare, demo, scale, replay, submit, status, stop, doctor, data, bench, config_group, learners,
+    train, evaluate, compare, predict, demo, scale, replay, submit, status, stop, doctor, data, bench, config_group,
+    learners,
 ):  # fmt: skip
     commands.add_command(command)
 

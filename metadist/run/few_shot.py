@@ -201,7 +201,9 @@ class Adapted:
         folder, saved = Path(path), self.learner.checkpoint()
         arrays = {f"{SUPPORT}input_{i}": array for i, array in enumerate(self._support.inputs)}
         arrays |= {f"{SUPPORT}target_{i}": array for i, array in enumerate(self._support.targets)}
-        about: dict[str, Any] = {"learner": self.learner.name, "settings": self.settings, "takes": self.learner.takes}
+        settings = {**self.learner.settings, **self.settings}
+        evaluation = {**settings, "transductive": self.learner.transductive}
+        about: dict[str, Any] = {"learner": self.learner.name, "evaluation": evaluation, "takes": self.learner.takes}
         if self.classes is not None:
             about |= {"classes": self.classes.tolist(), "dtype": self.classes.dtype.str}
         saved.weights.update(arrays)

@@ -18,6 +18,9 @@ from metadist.run.inputs import Inputs
 from metadist.run.saved import is_checkpoint, read_checkpoint, saved_place
 from metadist.run.trust import check_trusted, outside_code
 
+EVALUATION = ("inner_steps", "inner_lr", "transductive")
+"""The settings of evaluation by which a learner adapts and predicts."""
+
 
 def load(
     run: str | Path,
@@ -55,7 +58,8 @@ def load_adapted(path: str | Path, *, trust_code: bool = False) -> Adapted:
     about = saved.run.get("adapted")
     if not isinstance(about, Mapping):
         raise InputError(f"{path} is no adapted learner, but a checkpoint: `metadist.load` takes it")
-    learner = learner_of(saved, path, trust_code)
+    settings = {name: value for name, value in dict(about.get("evaluation", {})).items() if name in EVALUATION}
+    learner = learner_of(saved, path, trust_code, settings)
     try:
         return _adapted(learner, saved.weights, about)
     except (KeyError, TypeError, ValueError, IndexError) as error:
@@ -80,7 +84,7 @@ def _adapted(learner: FewShotLearner, arrays: Mapping[str, np.ndarray], about: M
             raise ValueError("the classes are not those of the labels")
     if not count or wanted != [(array.dtype, array.shape) for array in (*inputs, *targets)]:
         raise ValueError("the arrays are not those of the model")
-    return Adapted(learner, Examples(inputs, targets), classes, dict(about["settings"]))
+    return Adapted(learner, Examples(inputs, targets), classes, {})
 
 
 def learner_of(

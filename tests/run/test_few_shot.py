@@ -48,10 +48,14 @@ def test_values_texts_and_other_settings_are_saved_too(raw_runs, tmp_path):
     with pytest.raises(metadist.InputError, match="raw_net"):
         metadist.load_adapted(tmp_path / "values")
     again = metadist.load_adapted(tmp_path / "values", trust_code=True)
-    assert again.classes is None and again.settings == {"inner_steps": 3, "inner_lr": 0.02}
+    assert again.classes is None and again.learner.settings == {"inner_steps": 3, "inner_lr": 0.02}
     assert np.array_equal(again.predict(frame[10:]), adapted.predict(frame[10:]))
     with pytest.raises(metadist.InputError, match="no probabilities"):
         again.predict_proba(frame)
+    other = metadist.load(raw_runs.run("values"), trust_code=True, inner_steps=3, inner_lr=0.02)
+    other.adapt(frame[:10], frame.price[:10]).save(tmp_path / "other")
+    again = metadist.load_adapted(tmp_path / "other", trust_code=True)
+    assert np.array_equal(again.predict(frame[10:]), adapted.predict(frame[10:]))
     texts = metadist.load(raw_runs.run("texts")).adapt(["pay me", "open it", "pay"], [7, -1, 7])
     texts.save(tmp_path / "texts")
     again = metadist.load_adapted(tmp_path / "texts")
@@ -128,7 +132,7 @@ def test_what_is_no_adapted_learner_or_a_strangers_is_told(raw_runs, birds, tmp_
         {"weights": {name: array for name, array in saved.weights.items() if name != "support/target_0"}},
         {"run": {**saved.run, "adapted": {**about, "classes": ["bird0", "bird0"]}}},
         {"run": {**saved.run, "adapted": {**about, "dtype": "V9"}}},
-        {"run": {**saved.run, "adapted": {**about, "settings": {"loss": "os:system"}}}},
+        {"run": {**saved.run, "adapted": {**about, "evaluation": {"inner_steps": "os:system"}}}},
         {"run": {**saved.run, "preprocessing": {"pictures": {"size": [9, 9], "mode": "P"}}}},
         {"run": {**saved.run, "preprocessing": {"inputs": ["a", "b"]}}},
     ]  # fmt: skip

@@ -31,7 +31,7 @@ class Columns(NamedTuple):
     """The names of the columns."""
 
     text: str
-    label: str
+    label: str | None
     parent: str | None
     split: str | None
 
@@ -45,7 +45,8 @@ class _Division(NamedTuple):
 
 
 class Row(NamedTuple):
-    """A row that can be used, and where it is: the number of its file, and its (last) line."""
+    """A row that can be used, and where it is: the number of its file, and its (last) line. Its label is "" where none
+    is asked for."""
 
     file: int
     line: int
@@ -108,7 +109,7 @@ def text(
         groups = _groups(files, columns, _Division(fractions, seed, merge), skip_bad, notes)
 
         def train_texts() -> Iterator[str]:
-            return (row.text for row in _rows(files, columns) if groups[row.label].split == "train")
+            return (row.text for row in rows_in(files, columns) if groups[row.label].split == "train")
 
         tokenizer = Tokenizer.build(train_texts, vocabulary_size)
         tokenizer.save(directory / VOCABULARY)
@@ -120,7 +121,7 @@ def text(
         places = [array("q") for _ in groups]  # of each row of each group
         name_row = lambda group, row: files.place(*divmod(places[group][row], LINES))  # noqa: E731
         writer = DatasetWriter(directory, fields, list(groups.values()), about, progress=progress, name_row=name_row)
-        for row, tokens, cut in _tokenized(_rows(files, columns), files, tokenizer, length, notes):
+        for row, tokens, cut in _tokenized(rows_in(files, columns), files, tokenizer, length, notes):
             known["texts_cut"][groups[row.label].split] += cut
             places[writer.numbers[row.label]].append(row.file * LINES + row.line)
             writer.add_row(row.label, {"tokens": tokens, "tokens_mask": tokens != PAD})
@@ -158,7 +159,7 @@ def _groups(files: TextFiles, columns: Columns, division: _Division, skip_bad: b
     parents: dict[str, str | None] = {}
     found: dict[str, set[Split]] = {}
     faults = Faults("rows", f" of {files.name}" if len(files.files) == 1 else "")
-    for row in _rows(files, columns, notes, faults):
+    for row in rows_in(files, columns, notes, faults):
         where = f"{files.place(row.file, row.line)} of {files.name}"
         split = split_named(row.split) if row.split is not None else files.files[row.file].split
         if split is not None:
@@ -182,13 +183,13 @@ def _groups(files: TextFiles, columns: Columns, division: _Division, skip_bad: b
     return {label: Group(label, splits[label], count, parents[label]) for label, count in rows.items()}
 
 
-def _rows(
+def rows_in(
     files: TextFiles, columns: Columns, notes: Notes | None = None, faults: Faults | None = None
 ) -> Iterator[Row]:
     """The rows that can be used; the others go to the `faults`."""
     notes, faults = notes or Notes(), faults or Faults("rows")
     wanted = [column for column in columns if column is not None]
-    for file, line, record in files.records(wanted, columns.text, columns.label, notes):
+    for file, line, record in files.records(wanted, columns.text, columns.label or "", notes):
         try:
             yield _row(file, line, record, columns, notes)
         except Unusable as error:
@@ -213,9 +214,9 @@ def _row(file: int, line: int, record: Record, columns: Columns, notes: Notes) -
         if name is not None and clean(name) != name:
             note_cleaned(what, name, notes)
     label, parent, split = (None if name is None else clean(name) for name in names)
-    if not label:
+    if columns.label is not None and not label:
         raise Unusable(f"has no usable value for {columns.label!r}")
-    return Row(file, line, said or "", label, parent, split)
+    return Row(file, line, said or "", label or "", parent, split)
 
 
 def _as_text(value: Any) -> str | None:

@@ -65,6 +65,10 @@ class TextFiles:
         self._check_splits()
         self._names_in_schema: dict[Path, dict[str, list[str]]] = {}
 
+    def has(self, column: str) -> bool:
+        """Whether all files have a column of that name (of JSON lines: the first record), or labels by folder."""
+        return all(file.label is not None or column in _columns(file.path, column) for file in self.files)
+
     def place(self, number: int, line: int) -> str:
         """Where a record is, in words: "line 3", "line 3 of test.csv", "neg/1.txt"."""
         file = self.files[number]
@@ -81,7 +85,7 @@ class TextFiles:
             if file.label is not None:
                 yield number, 1, {text: _read_txt(file.path), label: file.label}
                 continue
-            for line, record in _records(file.path, wanted, notes):
+            for line, record in records_in(file.path, wanted, notes):
                 if isinstance(record, dict) and type(record.get(label)) is int:
                     record = self._named(record, label, file.path, notes)
                 yield number, line, record
@@ -202,7 +206,16 @@ def _described_in(path: Path) -> dict[str, list[str]]:
     return _class_labels(json.loads(text))
 
 
-def _records(source: Path, wanted: Sequence[str], notes: Notes) -> Iterator[tuple[int, Record]]:
+def _columns(path: Path, wanted: str) -> list[str]:
+    if suffix(path) in (".csv", ".tsv"):
+        return [clean(name) for name in sniff(path, [wanted], Notes()).header]
+    if suffix(path) in TABLES:
+        return schema_of(path).names
+    first = next((record for _, record in records_in(path, [wanted], Notes())), None)
+    return [*first] if isinstance(first, dict) else []
+
+
+def records_in(source: Path, wanted: Sequence[str], notes: Notes) -> Iterator[tuple[int, Record]]:
     """Each record of a file, or what is wrong with it, with the number of its (last) line."""
     if suffix(source) not in FORMATS:
         raise InputError(f"{source} is no {', '.join(FORMATS)} file; convert it to one of them")
