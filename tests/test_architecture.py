@@ -20,8 +20,8 @@ FILES = {
         "importers.delimited", "importers.pictures", "importers.table_files", "importers.columns",
         "importers.categories", "importers.survey", "splits", "importers.class_folders", "importers.text_files",
         "table", "sources", "online", "shapes", "tokenizer", "description", "contact_sheet", "writer", "cache",
-        "remote", "importers.digits", "importers.images", "importers.omniglot", "importers.sinusoid", "importers.table",
-        "importers.text"
+        "remote", "importers.cifar_fs", "importers.digits", "importers.images", "importers.omniglot",
+        "importers.sinusoid", "importers.table", "importers.text"
     ],
     "models": ["bag", "losses", "mlp", "noise", "layers", "conv4", "model", "resnet12"],
     "config": ["schema", "template", "yaml", "load"],
