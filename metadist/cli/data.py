@@ -43,14 +43,15 @@ class _Importers(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         from metadist.data import importers
 
-        return sorted([*super().list_commands(ctx), *importers.__all__])
+        return sorted([*super().list_commands(ctx), *(name.replace("_", "-") for name in importers.__all__)])
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         from metadist.data import importers
 
-        if cmd_name not in importers.__all__:
+        name = cmd_name.replace("-", "_")
+        if name not in importers.__all__:
             return super().get_command(ctx, cmd_name)
-        importer = getattr(importers, cmd_name)
+        importer = getattr(importers, name)
         text, _, rest = inspect.cleandoc(importer.__doc__).partition("\nArgs:\n")
         arguments, _, example = rest.partition("\nExample:\n")
         said = dict(re.findall(r"^    (\w+): ((?:.|\n      )+)", arguments, re.MULTILINE))

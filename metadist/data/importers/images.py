@@ -36,6 +36,9 @@ def images(
     folders the classes are divided at random. Files that are hidden, made by a tool, or no pictures by their suffix are
     left out, and noted. Pictures that cannot be read are refused, all in one message.
 
+    mini-ImageNet and CUB have no downloads here, the first since there is no official archive of it: import your copy
+    with this command, train/, val/ and test/ folders of the usual split (CUB: one of class folders) as --source.
+
     Args:
         source: folder with a folder per class, or train/, validation/ and test/ with a folder per class each.
         out: directory to write.
