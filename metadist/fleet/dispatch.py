@@ -419,7 +419,7 @@ class Fleet:
                 case events.Say(text):
                     self._say(text)
                 case events.Waiting(joined, target, _):
-                    self._say(action.sentence(self.executor.shortage(*self.roster.missing(target - joined))))
+                    self._say(action.sentence(self.executor.shortage(*self.roster.missing(target - joined), joined)))
 
     def _submit(self, attempt: Attempt) -> None:
         """Have a worker compute a bundle. One that has just been found lost, of which the controller is about to hear,

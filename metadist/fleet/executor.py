@@ -42,8 +42,9 @@ class Executor(Protocol):
         """Ids of the nodes that will be taken away."""
         ...
 
-    def shortage(self, unplaced: int, building: int, silent: int) -> str:
-        """Why so many workers have not joined: those without a place to run, being built, and not answering."""
+    def shortage(self, unplaced: int, building: int, silent: int, joined: int = 0) -> str:
+        """Why so many workers have not joined: those without a place to run, being built, and not answering; `joined`:
+        those that have."""
         ...
 
     def start_worker(self, worker: int, avoid: frozenset[str]) -> Actor:

@@ -146,7 +146,8 @@ class LocalExecutor:
     def draining(self) -> frozenset[str]:
         return self._draining
 
-    def shortage(self, unplaced: int, building: int, silent: int) -> str:
+    def shortage(self, unplaced: int, building: int, silent: int, joined: int = 0) -> str:
+        del joined
         starting = unplaced + building
         return f"{starting} being started" if starting else f"{silent} not answering, or about to be replaced"
 

@@ -49,7 +49,7 @@ def open_fleet(
         fleet = RayFleet(
             prepared.job.worker_factory(prepared.constants), target, own.min_workers, resources, say,
             GIVE_UP_S if joins(own.address) else OWN_GIVE_UP_S, working_folder(config.run_dir or "").name,
-            mixed_devices=own.mixed_devices,
+            alone=started, mixed_devices=own.mixed_devices,
             asked_to_stop=lambda: signals.received,
             asked_target=lambda: asked_target(working_folder(config.run_dir or "")) if writes else None,
             servers=own.servers, patience=patience_of(config), proof=proof, server_proof=server_proof,

@@ -65,7 +65,7 @@ def announce(target: int, wanted: Resources, started: bool, say: Callable[[str],
     nodes, ask = _totals(), words(asked)
     has = f"{_count(len(nodes), 'node')} with {_sum(nodes, 'CPU'):g} CPUs, {_sum(nodes, 'GPU'):g} GPUs"
     asks = f"{_count(target, 'worker')} {'asks' if target == 1 else 'ask'} for {ask}{' each' * (target > 1)}"
-    room = _room(asked, target)
+    room = _room(asked, target, available_resources_per_node().values())
     doing = "starting " + ("it" if target == 1 else "them")
     if room < target:
         more = "the autoscaler is asked for more nodes" if autoscaler else "waiting for room for the others"
@@ -73,8 +73,13 @@ def announce(target: int, wanted: Resources, started: bool, say: Callable[[str],
     say(f"{'the Ray of this run' if started else 'the cluster'} has {has}; {asks}: {doing}")
 
 
-def why_missing(wanted: Resources, unplaced: int, building: int, silent: int) -> str:
-    """Why workers have not joined: so many have no place to run yet, are being built, do not answer."""
+def why_missing(wanted: Resources, unplaced: int, building: int, silent: int, joined: int | None = None) -> str:
+    """Why workers have not joined: so many have no place to run yet, are being built, do not answer. `joined`: those
+    that have, where nobody else uses this Ray: what is taken is then taken by workers, and if there is room for all of
+    them, those without a place are being started in it."""
+    count = unplaced + building + (joined or 0)
+    if joined is not None and _room(wanted.asked, count, _totals()) == count:
+        unplaced, building = 0, unplaced + building
     room, waiting = _why_waiting(wanted.asked, unplaced) if unplaced else (0, "")
     causes = [f"{building + room} being started"] if building + room else []
     if silent:
@@ -91,7 +96,7 @@ def _why_waiting(asked: Amounts, waiting: int) -> tuple[int, str]:
         if any(_includes(request, asked) for request in autoscaler.infeasible):
             return 0, f"{problem}, and no type of node that the autoscaler can start has"
         return 0, f"{problem}: {_growth(autoscaler)}"
-    room = _room(asked, waiting)
+    room = _room(asked, waiting, available_resources_per_node().values())
     if room == waiting:
         return room, ""
     free = available_resources_per_node().values()
@@ -155,10 +160,10 @@ def _totals() -> list[dict[str, float]]:
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
-def _room(asked: Amounts, most: int) -> int:
-    """For how many workers there is room now, as far as `most`."""
+def _room(asked: Amounts, most: int, nodes: Iterable[Amounts]) -> int:
+    """For how many workers nodes with so much have room, as far as `most`."""
     room = 0
-    for free in available_resources_per_node().values():
+    for free in nodes:
         room += int(min((free.get(name, 0) / amount for name, amount in asked.items()), default=most) + 1e-9)
     return min(room, most)
 

@@ -46,7 +46,7 @@ class ServerActor(Shard):
 class RayExecutor:
     """Ray must be initialised. `make_worker` makes a `Worker`, or anything with its methods, in the actor's process.
     `say` takes lines about the cluster's head, which is given up after `head_give_up_s` of silence. `run`: the actors
-    are named for it, such as `digits-worker-3`."""
+    are named for it, such as `digits-worker-3`. `alone`: nobody else uses this Ray."""
 
     def __init__(
         self,
@@ -55,9 +55,10 @@ class RayExecutor:
         say: Callable[[str], None],
         head_give_up_s: float = GIVE_UP_S,
         run: str = "",
+        alone: bool = False,
     ):
         self.head = HeadWatch(say, head_give_up_s)
-        self._run = run
+        self._run, self._alone = run, alone
         make: Any = ray.remote(concurrency_groups={"control": 1})  # pyright: ignore[reportCallIssue]
         self._worker_actor, self._server_actor = make(WorkerActor), ray.remote(ServerActor)
         self._make_worker = ray.put(make_worker)
@@ -72,10 +73,10 @@ class RayExecutor:
     def draining(self) -> frozenset[str]:
         return self.head.draining
 
-    def shortage(self, unplaced: int, building: int, silent: int) -> str:
+    def shortage(self, unplaced: int, building: int, silent: int, joined: int = 0) -> str:
         if self.head.ask():
             with suppress(RayError):  # it has stopped answering meanwhile
-                return why_missing(self._resources, unplaced, building, silent)
+                return why_missing(self._resources, unplaced, building, silent, joined if self._alone else None)
         return "Ray's head does not answer"
 
     def start_worker(self, worker: int, avoid: frozenset[str]) -> Any:
@@ -164,9 +165,10 @@ class RayFleet(Fleet):
         say: Callable[[str], None] = lambda text: None,
         head_give_up_s: float = GIVE_UP_S,
         run: str = "",
+        alone: bool = False,
         **options: Any,
     ):
-        executor = RayExecutor(make_worker, resources, say, head_give_up_s, run)
+        executor = RayExecutor(make_worker, resources, say, head_give_up_s, run, alone)
         self._head, self._metrics = executor.head, RunMetrics(run) if run else None
         super().__init__(executor, target, min_workers, say=say, **options)
 

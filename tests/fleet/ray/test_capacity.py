@@ -12,6 +12,13 @@ from tests.fleet.ray import nodes
 pytestmark = pytest.mark.ray
 
 
+class Holder:
+    """An actor that takes up CPUs."""
+
+    def there(self) -> bool:
+        return True
+
+
 @pytest.fixture
 def num_cpus(ray_cluster) -> int:
     """Of the cluster, none of which is in use any more by the actors of other tests."""
@@ -65,6 +72,19 @@ def test_missing_workers_are_told_by_cause(num_cpus):
     assert "1 not answering" in why_missing(Resources(), 0, 0, 1)
     assert f"cluster has {cpus} of {cpus} CPU free" in why_missing(Resources(cpus=cpus), 2, 0, 0)
     assert "waiting for a node that has" in why_missing(Resources(cpus=cpus + 1), 1, 0, 0)
+
+
+def test_in_a_ray_of_its_own_what_is_taken_is_taken_by_workers_being_started(num_cpus):
+    """A worker whose process is being started has its CPUs already, though it has not said yet where it is."""
+    holder = ray.remote(num_cpus=num_cpus)(Holder).remote()
+    ray.get(holder.there.remote())
+    nodes.wait_for(lambda: ray.available_resources().get("CPU", 0) == 0, 60)
+    asked = Resources(cpus=num_cpus / 2)
+    assert "2 for want of room" in why_missing(asked, 2, 0, 0)
+    assert why_missing(asked, 2, 0, 0, joined=0) == "2 being started"
+    assert why_missing(asked, 1, 0, 0, joined=1) == "1 being started"
+    assert "1 for want of room" in why_missing(asked, 1, 0, 0, joined=2)
+    ray.kill(holder)
 
 
 def test_a_head_that_does_not_answer_in_time_is_told_and_ends_nothing(num_cpus, monkeypatch):
