@@ -143,3 +143,12 @@ def test_what_is_no_adapted_learner_or_a_strangers_is_told(raw_runs, birds, tmp_
             (place / name).write_bytes(content)
         with pytest.raises(metadist.InputError):
             metadist.load_adapted(place)
+
+
+def test_a_run_at_a_uri_takes_texts_too(raw_runs, s3):
+    """Everything that it takes to read them is at the URI."""
+    place = s3("runs/texts")
+    raw_runs.run("texts", "protonet", f"run_dir={place}")
+    adapted = metadist.load(place).adapt(["pay me", "open it"], ["a", "b"])
+    assert adapted.predict("pay me now") in ("a", "b")
+    assert adapted.learner.inputs.about == metadist.load(raw_runs.run("texts")).inputs.about
