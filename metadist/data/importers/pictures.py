@@ -165,7 +165,7 @@ class Decoder:
         highest, count, example, brightest = 0, 0, "", -1
         for number, path in enumerate(files, start=1):
             if progress is not None:
-                progress(number, len(files), "pictures looked at")
+                progress(number - 1, len(files), "pictures looked at")  # whose end is that of the rows
             try:
                 with open_regular(path) as file, _opened(file) as (image, coarse):
                     if image.mode.startswith("I"):
