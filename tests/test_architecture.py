@@ -39,12 +39,12 @@ FILES = {
         "events", "executor", "limits", "vitals", "controller", "ray.capacity", "ray.reach", "ray.cluster", "server",
         "worker", "actors", "ray.actors", "ray.metrics", "recovery", "roster", "dispatch", "local", "ray.fleet"
     ],
-    "evaluation": ["baselines", "evaluator", "figures", "intervals", "joint", "verdict", "protocol"],
+    "evaluation": ["baselines", "evaluator", "figures", "intervals", "joint", "verdict", "advice", "protocol"],
     "run": [
         "auto", "machine", "plugins", "build", "bench", "identity", "prepare", "preflight", "signals",
-        "tracker", "trust", "mirror", "saved", "places", "directory", "fleets", "predictor", "export", "measures",
-        "pictures", "replay", "results", "evaluate", "resume", "trainer", "dry_run", "api", "package", "status",
-        "submission", "doctor"
+        "tracker", "trust", "mirror", "saved", "places", "directory", "fleets", "predictor", "export", "judge",
+        "measures", "pictures", "replay", "results", "evaluate", "resume", "trainer", "dry_run", "api", "package",
+        "status", "submission", "doctor"
     ],
     "cli": ["bench", "config", "cluster", "data", "report", "runs", "main"],
 }  # fmt: skip

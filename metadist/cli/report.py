@@ -31,7 +31,10 @@ def report(results: dict[str, Any]) -> str:
             label = name.replace("_", " ") + (f", {k} steps" if len(points) > 1 else "")
             fewer = f" ({measured['tasks']} tasks)" if measured["tasks"] < results["protocol"]["tasks"] else ""
             lines.append(f"  {label:26} {figure(metric, point)}{fewer}")
+    if "few_tasks" in results:
+        lines += ["", f"note       {results['few_tasks']}"]
     lines += ["", f"verdict    {results['verdict']}"]
+    lines += [f"try        {advice}" for advice in results.get("advice", [])]
     if "divergence" in results:
         lines += ["", f"diverged   {results['divergence']}"]
     if losses := results.get("online", {}).get("losses"):

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from metadist.data.online import Stream
     from metadist.data.remote import dataset_at, fetched_weights
     from metadist.data.shapes import Shapes, task_shapes
-    from metadist.data.sources import ClassSource, LabelledSource, Source, ValueSource, sample
+    from metadist.data.sources import ClassSource, LabelledSource, Source, TableSource, ValueSource, sample
     from metadist.data.table import Dataset, Field, Table, describe, open_dataset
     from metadist.data.tokenizer import Tokenizer
     from metadist.data.writer import About, DatasetWriter, Group, staging
@@ -23,7 +23,7 @@ _HOMES = {
     "online": ("Stream",),
     "remote": ("dataset_at", "fetched_weights"),
     "shapes": ("Shapes", "task_shapes"),
-    "sources": ("ClassSource", "LabelledSource", "Source", "ValueSource", "sample"),
+    "sources": ("ClassSource", "LabelledSource", "Source", "TableSource", "ValueSource", "sample"),
     "table": ("Dataset", "Field", "Table", "describe", "open_dataset"),
     "tokenizer": ("Tokenizer",),
     "writer": ("About", "DatasetWriter", "Group", "staging"),
@@ -31,7 +31,7 @@ _HOMES = {
 
 __all__ = [
     "About", "ClassSource", "Dataset", "DatasetWriter", "Field", "Group", "LabelledSource", "Shapes", "Source",
-    "Stream", "Table", "Tokenizer", "ValueSource", "cached", "dataset_at", "describe", "fetched_weights",
+    "Stream", "Table", "TableSource", "Tokenizer", "ValueSource", "cached", "dataset_at", "describe", "fetched_weights",
     "open_dataset", "sample", "staging", "task_shapes",
 ]  # fmt: skip
 

@@ -324,3 +324,15 @@ def test_what_the_data_cannot_give_is_said_in_a_sentence(classes, users, curves,
 def test_an_absent_split_is_named(users):
     with pytest.raises(InputError, match="the data has no split 'test', only train"):
         LabelledSource(users.splits, 1, 3, 0, ways=2)(TaskId("test", 0, 0))
+
+
+def test_combinations_are_counted_by_what_tasks_can_be_made_of(classes, users):
+    """Eleven classes of which one has too few rows: C(10, 3) sets of three, within a parent C(6, 3) + C(4, 3)."""
+    options = {"shots": 4, "queries": 4, "seed": 0, "ways": 3}
+    assert ClassSource(classes.splits, **options).combinations("train") == 120
+    assert ClassSource(classes.splits, **options, within_parent=True).combinations("train") == 24
+    assert ClassSource(classes.splits, **options).combinations("validation") == 1
+    with pytest.raises(InputError):
+        ClassSource(classes.splits, **options | {"ways": 12}).combinations("train")
+    # six users with every pair of three labels, but two of them lack one label (3 for each of 4, 1 for each of 2)
+    assert LabelledSource(users.splits, shots=2, queries=2, seed=0, ways=2).combinations("train") == 14
