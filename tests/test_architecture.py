@@ -41,13 +41,15 @@ FILES = {
         "events", "executor", "limits", "vitals", "controller", "ray.capacity", "ray.reach", "ray.cluster", "server",
         "worker", "actors", "ray.actors", "ray.metrics", "recovery", "roster", "dispatch", "local", "ray.fleet"
     ],
-    "evaluation": ["baselines", "evaluator", "figures", "intervals", "comparison", "joint", "verdict", "protocol"],
+    "evaluation": [
+        "baselines", "evaluator", "figures", "intervals", "comparison", "joint", "verdict", "advice", "protocol"
+    ],
     "run": [
         "auto", "machine", "plugins", "job_file", "build", "trust", "resolved", "task_sizes", "learner_settings",
         "new_job", "bench", "identity", "prepare", "preflight", "signals", "tracker", "mirror", "compare", "saved",
-        "places", "directory", "fleets", "inputs", "few_shot", "predictor", "demo", "export", "measures", "pictures",
-        "replay", "results", "evaluate", "resume", "trainer", "dry_run", "api", "package", "status", "submission",
-        "doctor"
+        "places", "directory", "fleets", "inputs", "few_shot", "predictor", "demo", "export", "judge", "measures",
+        "pictures", "replay", "results", "evaluate", "resume", "trainer", "dry_run", "api", "package", "status",
+        "submission", "doctor"
     ],
     "cli": ["tables", "predictions", "bench", "config", "cluster", "data", "report", "runs", "train", "use", "main"],
 }  # fmt: skip

@@ -24,7 +24,10 @@ def report(results: dict[str, Any]) -> str:
         lines.append(f"theta      {results['theta_sha256']} after {results['meta_steps']} steps")
     lines.append(f"evaluated  {results['evaluated_theta_sha256']} (step {results['evaluated_step']})")
     lines += [f"protocol   {protocol}", "", table(list(_figures(results, metric)), left=2)]
+    if "few_tasks" in results:
+        lines += ["", f"note       {results['few_tasks']}"]
     lines += ["", f"verdict    {results['verdict']}"]
+    lines += [f"try        {advice}" for advice in results.get("advice", [])]
     if "divergence" in results:
         lines += ["", f"diverged   {results['divergence']}"]
     if losses := results.get("online", {}).get("losses"):

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from metadist.data.preprocessing import Preprocessing, Preprocessor, preprocessing_of
     from metadist.data.remote import dataset_at, fetched_weights
     from metadist.data.shapes import Shapes, task_shapes
-    from metadist.data.sources import ClassSource, LabelledSource, Source, ValueSource, sample
+    from metadist.data.sources import ClassSource, LabelledSource, Source, TableSource, ValueSource, sample
     from metadist.data.table import Dataset, Field, Table, open_dataset
     from metadist.data.tokenizer import Tokenizer
     from metadist.data.writer import About, DatasetWriter, Group, staging
@@ -27,7 +27,7 @@ _HOMES = {
     "preprocessing": ("Preprocessing", "Preprocessor", "preprocessing_of"),
     "remote": ("dataset_at", "fetched_weights"),
     "shapes": ("Shapes", "task_shapes"),
-    "sources": ("ClassSource", "LabelledSource", "Source", "ValueSource", "sample"),
+    "sources": ("ClassSource", "LabelledSource", "Source", "TableSource", "ValueSource", "sample"),
     "table": ("Dataset", "Field", "Table", "open_dataset"),
     "tokenizer": ("Tokenizer",),
     "writer": ("About", "DatasetWriter", "Group", "staging"),
@@ -35,8 +35,8 @@ _HOMES = {
 
 __all__ = [
     "About", "ClassSource", "Dataset", "DatasetWriter", "Field", "Group", "LabelledSource", "Preprocessing",
-    "Preprocessor", "Shapes", "Source", "Stream", "Table", "Tokenizer", "ValueSource", "cached", "dataset_at",
-    "describe", "fetched_weights", "open_dataset", "preprocessing_of", "sample", "staging", "task_shapes",
+    "Preprocessor", "Shapes", "Source", "Stream", "Table", "TableSource", "Tokenizer", "ValueSource", "cached",
+    "dataset_at", "describe", "fetched_weights", "open_dataset", "preprocessing_of", "sample", "staging", "task_shapes",
 ]  # fmt: skip
 
 

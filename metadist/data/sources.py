@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from math import comb
 from typing import Protocol
 
 import numpy as np
@@ -71,6 +72,11 @@ class TableSource(ABC):
     @abstractmethod
     def eligible(self, split: Split, table: Table) -> list[np.ndarray]:
         """Sets of groups a task may draw from, never empty; raises InputError when there is none."""
+
+    @abstractmethod
+    def combinations(self, split: Split) -> int:
+        """How many tasks of a split differ in more than the rows drawn and the order of labels: in their classes, or,
+        where a group is the task, in the group. Raises InputError if the split cannot yield a task."""
 
     @abstractmethod
     def rows(self, table: Table, pool: np.ndarray, draws: Draws) -> list[list[int]]:
@@ -165,6 +171,9 @@ class ClassSource(TableSource):
             )
         return pools
 
+    def combinations(self, split: Split) -> int:
+        return sum(comb(len(pool), self.ways) for pool in self.pools(split))
+
     def rows(self, table: Table, pool: np.ndarray, draws: Draws) -> list[list[int]]:
         groups = [pool[place] for place in draws.choose(len(pool), self.ways)]
         starts = [int(table.starts[group]) for group in groups]
@@ -219,6 +228,11 @@ class LabelledSource(TableSource):
             )
         return [groups]
 
+    def combinations(self, split: Split) -> int:
+        groups, rows = self.tables[split].label_counts
+        labels = np.bincount(groups[rows >= self._needed])
+        return sum(comb(int(labels[group]), self.ways) for group in self.pools(split)[0])
+
     def rows(self, table: Table, pool: np.ndarray, draws: Draws) -> list[list[int]]:
         group = pool[draws.below(len(pool))]
         start = int(table.starts[group])
@@ -268,6 +282,9 @@ class ValueSource(TableSource):
                 f"queries take (its largest has {table.counts.max(initial=0)}): lower shots or queries"
             )
         return [groups]
+
+    def combinations(self, split: Split) -> int:
+        return len(self.pools(split)[0])
 
     def rows(self, table: Table, pool: np.ndarray, draws: Draws) -> list[list[int]]:
         group = pool[draws.below(len(pool))]

@@ -17,6 +17,15 @@ class Comparison(NamedTuple):
     ci95: float
     tasks: int
 
+    @property
+    def standing(self) -> str:
+        """Whether it is "ahead of" that baseline, "level with" it or "behind"; "" where one task is too few to tell."""
+        if self.tasks < 2:
+            return ""
+        if abs(self.ahead) <= self.ci95:
+            return "level with"
+        return "ahead of" if self.ahead > 0 else "behind"
+
 
 def compare(results: Mapping[str, np.ndarray]) -> Comparison | None:
     """The comparison with the best baseline, the one over which the learner is the least ahead; None where there is
@@ -47,11 +56,11 @@ def verdict(results: Mapping[str, np.ndarray]) -> str:
     name = found.baseline.replace("_", " ")
     figure = f"{by * abs(found.ahead):.{2 if by > 1 else 4}f} ± {by * found.ci95:.{2 if by > 1 else 4}f}{unit}"
     over = f"paired over {found.tasks} tasks{f'; tasks of {left_out} diverged' if left_out else ''}"
-    if found.tasks < 2:
+    if not found.standing:
         return "no verdict, since one task is too few to compare"
-    if abs(found.ahead) <= found.ci95:
+    if found.standing == "level with":
         return f"level with its best baseline, {name} (a difference in {metric} of {figure}, {over})"
-    return f"{'ahead of' if found.ahead > 0 else 'behind'} its best baseline, {name}, by {figure} ({over})"
+    return f"{found.standing} its best baseline, {name}, by {figure} ({over})"
 
 
 def _metric(results: Mapping[str, np.ndarray]) -> str:

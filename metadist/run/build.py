@@ -11,7 +11,7 @@ import torch
 
 from metadist.config import Config
 from metadist.core.errors import InputError
-from metadist.core.task import TaskId
+from metadist.core.task import Split, TaskId
 from metadist.data import (
     ClassSource,
     Dataset,
@@ -19,6 +19,7 @@ from metadist.data import (
     Shapes,
     Source,
     Stream,
+    TableSource,
     ValueSource,
     cached,
     dataset_at,
@@ -204,6 +205,29 @@ class Job:
         """A function that builds a worker in any process, with modules found where this process finds them."""
         name = self.dataset.path.name if self.dataset else None
         return partial(_worker_elsewhere, self.config, constants, str(Path.cwd()), name)
+
+    def combinations(self, split: Split) -> int | None:
+        """Of how many different sets of classes (groups, where one is the task) tasks of training, or of evaluation,
+        can be; None where the source does not say."""
+        source = self.source if split == "train" else self.evaluation_source
+        return source.combinations(split) if isinstance(source, TableSource) else None
+
+    def training_groups(self) -> int | None:
+        """How many groups training tasks are made of: classes, or, where a group is the task, tasks; None where the
+        source does not say."""
+        return sum(map(len, self.source.pools("train"))) if isinstance(self.source, TableSource) else None
+
+    def few_tasks(self, split: Split, tasks: int) -> str:
+        """A sentence where so many tasks of a split draw the same classes again and again, else nothing."""
+        found = self.combinations(split)
+        if found is None or found >= tasks:
+            return ""
+        what = "group" if isinstance(self.evaluation_source, ValueSource) else "set of classes"
+        drawn = what if found == 1 else {"group": "groups", "set of classes": "sets of classes"}[what]
+        return (
+            f"{tasks} tasks of split {split!r} are drawn from only {found} different {drawn}: their interval is about "
+            "other rows of these and understates how far results for new ones may lie apart"
+        )
 
     def optimization(self, engine: Engine) -> Optimization:
         """The server's side of the configuration."""

@@ -8,11 +8,11 @@ from metadist.config import Config, load_config, shown
 from metadist.run.build import Job
 from metadist.run.fleets import open_fleet
 from metadist.run.identity import check_evaluation, digest
+from metadist.run.judge import evaluate_weights
 from metadist.run.measures import nested_tracker
-from metadist.run.mirror import new_files
+from metadist.run.mirror import new_files, run_file
 from metadist.run.places import located
 from metadist.run.preflight import preflight
-from metadist.run.results import evaluate_weights
 from metadist.run.saved import config_file, read_checkpoint, write_json
 from metadist.run.signals import Signals
 from metadist.run.trust import (
@@ -67,7 +67,9 @@ def evaluate(
     followed = is_tracked(config, trust_code, own)
     with new_files(run, name) as (folder, place), nested_tracker(prepared, run, name, folder, followed, say) as log:
         with open_fleet(prepared, config.num_workers, say, signals) as fleet, signals:
-            results = evaluate_weights(prepared, fleet, prepared.weights(saved.step), folder, say, doing)
+            numbers = run_file(run, "metrics.jsonl")
+            weights = prepared.weights(saved.step)
+            results = evaluate_weights(prepared, fleet, weights, folder, say, str(run), numbers, doing)
         results["resolved"] = prepared.resolved()
         write_json(results, folder / "results.json")
         log(results)

@@ -124,7 +124,14 @@ def prepare(job: Job, splits: Sequence[Split], checkpoint: Checkpoint | None = N
     if shapes.classification and ("from_scratch" in baselines or not any_ways):
         ways = own.outputs if any_ways else shapes.outputs
     _try_one_task(engine, theta, chunk[0], job.model(job.evaluation_outputs(engine)), ways)
-    return Prepared(job, engine, theta, chunk, baselines)
+    few = [job.few_tasks(split, _tasks_of(job, split)) for split in splits]
+    return Prepared(job, engine, theta, chunk, baselines, notes=[note for note in few if note])
+
+
+def _tasks_of(job: Job, split: Split) -> int:
+    """How many tasks of a split a run measures."""
+    own = job.config.evaluation
+    return max(own.test_tasks if split == own.split else 0, own.tasks if split == "validation" else 0)
 
 
 def _check_finite(engine: Engine, theta: np.ndarray) -> None:

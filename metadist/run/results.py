@@ -1,37 +1,20 @@
-"""The evaluation of a run's weights, and the files and figures it leaves."""
+"""The results of a run that has been trained."""
 
-import shlex
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 from metadist.checkpoint.format import theta_sha256
 from metadist.core.errors import EvaluationFailed, HeadLost, Interrupted, StorageFailed
-from metadist.core.files import reason, writing
+from metadist.core.files import reason
 from metadist.core.messages import Weights
-from metadist.evaluation.protocol import Doing, draw_curve, regret, write_results
+from metadist.evaluation.protocol import regret
 from metadist.run.directory import Run, write_json
 from metadist.run.export import log_models
-from metadist.run.identity import digest, evaluation_tasks, figure_title
+from metadist.run.identity import digest, figure_title
+from metadist.run.judge import evaluate_command, evaluate_weights
 from metadist.run.measures import final_metrics
 from metadist.run.pictures import draw_run, draw_task
 from metadist.run.prepare import Prepared
-from metadist.run.trust import trust_flag
-
-
-def evaluate_weights(
-    prepared: Prepared, fleet: Any, weights: Weights, folder: Path, say: Callable[[str], None],
-    doing: Doing | None = None,
-) -> dict[str, Any]:  # fmt: skip
-    """The summary of the full evaluation; per-task results and the adaptation curve are written to `folder`."""
-    shown = (doing,) if doing else ()
-    summary, results = prepared.job.evaluation(prepared.engine, prepared.baselines).run(fleet, weights, say, *shown)
-    caption = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in summary["protocol"].items())
-    with writing(folder):
-        write_results(results, folder / "tasks.arrow")
-        draw_curve(summary, f"{figure_title(prepared.job.config)}\n{caption}", folder / "adaptation_curve.png")
-    step_and_hash = {"evaluated_step": weights.version, "evaluated_theta_sha256": theta_sha256(weights.theta)}
-    return {**step_and_hash, **summary, "tasks_of": evaluation_tasks(prepared.job)}
 
 
 def conclude(
@@ -61,10 +44,9 @@ def conclude(
     except Exception as error:
         failure = f"{type(error).__name__}: {reason(error)}"
         write_json({**ending, "evaluation_failed": failure}, run.path / "results.json")
-        command = f"metadist evaluate {shlex.quote(run.place)}{trust_flag(run.config)}"
         raise EvaluationFailed(
             f"{run.place} is trained and saved, but evaluating it failed ({failure}): once that is mended, "
-            f"`{command}` does it"
+            f"`{evaluate_command(run.config, run.place)}` does it"
         ) from error
 
 
@@ -73,7 +55,8 @@ def _evaluate_best(prepared: Prepared, fleet: Any, run: Run, weights: Weights) -
     best = run.store.load("best") if run.store.has_best() else None
     if best:
         weights = Weights(best.step, prepared.engine.layout.vector(best.weights))
-    summary = evaluate_weights(prepared, fleet, weights, run.path, run.say, run.doing)
+    numbers = run.path / "metrics.jsonl"
+    summary = evaluate_weights(prepared, fleet, weights, run.path, run.say, run.place, numbers, run.doing)
     if run.config.optimizer.max_staleness:
         summary["tasks_by_staleness"] = dict(sorted(fleet.staleness.items()))
     title = figure_title(run.config)

@@ -93,4 +93,7 @@ def results_table(results: Mapping[str, Any]) -> str:
         rows.append((name.replace("_", " "), figure(metric, point), measured["tasks"]))
     table = "\n".join(f"| {label} | {value} | {tasks} |" for label, value, tasks in rows)
     head = f"| {split} | {metric}, 95 % interval | tasks |\n|---|---|---|\n"
-    return f"{results['verdict'][0].upper()}{results['verdict'][1:]}.\n\n{head}{table}"
+    advice = "".join(f"- Try: {text}\n" for text in results.get("advice", []))
+    note = f"\n\n{results['few_tasks']}." if "few_tasks" in results else ""
+    verdict = f"{results['verdict'][0].upper()}{results['verdict'][1:]}."
+    return f"{verdict}\n\n{advice}{chr(10) if advice else ''}{head}{table}{note}"

@@ -290,6 +290,10 @@ def test_report_shows_a_regression_without_per_cents():
     told = {"evaluated_theta_sha256": "ab", "evaluated_step": 3, "protocol": {}, "begun": "before adaptation",
             "loss": {"by_inner_step": [point]}, "baselines": {}, "verdict": "no baseline"}  # fmt: skip
     assert "0.5000 ± 0.1000" in report(told)
+    told |= {"advice": ["more steps", "more data"], "few_tasks": "6 tasks are of one class"}
+    *_, note, _, verdict, first, second = report(told).splitlines()
+    assert [line.split(maxsplit=1)[0] for line in (note, verdict, first, second)] == ["note", "verdict", "try", "try"]
+    assert second.endswith(" more data")
     told["online"] = {"losses": [2.0, 1.5, 1.0], "regret": 0.25}
     assert "3 rounds, loss 2.0000 in the first, 1.0000 in the last, regret 0.2500" in report(told)
 

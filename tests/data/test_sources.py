@@ -350,3 +350,15 @@ def test_in_order_of_time_support_comes_before_query(tmp_path: Path) -> None:
                     assert all(earlier) and (np.diff(support.reshape(ways, 2)) < 0).all()
                 mixed += not all(earlier)
         assert mixed > len(TASKS) // 2  # without it, they come as they are drawn
+
+
+def test_combinations_are_counted_by_what_tasks_can_be_made_of(classes, users):
+    """Eleven classes of which one has too few rows: C(10, 3) sets of three, within a parent C(6, 3) + C(4, 3)."""
+    options = {"shots": 4, "queries": 4, "seed": 0, "ways": 3}
+    assert ClassSource(classes.splits, **options).combinations("train") == 120
+    assert ClassSource(classes.splits, **options, within_parent=True).combinations("train") == 24
+    assert ClassSource(classes.splits, **options).combinations("validation") == 1
+    with pytest.raises(InputError):
+        ClassSource(classes.splits, **options | {"ways": 12}).combinations("train")
+    # six users with every pair of three labels, but two of them lack one label (3 for each of 4, 1 for each of 2)
+    assert LabelledSource(users.splits, shots=2, queries=2, seed=0, ways=2).combinations("train") == 14

@@ -128,7 +128,7 @@ def tried(config: Config) -> Prepared:
 
 def test_a_right_gradient_is_told_with_its_cost():
     assert tried(job()).gradient.startswith("agrees with finite differences to ")
-    assert tried(job()).gradient.endswith(" s)") and not tried(job()).notes
+    assert tried(job()).gradient.endswith(" s)") and not [note for note in tried(job()).notes if "gradient" in note]
     assert dry_run(job())["meta_gradient"].startswith("agrees")
 
 
@@ -143,7 +143,7 @@ def test_a_wrong_gradient_is_refused_by_the_tensors_name_unless_it_is_meant():
 
 def test_a_surrogate_loss_of_the_users_own_is_told_not_refused():
     found = tried(job("learner.name=tests_tried:Surrogate"))
-    assert "is not the derivative of its outer loss" in found.gradient and found.notes == [found.gradient]
+    assert "is not the derivative of its outer loss" in found.gradient and found.gradient in found.notes
     with pytest.raises(InputError, match="meta-gradient"):  # which does not hide what is wrong below it
         tried(job("learner.name=tests_tried:Surrogate", model="Hidden"))
 

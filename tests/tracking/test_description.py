@@ -46,4 +46,7 @@ def test_the_table_has_the_result_its_baselines_and_the_verdict():
         "| **after 1 inner step** | **0.5000 ± 0.2500** | 8 |", "| before adaptation | 2.0000 ± 0.5000 | 8 |",
         "| joint | 0.7500 ± 0.1250 | 4 |",
     ]  # fmt: skip
+    more = results_table({**results, "advice": ["more steps"], "few_tasks": "8 tasks are of one group"})
+    assert more.startswith("Level with ridge.\n\n- Try: more steps\n\n| test |")
+    assert more.endswith("\n\n8 tasks are of one group.")
     assert figure("accuracy", {"diverged_tasks": 3}) == "none: 3 tasks diverged"

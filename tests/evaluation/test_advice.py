@@ -1,0 +1,109 @@
+from dataclasses import replace
+
+import pytest
+
+from metadist.evaluation.advice import MOST, RULES, Facts, advise
+
+# 60, 80, 88 and 89 % before and after each of three inner steps: the last gains 0.01 of 0.29, less than a twentieth
+QUIET = Facts(
+    metric="accuracy", baseline="logistic_regression", curve=[0.60, 0.80, 0.88, 0.89], ci95=0.005, inner_lr=0.1,
+    validation=[(50, 0.85, 0.02), (100, 0.900, 0.02), (150, 0.901, 0.02), (200, 0.902, 0.02)], meta_steps=200,
+    groups=900, columns=(0.9, 1.1), evaluate="EVALUATE", train="TRAIN", resume="RESUME",
+)  # fmt: skip
+
+
+def advice(**changes) -> list[str]:
+    return advise(replace(QUIET, **changes))
+
+
+def the_only(found: list[str]) -> str:
+    assert len(found) == 1
+    return found[0]
+
+
+def test_where_no_rule_applies_meta_learning_may_be_the_wrong_tool():
+    assert all(rule(QUIET) == "" for rule in RULES)
+    assert "wrong tool" in the_only(advice()) and "logistic regression" in advice()[0]
+
+
+@pytest.mark.parametrize(
+    ("columns", "speaks"),
+    [
+        ((0.9, 1.1), False), ((0.03, 1.4), False), (None, False),
+        ((0.02, 1.1), True), ((0.5, 192.0), True), ((5.0, 12.0), True),
+    ],
+)  # fmt: skip
+def test_columns_of_unlike_sizes_are_to_be_standardized(columns, speaks):
+    """0.02 is less than a fiftieth of 1.1; 0.5 beside 192 is a blood test's table; 12 is more than 10."""
+    assert ("--standardize" in advice(columns=columns)[0]) == speaks
+
+
+def test_adaptation_that_gets_worse_is_stopped_at_its_best():
+    assert "`EVALUATE evaluation.inner_steps=2`" in the_only(advice(curve=[0.6, 0.8, 0.88, 0.87]))
+    assert "wrong tool" in the_only(advice(curve=[0.6, 0.8, 0.88, 0.876]))  # within the interval
+
+
+def test_adaptation_that_only_hurts_takes_a_smaller_rate():
+    found = the_only(advice(curve=[0.6, 0.5, 0.4]))
+    assert "`EVALUATE evaluation.inner_lr=0.01`" in found and "`TRAIN learner.inner_lr=0.01`" in found
+    learned = the_only(advice(curve=[0.6, 0.5, 0.4], inner_lr=None))
+    assert "evaluation.inner_lr" not in learned and "`TRAIN learner.inner_lr=0.001`" in learned
+
+
+def test_adaptation_that_goes_to_and_fro_takes_a_smaller_rate():
+    found = advice(curve=[0.6, 0.8, 0.7, 0.82])
+    assert "to and fro" in found[0] and "`EVALUATE evaluation.inner_lr=0.01`" in found[0]
+
+
+def test_adaptation_that_still_gains_takes_more_steps():
+    """0.88 to 0.91 is a tenth of what there was to gain from 0.60."""
+    assert "`EVALUATE evaluation.inner_steps=6`" in the_only(advice(curve=[0.6, 0.8, 0.88, 0.91]))
+    assert "`EVALUATE evaluation.inner_steps=5`" in the_only(advice(curve=[0.6, 0.8]))
+
+
+def test_adaptation_that_changes_nothing_takes_larger_steps():
+    assert "`TRAIN learner.inner_lr=1`" in the_only(advice(curve=[0.60, 0.601, 0.602]))
+    assert "learner.inner_lr" not in advice(curve=[0.60, 0.601, 0.602], inner_lr=None)[0]
+
+
+def test_validation_that_still_rises_takes_more_meta_steps():
+    """From step 100, the second of four, to the end by 3 points, with an interval of 2."""
+    rising = [(50, 0.85, 0.02), (100, 0.87, 0.02), (150, 0.89, 0.02), (200, 0.90, 0.02)]
+    found = the_only(advice(validation=rising))
+    assert "3.0 percentage points from step 100 to 200" in found and "`RESUME meta_steps=600`" in found
+    assert "wrong tool" in the_only(advice(validation=rising[:1]))
+    flat = [(step, 0.9 + 0.001 * step / 50, 0.02) for step, *_ in rising]
+    assert "wrong tool" in the_only(advice(validation=flat))
+
+
+def test_a_loss_is_better_where_it_is_lower():
+    falling = [(50, 4.0, 0.5), (100, 3.0, 0.5), (150, 2.5, 0.5), (200, 2.0, 0.5)]
+    quiet = {"metric": "loss", "curve": [4.0, 2.0, 1.2, 1.1], "ci95": 0.05, "validation": []}
+    assert "wrong tool" in the_only(advice(**quiet))
+    assert "by 1 from step 100" in the_only(advice(**quiet | {"validation": falling}))
+    assert "inner_steps=2" in the_only(advice(**quiet | {"curve": [4.0, 2.0, 1.2, 1.4]}))
+    assert "smaller inner rate" in the_only(advice(**quiet | {"curve": [4.0, 5.0, 9.0]}))
+
+
+def test_gradient_steps_that_a_simple_learner_beats_give_way_to_a_closed_form():
+    found = the_only(advice(closed_form="learner.name=protonet learner.inner_lr=null"))
+    assert "`TRAIN learner.name=protonet learner.inner_lr=null`" in found and "logistic regression" in found
+    assert "wrong tool" in the_only(
+        advice(closed_form="learner.name=protonet", descends=False, inner_lr=None, curve=[0.8])
+    )
+
+
+def test_few_classes_are_named_beside_what_can_be_done_with_them():
+    few, data = advice(groups=31, closed_form="learner.name=r2d2")
+    assert "31 training classes" in few and "`TRAIN learner.name=r2d2`" in few
+    assert "data of more of them" in data and "31" in data
+    assert "wrong tool" in the_only(advice(groups=50)) and "wrong tool" in the_only(advice(groups=None))
+
+
+def test_the_most_telling_advice_comes_first_and_it_is_not_too_much():
+    found = advice(
+        columns=(0.5, 192.0), curve=[0.6, 0.8], closed_form="learner.name=r2d2", groups=5,
+        validation=[(1, 0.1, 0.01), (2, 0.9, 0.01)],
+    )  # fmt: skip
+    assert len(found) == MOST
+    assert ["--standardize" in found[0], "inner_steps" in found[1], "meta_steps" in found[2]] == [True] * 3

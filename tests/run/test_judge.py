@@ -1,0 +1,87 @@
+import json
+import shlex
+
+import numpy as np
+import pytest
+
+from metadist.config import load_config
+from metadist.core.task import Examples, Task
+from metadist.run.api import train
+from metadist.run.build import Job
+from metadist.run.evaluate import evaluate
+from metadist.run.judge import closed_form, columns
+from metadist.run.prepare import Prepared, prepare
+
+DIGITS = [
+    "data.family=digits", "task.ways=3", "task.shots=1", "task.queries=2", "model.name=mlp", "model.hidden=[4]",
+    "meta_batch_size=4", "meta_steps=2", "learner.inner_lr=0.1", "learner.inner_steps=2", "evaluation.inner_steps=3",
+    "evaluation.every=1", "evaluation.tasks=4", "evaluation.test_tasks=6", "fleet.backend=local",
+    "evaluation.baseline_tasks=0", "tracking.mlflow=false",
+]  # fmt: skip
+SINUSOID = [
+    "data.family=sinusoid", "data.options={groups: [60, 5, 5], points: 30}", "task.shots=10", "task.queries=5",
+    "model.name=mlp", "meta_batch_size=4", "fleet.backend=local",
+]  # fmt: skip
+
+
+def prepared(*settings: str) -> Prepared:
+    return prepare(Job(load_config([], list(settings))), ["test"])
+
+
+def settings_of(advice: str) -> list[str]:
+    """What is typed behind the command that a piece of advice has in it."""
+    return [word for word in shlex.split(advice.split("`")[1])[2:] if "=" in word and not word.startswith("run_dir=")]
+
+
+@pytest.mark.parametrize(
+    ("job", "learner"),
+    [
+        ([*DIGITS, "model.name=conv4", "model.hidden=null", "model.channels=4", "learner.name=anil"], "r2d2"),
+        ([*SINUSOID, "learner.name=meta_sgd"], "r2d2"),
+    ],
+)  # fmt: skip
+def test_the_settings_of_a_closed_form_are_those_of_a_job_that_can_be_trained(job, learner):
+    here = prepared(*job)
+    typed = shlex.split(closed_form(here, here.job.training_groups()))
+    other = prepared(*job, *typed)
+    assert other.job.config.learner.name == learner
+    assert other.engine.learner.inner_steps == 0 and np.isfinite(other.theta).all()
+
+
+def test_many_classes_keep_their_model_and_get_class_means():
+    typed = closed_form(prepared(*DIGITS), 900)
+    assert typed.split()[0] == "learner.name=protonet" and "model." not in typed
+    prepared(*DIGITS, *shlex.split(typed))
+
+
+def test_columns_are_judged_as_tasks_have_them():
+    """Deviations 2 and 500, the second column around 1000; a constant one has no deviation; pictures none of these."""
+    x = np.array([[-2.0, 500, 7], [2.0, 1500, 7]], np.float32)
+    here = prepared(*SINUSOID)
+    task = Task.of(x, np.zeros((2, 1)), x, np.zeros((2, 1)))
+    largest = np.sqrt((500**2 + 1500**2) / 2)
+    found = columns(here.__class__(**{**vars(here), "chunk": [task]}))
+    assert found == pytest.approx((2.0, largest))
+    pictures = Task(*(Examples((np.zeros((2, 1, 8, 8), np.float32),), (np.zeros((2, 1)),)) for _ in range(2)))
+    assert columns(here.__class__(**{**vars(here), "chunk": [pictures]})) is None
+
+
+def test_a_run_that_is_not_ahead_says_what_to_try_and_that_can_be_typed(tmp_path):
+    config = load_config([], [*DIGITS, f"run_dir={tmp_path / 'run'}"])
+    results = train(config, quiet=True)
+    assert results["verdict"].startswith(("behind", "level"))
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["advice"] == results["advice"]
+    assert results["few_tasks"].startswith("6 tasks of split 'test' are drawn from only 1 different set of classes")
+    retrained = next(text for text in results["advice"] if "`metadist train" in text and "learner.name" in text)
+    saved = tmp_path / "run" / "config.yaml"
+    assert f"`metadist train {saved} run_dir={tmp_path / 'run_next'} " in retrained
+    other = load_config([saved], [*settings_of(retrained), f"run_dir={tmp_path / 'next'}"])
+    assert train(other, quiet=True)["protocol"]["learner"] == "r2d2"
+
+
+def test_an_evaluation_says_it_too_and_a_run_without_a_comparison_says_nothing(tmp_path):
+    run = tmp_path / "run"
+    assert "advice" not in train(load_config([], [*DIGITS, f"run_dir={run}", "evaluation.baselines=[]"]), quiet=True)
+    config = load_config([run / "config.yaml"], ["evaluation.baselines=[logistic_regression]"])
+    results = evaluate(config, run, say=lambda text: None)
+    assert results["verdict"].startswith(("behind", "level")) and str(run) in str(results["advice"])
