@@ -24,18 +24,18 @@ FLAGS = {
 
 
 class _Progress:
-    """Rows done, on stderr: a live line on a terminal, else a line every few seconds."""
+    """What is done, on stderr: a live line on a terminal, else a line every few seconds."""
 
     def __init__(self) -> None:
         self._live = sys.stderr.isatty()
         self._shown = time.monotonic()
 
-    def __call__(self, done: int, total: int) -> None:
+    def __call__(self, done: int, total: int, what: str = "rows") -> None:
         now = time.monotonic()
         if done < total and now - self._shown < (0.2 if self._live else 5):
             return
         self._shown = now
-        text = f"{done} of {total} rows"
+        text = f"{done} of {total} {what}"
         print(f"\r{text}" if self._live else text, end="" if self._live and done < total else "\n", file=sys.stderr)
 
 
@@ -60,14 +60,15 @@ class _Importers(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         from metadist.data import importers
 
-        return sorted([*super().list_commands(ctx), *importers.__all__])
+        return sorted([*super().list_commands(ctx), *(name.replace("_", "-") for name in importers.__all__)])
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         from metadist.data import importers
 
-        if cmd_name not in importers.__all__:
+        name = cmd_name.replace("-", "_")
+        if name not in importers.__all__:
             return super().get_command(ctx, cmd_name)
-        importer = getattr(importers, cmd_name)
+        importer = getattr(importers, name)
         text, _, rest = inspect.cleandoc(importer.__doc__).partition("\nArgs:\n")
         arguments, _, example = rest.partition("\nExample:\n")
         said = dict(re.findall(r"^    (\w+): ((?:.|\n      )+)", arguments, re.MULTILINE))
@@ -85,7 +86,8 @@ def _option(parameter: inspect.Parameter, hint: Any, help_text: str) -> click.Op
     name, default = parameter.name, parameter.default
     optional = get_origin(hint) in (Union, UnionType)  # "str | None" or "str | Path"
     kind = get_args(hint)[0] if optional else hint
-    chosen: dict[str, Any] = {"required": default is parameter.empty, "help": help_text}
+    required = default is parameter.empty and type(None) not in get_args(hint)
+    chosen: dict[str, Any] = {"required": required, "help": help_text}
     if get_origin(kind) is Literal:
         chosen["type"] = click.Choice(get_args(kind))
     elif name in ("source", "out"):

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 from metadist.core.task import SPLITS
+from metadist.data.mapped import blocks
 from metadist.data.notes import sentence, shown
-from metadist.data.table import BLOCK_BYTES, Dataset, Field, Table, open_dataset
+from metadist.data.table import Dataset, Field, Table, open_dataset
 from metadist.data.tokenizer import UNKNOWN
 
 FIRST = 5  # names shown of each split
@@ -56,10 +57,8 @@ def _split(dataset: Dataset, table: Table) -> dict[str, Any]:
     }
     if _is_text(dataset):
         tokens, mask = (table.column(field.name) for field in dataset.fields[:2])
-        step = max(1, BLOCK_BYTES // max(1, tokens[:1].nbytes))
-        blocks = [slice(start, start + step) for start in range(0, len(tokens), step)]
-        unknown = sum(int(((tokens[block] == UNKNOWN) & mask[block]).sum()) for block in blocks)
-        told["tokens_unknown"] = unknown / max(1, sum(int(mask[block].sum()) for block in blocks))
+        unknown = sum(int(((tokens[rows] == UNKNOWN) & mask[rows]).sum()) for rows in blocks(tokens))
+        told["tokens_unknown"] = unknown / max(1, sum(int(mask[rows].sum()) for rows in blocks(mask)))
         if "texts_cut" in dataset.metadata["extra"]:
             split = next(split for split, each in dataset.splits.items() if each is table)
             told["texts_cut"] = dataset.metadata["extra"]["texts_cut"].get(split, 0) / max(1, table.num_rows)

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
+from metadist.data.mapped import blocks
 from metadist.data.notes import Notes
 
 BLOCK_BYTES = 1 << 16
@@ -78,10 +79,9 @@ def _fingerprint(columns: Iterable[np.ndarray], out: np.ndarray) -> None:
             return
         width = column[:1].nbytes
         weights = np.random.Philox(key=number).random_raw(width) | np.uint64(1)
-        step = max(1, BLOCK_BYTES // width)
-        for start in range(0, len(column), step):
-            block = np.ascontiguousarray(column[start : start + step]).view(np.uint8).reshape(-1, width)
-            out[start : start + step] += block.astype(np.uint64) @ weights
+        for rows in blocks(column, BLOCK_BYTES):
+            block = np.ascontiguousarray(column[rows]).view(np.uint8).reshape(-1, width)
+            out[rows] += block.astype(np.uint64) @ weights
 
 
 def _parts(prints: np.ndarray, counts: Sequence[int]) -> Iterator[np.ndarray]:

@@ -1,10 +1,18 @@
-"""What an import left out, merged, filled in, cut or scaled: said at its end and kept with the dataset."""
+"""What an import says: how far it is and, kept with the dataset, what it left out, merged, filled in, cut or
+scaled."""
 
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from metadist.core.errors import InputError
+
+
+class Progress(Protocol):
+    """Called now and then with how much of something is done and how much there is in all."""
+
+    def __call__(self, done: int, total: int, what: str = "rows") -> None: ...
+
 
 NAMED = 20  # places of faults in one message
 

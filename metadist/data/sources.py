@@ -49,6 +49,8 @@ class TableSource(ABC):
         shots: K, support examples per label (per task in `ValueSource`).
         queries: Q, query examples likewise; the support set does not depend on it.
         seed: of the draws; a task is a function of (seed, TaskId, data).
+        in_order: support examples come before query examples in their group (per label, where there are labels), in
+            the table's order, that of time if it was imported so. The support set then depends on Q.
 
     Raises:
         InputError: at the first task of a split that the data lacks, or has too few groups or rows for.
@@ -58,6 +60,7 @@ class TableSource(ABC):
     shots: int
     queries: int
     seed: int
+    in_order: bool = field(default=False, kw_only=True)
     _pools: dict[Split, list[np.ndarray]] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -116,7 +119,8 @@ class TableSource(ABC):
         """K + Q places in sets of the given sizes. All support sets are drawn first: they do not depend on Q."""
         orders = [draws.shuffle(size) for size in sizes]
         supports = [list(islice(order, self.shots)) for order in orders]
-        return [support + list(islice(order, self.queries)) for support, order in zip(supports, orders, strict=True)]
+        sets = [support + list(islice(order, self.queries)) for support, order in zip(supports, orders, strict=True)]
+        return [sorted(places) for places in sets] if self.in_order else sets
 
 
 @dataclass(frozen=True)
@@ -127,7 +131,7 @@ class ClassSource(TableSource):
     identity. support [N*K, ...], query [N*Q, ...], ordered by label.
 
     Args:
-        tables, shots, queries, seed: as `TableSource`.
+        tables, shots, queries, seed, in_order: as `TableSource`.
         ways: N.
         within_parent: draw all N groups from one parent (characters of one alphabet, say).
 
@@ -176,7 +180,7 @@ class LabelledSource(TableSource):
     support [N*K, ...], query [N*Q, ...], ordered by label.
 
     Args:
-        tables, shots, queries, seed: as `TableSource`; the tables have one target field, of whole numbers.
+        tables, shots, queries, seed, in_order: as `TableSource`; the tables have one target field, of whole numbers.
         ways: N.
         permute_labels: number the labels in random order, so that a label means nothing beyond its task; without it
             they keep the table's order, which suits labels that mean the same for every group.
@@ -236,7 +240,7 @@ class ValueSource(TableSource):
     support [K, ...], query [Q, ...].
 
     Args:
-        tables, shots, queries, seed: as `TableSource`; the tables have target fields.
+        tables, shots, queries, seed, in_order: as `TableSource`; the tables have target fields.
 
     Raises:
         InputError: when built, where the tables have no target; else as `TableSource`.
@@ -267,7 +271,8 @@ class ValueSource(TableSource):
 
     def rows(self, table: Table, pool: np.ndarray, draws: Draws) -> list[list[int]]:
         group = pool[draws.below(len(pool))]
-        return [[int(table.starts[group]) + row for row in draws.choose(int(table.counts[group]), self._needed)]]
+        chosen = draws.choose(int(table.counts[group]), self._needed)
+        return [[int(table.starts[group]) + row for row in (sorted(chosen) if self.in_order else chosen)]]
 
 
 def sample(source: Source, task_ids: Sequence[TaskId]) -> Sequence[Task]:

@@ -23,12 +23,12 @@ import pyarrow as pa
 from metadist.core.errors import InputError
 from metadist.core.task import SPLITS, Examples, Split
 from metadist.data.files import require_regular
+from metadist.data.mapped import blocks
 
 FORMAT_VERSION = 1
 NEEDS = "0.1.0"  # the first metadist that reads FORMAT_VERSION
 KEY = b"metadist"
 SHARED = "shared.arrow"
-BLOCK_BYTES = 1 << 24
 HEADER_BYTES = 1 << 28
 KINDS = ("classes", "labelled", "values")
 KEPT_OPEN = 4  # datasets that `open_dataset` remembers
@@ -262,8 +262,8 @@ def digest_of(fields: Iterable[Field], labels: tuple[Any, ...], columns: Iterabl
     content = hashlib.sha256(json.dumps([[asdict(field) for field in fields], labels], sort_keys=True).encode())
     for column in columns:
         data = column.reshape(-1).view(np.uint8)
-        for start in range(0, len(data), BLOCK_BYTES):
-            content.update(data[start : start + BLOCK_BYTES].data)
+        for block in blocks(data):
+            content.update(data[block].data)
     return content.hexdigest()
 
 

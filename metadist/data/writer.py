@@ -20,14 +20,13 @@ import pyarrow as pa
 from metadist.core.errors import InputError
 from metadist.core.task import SPLITS, Split
 from metadist.data.duplicates import note_equal_rows
-from metadist.data.notes import Notes, shown
-from metadist.data.table import BLOCK_BYTES, FORMAT_VERSION, KEY, NEEDS, SHARED, Field, digest_of
-
-Progress = Callable[[int, int], None]
-"""Called now and then with the rows written so far and the rows in all."""
+from metadist.data.mapped import BlockWriter, blocks, give_back, mapped_array
+from metadist.data.notes import Notes, Progress, shown
+from metadist.data.table import FORMAT_VERSION, KEY, NEEDS, SHARED, Field, digest_of
 
 VOCABULARY = "vocabulary.json"
 ORDER = "order of rows"  # the key under which `add` is given it; no field is called like that
+KEPT_BYTES = 1 << 26  # written and not yet given back
 ADDED_BYTES = 1 << 20  # of single rows, written at once
 _OURS = {*(f"{split}.arrow" for split in SPLITS), SHARED, VOCABULARY}
 _RESERVED = ("group", "parent", "index")
@@ -174,6 +173,7 @@ class DatasetWriter:
         self._seen = np.zeros(shared_rows, dtype=bool)
         self._block: list[tuple[int, Mapping[str, np.ndarray]]] = []
         self._done = 0
+        self._written = 0  # bytes, since the last that were given back
 
     def add(self, groups: np.ndarray, values: Mapping[str, np.ndarray]) -> None:
         """Write rows: `groups` int [n] numbers their groups as given; `values` has [n, *shape] per field not shared,
@@ -189,8 +189,16 @@ class DatasetWriter:
         for name, data in values.items():
             self._raw[name][positions] = data
         self._done += len(groups)
+        self._written += sum(data.nbytes for data in values.values())
+        if self._written > KEPT_BYTES:
+            self._give_back()
         if self.progress is not None:
             self.progress(self._done, self.num_rows)
+
+    def _give_back(self) -> None:
+        self._written = 0
+        for data in self._raw.values():
+            give_back(data)
 
     def add_row(self, group: str, values: Mapping[str, np.ndarray]) -> None:
         """Write one row of a group, [*shape] per field; many are written at once."""
@@ -255,6 +263,9 @@ class DatasetWriter:
             places = np.argsort(order[rows], kind="stable")
             for data in columns:
                 data[rows] = data[rows][places]
+                self._written += data[rows].nbytes
+            if self._written > KEPT_BYTES:
+                self._give_back()
             start += count
 
     def _note_equal_rows(self) -> None:
@@ -280,7 +291,7 @@ class DatasetWriter:
 
     def _scratch(self, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
         number = len(list(self.directory.glob("*.raw")))
-        return np.memmap(self.directory / f"{number}.raw", dtype=dtype, mode="w+", shape=shape)
+        return mapped_array(self.directory / f"{number}.raw", dtype, shape)
 
     def _write_split(self, split: Split, groups: list[Group], rows: slice) -> None:
         counts = [group.rows for group in groups]
@@ -329,7 +340,8 @@ class DatasetWriter:
             [pa.field(column, data.type, nullable=False) for column, data in columns.items()],
             metadata={KEY: json.dumps(header).encode()},
         )
-        with pa.OSFile(str(self.directory / name), "wb") as sink, pa.ipc.new_file(sink, schema) as file:
+        sink = pa.PythonFile(BlockWriter(self.directory / name, [*arrays.values()]), "w")
+        with sink, pa.ipc.new_file(sink, schema) as file:
             file.write_batch(pa.record_batch(list(columns.values()), schema=schema))
 
 
@@ -344,6 +356,5 @@ def _differ(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 def _range(data: np.ndarray) -> list[float]:
     """Smallest and largest stored value, found block by block."""
-    rows = max(1, BLOCK_BYTES // max(1, data[:1].nbytes))
-    blocks = [data[start : start + rows] for start in range(0, len(data), rows)]
-    return [min(block.min() for block in blocks).item(), max(block.max() for block in blocks).item()]
+    lows, highs = zip(*((data[rows].min(), data[rows].max()) for rows in blocks(data)), strict=True)
+    return [min(lows).item(), max(highs).item()]

@@ -78,6 +78,7 @@ class Job:
 
     def _source(self, evaluation: bool) -> Source:
         data, task, own, seed = self.config.data, self.config.task, self.config.evaluation, self.config.seed
+        in_order = self._in_time()
         if self.dataset is None:
             assert data.source
             return call(data.source, resolve(data.source), {"seed": seed, **data.options})
@@ -85,11 +86,21 @@ class Job:
         shots = own.shots if evaluation and own.shots else task.shots
         queries = own.queries if evaluation and own.queries else task.queries
         splits, scheme = self.dataset.splits, self.dataset.kind if task.scheme == "auto" else task.scheme
+        drawn: Any = {"shots": shots, "queries": queries, "seed": seed, "in_order": in_order}
         if scheme == "classes":
-            return ClassSource(splits, shots, queries, seed, ways=ways, within_parent=task.within_parent)
+            return ClassSource(splits, **drawn, ways=ways, within_parent=task.within_parent)
         if scheme == "labelled":
-            return LabelledSource(splits, shots, queries, seed, ways=ways, permute_labels=task.permute_labels)
-        return ValueSource(splits, shots, queries, seed)
+            return LabelledSource(splits, **drawn, ways=ways, permute_labels=task.permute_labels)
+        return ValueSource(splits, **drawn)
+
+    def _in_time(self) -> bool:
+        """Whether tasks keep the order of time. Raises InputError where the data does not say it."""
+        if self.config.task.order == "time" and (self.dataset is None or "time" not in self.dataset.metadata["extra"]):
+            raise InputError(
+                "task.order=time needs data whose rows are in the order of time: import it with `metadist data table "
+                "... --time COLUMN`, or set task.order=random"
+            )
+        return self.config.task.order == "time"
 
     @cached_property
     def shapes(self) -> Shapes:

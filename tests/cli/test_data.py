@@ -2,6 +2,7 @@
 
 import inspect
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 from click.testing import CliRunner
@@ -12,15 +13,19 @@ from metadist.data import importers, open_dataset
 
 @pytest.mark.parametrize("name", importers.__all__)
 def test_every_option_of_an_importer_is_explained_and_an_example_shown(name: str) -> None:
-    command = data.get_command(None, name)  # type: ignore[arg-type]
-    assert command is not None and command.help and f"metadist data {name} " in command.help
+    typed = name.replace("_", "-")
+    command = data.get_command(None, typed)  # type: ignore[arg-type]
+    assert command is not None and command.help and f"metadist data {typed} " in command.help
+    assert typed in data.list_commands(None)  # type: ignore[arg-type]
     known = {option.name: option for option in command.params}
     parameters = inspect.signature(getattr(importers, name)).parameters
+    hints = get_type_hints(getattr(importers, name))
     assert known.keys() == parameters.keys() - {"progress"}
     for option in command.params:
         default = parameters[str(option.name)].default
-        assert option.required == (default is inspect.Parameter.empty)
-        assert option.required or option.default == default
+        may_be_left_out = type(None) in get_args(hints[str(option.name)])
+        assert option.required == (default is inspect.Parameter.empty and not may_be_left_out)
+        assert default is inspect.Parameter.empty or option.default == default
         assert option.help  # type: ignore[attr-defined]
 
 

@@ -324,3 +324,29 @@ def test_what_the_data_cannot_give_is_said_in_a_sentence(classes, users, curves,
 def test_an_absent_split_is_named(users):
     with pytest.raises(InputError, match="the data has no split 'test', only train"):
         LabelledSource(users.splits, 1, 3, 0, ways=2)(TaskId("test", 0, 0))
+
+
+def test_in_order_of_time_support_comes_before_query(tmp_path: Path) -> None:
+    rows = [(100 * u + i, f"user {u}", i % 2, i / 2, (50 - i) * 60, "train") for u in range(5) for i in range(20)]
+    columns = ["id", "group", "label", "value", "when", "split"]
+    for target, source in (
+        ("label", lambda splits, **how: LabelledSource(splits, **how, ways=2)),
+        ("value", ValueSource),
+        (None, lambda splits, **how: ClassSource(splits, **how, ways=3)),
+    ):
+        targets = [target] if target else []
+        splits = write(tmp_path, f"by {target}", rows, columns, targets=targets, time="when").splits
+        drawn, plain = (source(splits, shots=2, queries=3, seed=0, in_order=in_order) for in_order in (True, False))
+        mixed = 0
+        for task_id in TASKS:
+            for task, kept in ((drawn(task_id), True), (plain(task_id), False)):
+                support, query = (part.inputs[0].reshape(-1) for part in task)
+                ways = len(support) // 2
+                # ids count against time: the earliest row of a user has the largest id
+                earlier = [
+                    support[2 * way : 2 * way + 2].min() > query[3 * way : 3 * way + 3].max() for way in range(ways)
+                ]
+                if kept:
+                    assert all(earlier) and (np.diff(support.reshape(ways, 2)) < 0).all()
+                mixed += not all(earlier)
+        assert mixed > len(TASKS) // 2  # without it, they come as they are drawn

@@ -11,6 +11,7 @@ from metadist.core.errors import InputError
 from metadist.core.messages import Chunk, Weights
 from metadist.core.task import TaskId
 from metadist.data import Shapes
+from metadist.data.importers import table
 from metadist.data.sources import ClassSource, ValueSource
 from metadist.learners import LEARNERS, MAML
 from metadist.models import MLP, Bag, Conv4
@@ -103,6 +104,20 @@ def test_a_learner_without_options_suggests_none():
 def test_cross_entropy_is_not_for_values():
     with pytest.raises(InputError, match="loss=cross_entropy .*mse"):
         _ = Job(config_of("loss=cross_entropy"), CURVES).loss
+
+
+def test_the_order_of_time_needs_data_that_has_it(tmp_path):
+    (tmp_path / "t.csv").write_text("user,x,y,day\n" + "".join(f"u{n % 3},{n},{n / 2},{-n}\n" for n in range(30)))
+    small = ["data.family=null", "task.shots=2", "task.queries=3", "task.order=time"]
+    for time in (None, "day"):
+        out = table(tmp_path / "t.csv", tmp_path / str(time), group="user", inputs=["x"], targets=["y"], time=time)
+        job = Job(config_of(*small, f"data.path={out}"))
+        if time is None:
+            with pytest.raises(InputError, match="task.order=time needs data .* --time COLUMN"):
+                _ = job.source
+        else:
+            support, query = (part.inputs[0] for part in job.source(TaskId("train", 0, 0)))
+            assert support.min() > query.max()  # x falls as time goes on
 
 
 def test_a_second_order_reptile_is_an_input_error():

@@ -6,6 +6,7 @@ file and its two lines here: its command is made from its signature and docstrin
 built-in family, `data.family`.
 """
 
+from metadist.data.importers.cifar_fs import cifar_fs
 from metadist.data.importers.digits import digits
 from metadist.data.importers.images import images
 from metadist.data.importers.omniglot import omniglot
@@ -13,4 +14,4 @@ from metadist.data.importers.sinusoid import sinusoid
 from metadist.data.importers.table import table
 from metadist.data.importers.text import text
 
-__all__ = ["digits", "images", "omniglot", "sinusoid", "table", "text"]
+__all__ = ["cifar_fs", "digits", "images", "omniglot", "sinusoid", "table", "text"]

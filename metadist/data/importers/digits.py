@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 
 from metadist.data.importers.pictures import PictureForm
+from metadist.data.notes import Progress
 from metadist.data.splits import split_by_counts
 from metadist.data.table import Field
-from metadist.data.writer import About, DatasetWriter, Group, Progress, options_of, staging
+from metadist.data.writer import About, DatasetWriter, Group, options_of, staging
 
 CLASS_COUNTS = (4, 3, 3)
 

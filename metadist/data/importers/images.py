@@ -9,10 +9,10 @@ from metadist.core.errors import InputError
 from metadist.data.files import read_regular, within
 from metadist.data.importers.class_folders import Classes, ClassFolders
 from metadist.data.importers.pictures import FILE_BYTES, RESIZED, SUFFIXES, Decoder, Picture, PictureForm, Resize
-from metadist.data.notes import Notes, shown
+from metadist.data.notes import Notes, Progress, shown
 from metadist.data.splits import FRACTIONS, divide
 from metadist.data.table import Field
-from metadist.data.writer import About, DatasetWriter, Group, Progress, options_of, staging
+from metadist.data.writer import About, DatasetWriter, Group, options_of, staging
 
 
 def images(
@@ -35,6 +35,9 @@ def images(
     Pictures become uint8 (C, H, W), scale 1/255, resized by Lanczos, as field `image`. Without split
     folders the classes are divided at random. Files that are hidden, made by a tool, or no pictures by their suffix are
     left out, and noted. Pictures that cannot be read are refused, all in one message.
+
+    mini-ImageNet and CUB have no downloads here, the first since there is no official archive of it: import your copy
+    with this command, train/, val/ and test/ folders of the usual split (CUB: one of class folders) as --source.
 
     Args:
         source: folder with a folder per class, or train/, validation/ and test/ with a folder per class each.
@@ -66,7 +69,7 @@ def images(
         classes, splits = folders.read(source, notes)
         splits = splits or divide(classes, fractions, seed)
         decoder = Decoder(PictureForm(size, "RGB" if mode == "color" else "L", resize), notes)
-        decoder.measure((file for files in classes.values() for file in files), source)
+        decoder.measure([file for files in classes.values() for file in files], source, progress)
         if skip_bad:
             classes = _readable(source, classes, decoder)
         groups = [Group(name, splits[name], len(files)) for name, files in classes.items()]

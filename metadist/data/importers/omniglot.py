@@ -13,14 +13,24 @@ import numpy as np
 
 from metadist.core.errors import InputError
 from metadist.core.task import Split
+from metadist.data.download import Archive, downloads, fetched
 from metadist.data.files import files_below, made_by_tool, note_link, read_regular, require_regular, within
 from metadist.data.importers.names import natural
 from metadist.data.importers.pictures import FILE_BYTES, Decoder, Picture, PictureForm
-from metadist.data.notes import Notes, shown
+from metadist.data.notes import Notes, Progress, shown
 from metadist.data.splits import shuffled, split_by_counts
 from metadist.data.table import Field
-from metadist.data.writer import About, DatasetWriter, Group, Progress, options_of, staging
+from metadist.data.writer import About, DatasetWriter, Group, options_of, staging
 
+_PLACE = "https://raw.githubusercontent.com/brendenlake/omniglot/master/python"
+ARCHIVES = (
+    Archive(
+        f"{_PLACE}/images_background.zip", 9464212, "ad41ab679c8b5d90b271ef46be6987cc81211774a695c29dcc5367b2b26ee640"
+    ),
+    Archive(
+        f"{_PLACE}/images_evaluation.zip", 6462886, "1f61a8f3366785b057fc117d9228e78a16e3d976c8953b2a10fcc74cf0609cee"
+    ),
+)
 PARTS = {"images_background": 964, "images_evaluation": 659}
 PAPER_COUNTS = (1100, 100, 423)
 LAKE_VALIDATION_ALPHABETS = 5
@@ -31,9 +41,10 @@ Characters = dict[str, list[Picture]]
 
 
 def omniglot(
-    source: str | Path,
+    source: str | Path | None,
     out: str | Path,
     *,
+    download: bool = False,
     split: Literal["paper", "lake"] = "paper",
     rotations: Literal["none", "train", "all"] = "none",
     size: int = 28,
@@ -50,8 +61,10 @@ def omniglot(
     classes "Alphabet/characterNN/rot90" (180, 270) of the same split.
 
     Args:
-        source: folder with the official images_background.zip and images_evaluation.zip, or the folders in them.
+        source: folder with the official images_background.zip and images_evaluation.zip, or the folders in them; with
+            --download the folder to put the zips into, by default one in metadist's cache.
         out: directory to write.
+        download: fetch the official zips (16 MB) where they are not there yet.
         split: 1200 random characters to train and validate on, or the official two halves.
         rotations: characters turned by 90, 180 and 270 degrees as further classes.
         size: pixels.
@@ -60,16 +73,18 @@ def omniglot(
         progress: called now and then with the rows written so far and in all.
 
     Example:
-        metadist data omniglot --source DOWNLOADS --out data/omniglot
+        metadist data omniglot --download --out data/omniglot
     """
     options = options_of("omniglot", locals())
-    source, notes = Path(source), Notes()
+    source, notes = downloads("omniglot", source, download), Notes()
     if split not in ("paper", "lake") or rotations not in ("none", "train", "all") or size < 1:
         raise InputError(
             f"omniglot takes split paper or lake, rotations none, train or all, size >= 1; not {split!r}, "
             f"{rotations!r}, {size}"
         )
     with staging(out, overwrite) as directory:
+        if download:
+            fetched(ARCHIVES, source, progress)
         background, evaluation = (_characters(source, part, count, notes) for part, count in PARTS.items())
         characters = {**background, **evaluation}
         groups = _groups(characters, _splits(background, evaluation, split, seed), rotations)

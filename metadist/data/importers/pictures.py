@@ -4,7 +4,7 @@ import io
 import struct
 import warnings
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -14,7 +14,7 @@ import numpy as np
 
 from metadist.core.errors import InputError
 from metadist.data.files import Unreadable, open_regular, within
-from metadist.data.notes import Faults, Notes
+from metadist.data.notes import Faults, Notes, Progress
 
 SUFFIXES = {
     ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp",
@@ -160,10 +160,12 @@ class Decoder:
         self.faults = Faults("pictures")
         self.dark_colours = False  # whether the pictures of 16 bits per colour use far fewer
 
-    def measure(self, files: Iterable[Path], root: Path) -> None:
+    def measure(self, files: Sequence[Path], root: Path, progress: Progress | None = None) -> None:
         """Find how many bits the deep pictures use (12-bit data often lie in 16-bit files): one number for all."""
         highest, count, example, brightest = 0, 0, "", -1
-        for path in files:
+        for number, path in enumerate(files, start=1):
+            if progress is not None:
+                progress(number, len(files), "pictures looked at")
             try:
                 with open_regular(path) as file, _opened(file) as (image, coarse):
                     if image.mode.startswith("I"):

@@ -6,9 +6,10 @@ import numpy as np
 
 from metadist.core.errors import InputError
 from metadist.core.task import SPLITS
+from metadist.data.notes import Progress
 from metadist.data.splits import uniforms
 from metadist.data.table import Field
-from metadist.data.writer import About, DatasetWriter, Group, Progress, options_of, staging
+from metadist.data.writer import About, DatasetWriter, Group, options_of, staging
 
 AMPLITUDES, PHASES, INPUTS = (0.1, 5.0), (0.0, np.pi), (-5.0, 5.0)
 BLOCK_GROUPS = 1024

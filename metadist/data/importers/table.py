@@ -33,10 +33,10 @@ from metadist.data.importers.categories import Categories
 from metadist.data.importers.names import note_lookalikes
 from metadist.data.importers.survey import EXACT, Asked, Kind, Labels, Survey
 from metadist.data.importers.table_files import Rows
-from metadist.data.notes import Notes, shown
+from metadist.data.notes import Notes, Progress, shown
 from metadist.data.splits import FRACTIONS, divide, split_named
 from metadist.data.table import Field
-from metadist.data.writer import ORDER, About, DatasetWriter, Group, Progress, options_of, staging
+from metadist.data.writer import ORDER, About, DatasetWriter, Group, options_of, staging
 
 MASK = "_mask"
 ROUNDING = 1e-13  # deviations below this part of the mean are what rounding leaves of a constant

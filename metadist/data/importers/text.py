@@ -18,11 +18,11 @@ from metadist.core.errors import InputError
 from metadist.core.task import Split
 from metadist.data.importers.names import clean, lacking, note_cleaned, note_lookalikes
 from metadist.data.importers.text_files import Record, TextFiles, Unusable
-from metadist.data.notes import Faults, Notes, shown
+from metadist.data.notes import Faults, Notes, Progress, shown
 from metadist.data.splits import FRACTIONS, divide, merged_or_refused, split_named
 from metadist.data.table import Field
 from metadist.data.tokenizer import PAD, UNKNOWN, Tokenizer, padded, words
-from metadist.data.writer import VOCABULARY, About, DatasetWriter, Group, Progress, options_of, staging
+from metadist.data.writer import VOCABULARY, About, DatasetWriter, Group, options_of, staging
 
 LINES = 1 << 40  # of a file, at most
 
