@@ -43,8 +43,8 @@ FILES = {
     "run": [
         "auto", "machine", "plugins", "build", "bench", "identity", "prepare", "preflight", "signals",
         "tracker", "trust", "mirror", "saved", "places", "directory", "fleets", "predictor", "export", "judge",
-        "measures", "pictures", "replay", "results", "evaluate", "resume", "trainer", "dry_run", "api", "package",
-        "status", "submission", "doctor"
+        "measures", "pictures", "replay", "results", "evaluate", "resume", "watch", "trainer", "dry_run", "api",
+        "package", "status", "submission", "doctor"
     ],
     "cli": ["bench", "config", "cluster", "data", "report", "runs", "main"],
 }  # fmt: skip
