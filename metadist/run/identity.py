@@ -1,7 +1,8 @@
-"""What the bits of a run depend on, and whether a run may be continued under another configuration."""
+"""What the bits of a run depend on, whether it may be continued under another configuration, and what it is called."""
 
 import hashlib
 import json
+import shlex
 from dataclasses import asdict
 from importlib import metadata
 from typing import Any
@@ -19,6 +20,7 @@ from metadist.core.task import TaskId
 from metadist.engine import Engine
 from metadist.run.auto import aggregation, chunk_size, worker_device
 from metadist.run.build import Job
+from metadist.run.trust import trust_flag
 
 FREE = {"run_dir", "num_workers", "max_time_s", "fleet", "evaluation", "checkpoint", "tracking", "meta_steps"}
 """Settings that may change when a run is continued; under a schedule, meta_steps then counts as drift."""
@@ -53,6 +55,11 @@ def figure_title(config: Config) -> str:
     """Data, learner, run: what the figures of a run are called."""
     run = bare(config.run_dir or "").rstrip("/").rpartition("/")[2]
     return ", ".join(filter(None, [data_title(config), config.learner.name, config.tracking.run_name or run]))
+
+
+def evaluate_command(config: Config, run: str) -> str:
+    """What evaluates the run at `run` again."""
+    return f"metadist evaluate {shlex.quote(run)}{trust_flag(config)}"
 
 
 def evaluation_tasks(job: Job) -> dict[str, Any]:

@@ -1,30 +1,18 @@
 """The evaluation of weights: its figures, the verdict, what to try where that is not "ahead", and its files."""
 
-import shlex
 from collections.abc import Callable
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from metadist.checkpoint.format import theta_sha256
-from metadist.config import Config
 from metadist.core.files import writing
 from metadist.core.messages import Weights
-from metadist.evaluation.advice import FEW, Facts, advise
+from metadist.evaluation.advice import advise
 from metadist.evaluation.protocol import Doing, draw_curve, write_results
-from metadist.evaluation.verdict import Comparison, compare
-from metadist.learners import LEARNERS
+from metadist.evaluation.verdict import compare
+from metadist.run.facts import facts
 from metadist.run.identity import evaluation_tasks, figure_title
-from metadist.run.plugins import model_name
 from metadist.run.prepare import Prepared
-from metadist.run.trust import trust_flag
-from metadist.tracking.jsonl import read_metrics
-
-SMALL = 64 * 64
-"""Numbers of an example, up to which a wide layer of all of them is tried."""
-WIDE = 1024
 
 
 def evaluate_weights(
@@ -47,91 +35,3 @@ def evaluate_weights(
         draw_curve(summary, f"{figure_title(prepared.job.config)}\n{caption}", folder / "adaptation_curve.png")
     step_and_hash = {"evaluated_step": weights.version, "evaluated_theta_sha256": theta_sha256(weights.theta)}
     return {**step_and_hash, **summary, "tasks_of": evaluation_tasks(prepared.job)}
-
-
-def facts(prepared: Prepared, summary: dict[str, Any], found: Comparison, run: str, metrics: Path) -> Facts:
-    """What advice is given from, of the run at `run`."""
-    job, metric = prepared.job, "accuracy" if "accuracy" in summary else "loss"
-    config, learner = job.config, job.evaluation_engine("cpu").learner
-    curve = summary[metric]["by_inner_step"]
-    rated = "inner_lr" not in learner.refused and not learner.learned_rates
-    file, flag = shlex.quote(f"{run.rstrip('/')}/config.yaml"), trust_flag(config)
-    groups = job.training_groups()
-    return Facts(
-        metric=metric,
-        baseline=found.baseline,
-        curve=[point["mean"] for point in curve],
-        ci95=curve[-1]["ci95"],
-        validation=_validations(metrics, metric, config.meta_steps),
-        meta_steps=config.meta_steps,
-        inner_lr=learner.inner_lr if rated else None,
-        descends="inner_steps" not in learner.refused,
-        closed_form=closed_form(prepared, groups),
-        groups=groups,
-        columns=columns(prepared),
-        evaluate=evaluate_command(config, run),
-        train=f"metadist train {file}{flag} run_dir={shlex.quote(run.rstrip('/') + '_next')}",
-        resume=f"metadist train {file}{flag} --resume auto",
-    )  # fmt: skip
-
-
-def evaluate_command(config: Config, run: str) -> str:
-    """What evaluates the run at `run` again."""
-    return f"metadist evaluate {shlex.quote(run)}{trust_flag(config)}"
-
-
-def _validations(metrics: Path, metric: str, last: int) -> list[tuple[int, float, float]]:
-    """The validations of a run by step: those that were done again count once."""
-    rows = read_metrics(metrics) if metrics.exists() else []
-    found = {
-        row["step"]: (row["step"], row[f"validation/{metric}"], row[f"validation/{metric}_ci95"])
-        for row in rows
-        if row["step"] <= last and np.isfinite(row.get(f"validation/{metric}", np.nan))
-    }
-    return [found[step] for step in sorted(found)]
-
-
-def columns(prepared: Prepared) -> tuple[float, float] | None:
-    """Of the columns of numbers in training tasks, the smallest deviation there is (of those that vary) and the largest
-    root of a mean square; None where inputs are texts or pictures."""
-    job, kinds = prepared.job, "f"
-    if job.shapes.tokens:
-        return None
-    if model_name(job.config.model, job.shapes) == "mlp":
-        kinds = "fiu"  # elsewhere whole numbers may be those of things, for an embedding
-    tasks = [part.inputs for task in prepared.chunk for part in task]
-    numbers = [
-        np.concatenate([np.asarray(array, np.float64).reshape(len(array), -1) for array in field])
-        for field in zip(*tasks, strict=True)
-        if field[0].ndim <= 2 and np.asarray(field[0]).dtype.kind in kinds
-    ]
-    if not numbers:
-        return None
-    deviations = np.concatenate([rows.std(axis=0) for rows in numbers])
-    sizes = np.concatenate([np.sqrt(np.square(rows).mean(axis=0)) for rows in numbers])
-    vary = deviations > 1e-12 * sizes
-    return (float(deviations[vary].min()), float(sizes[vary].max())) if vary.any() else None
-
-
-def closed_form(prepared: Prepared, groups: int | None) -> str:
-    """The settings of a learner in closed form, with what of the job's own it would not take set to null; "" where the
-    model has no features to make a head for.
-
-    Where few classes are known it gets a wide layer of all numbers: features that a deep network learns of them do not
-    tell others apart.
-    """
-    job, learner = prepared.job, prepared.engine.learner
-    if not learner.model.splits:
-        return ""
-    few, shapes = groups is not None and groups < FEW, job.shapes
-    name = "protonet" if shapes.classification and not few else "r2d2"
-    kind, own = LEARNERS[name][0], job.config.learner.options
-    taken = {field.name for field in fields(kind)} - set(kind.refused)
-    dropped = [f"learner.{key}=null" for key in own if key not in taken]
-    evaluation = {key: getattr(job.config.evaluation, key) for key in ("inner_lr", "inner_steps")}
-    dropped += [f"evaluation.{key}=null" for key, value in evaluation.items() if value is not None]
-    model = []
-    if few and not shapes.tokens and sum(map(np.prod, shapes.inputs)) <= SMALL:
-        model = ["model.name=mlp", f"'model.hidden=[{WIDE}]'"]
-        model += [f"model.{key}=null" for key in job.config.model.options if key != "hidden"]
-    return " ".join([f"learner.name={name}", *dropped, *model])

@@ -10,8 +10,8 @@ from metadist.core.messages import Weights
 from metadist.evaluation.protocol import regret
 from metadist.run.directory import Run, write_json
 from metadist.run.export import log_models
-from metadist.run.identity import digest, figure_title
-from metadist.run.judge import evaluate_command, evaluate_weights
+from metadist.run.identity import digest, evaluate_command, figure_title
+from metadist.run.judge import evaluate_weights
 from metadist.run.measures import final_metrics
 from metadist.run.pictures import draw_run, draw_task
 from metadist.run.prepare import Prepared

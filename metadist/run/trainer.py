@@ -1,9 +1,7 @@
 """The training loop, and what it does every so often: log, validate, save."""
 
 import math
-import shlex
 import time
-from collections import deque
 from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
@@ -25,11 +23,9 @@ from metadist.run.directory import Run
 from metadist.run.mirror import TARGET_FILE, asked_target
 from metadist.run.prepare import Prepared
 from metadist.run.signals import Stop
-from metadist.run.trust import trust_flag
+from metadist.run.watch import Watch, replay_command
 
 LOG_EVERY_S = 5.0
-NORMS, SPIKE = 100, 1000
-"""Meta-gradients whose norm is remembered; how many times the median a norm must be for a warning."""
 
 
 @dataclass
@@ -87,7 +83,7 @@ class Trainer:
         self._config_text = dump_config(self.config)
         self._said = set[str]()
         self._window = Window()
-        self._norms: deque[float] = deque(maxlen=NORMS)
+        self._watch = Watch(self._say_once, prepared, run.place)
         self._logged = False
         self._validated: dict[str, float] = {}
         self._saved_at, self._saved_step = time.monotonic(), -1
@@ -130,7 +126,9 @@ class Trainer:
             except Diverged as error:
                 raise self._explain(error, step) from None
             self._run.journal.append({"applied": step, "bundles": self.fleet.account()})
-            self._watch_norm(step, stats.gradient_norm)
+            self._watch.norm(step, stats.gradient_norm)
+            if step == 0:
+                self._watch.first_loss(stats.loss)
             self._count(stats, computed - began, time.perf_counter() - computed)
             self.fleet.report(stats, time.perf_counter() - began)
             self._log(step + 1, stats)
@@ -184,24 +182,6 @@ class Trainer:
             self._target_changed_ns = changed_ns
             self.fleet.resize(asked_target(self._run.path) or self.fleet.target)
 
-    def _watch_norm(self, step: int, norm: float) -> None:
-        """Say it once where one meta-gradient is so much longer than the others that Adam's second moment remembers it:
-        with 1000 times the usual gradient its rate is below a fifth of the usual one for more than 1000 steps."""
-        own = self.config.optimizer
-        limited = min(norm, own.clip_norm or norm, (own.clip_value or norm) * self.engine.layout.size**0.5)
-        self._norms.append(limited)
-        largest, usual = max(self._norms), median(self._norms)
-        if len(self._norms) > 2 and largest > SPIKE * usual > 0:
-            at = step + 1 - len(self._norms) + list(self._norms).index(largest)
-            slow = (
-                "Adam's rate stays small for thousands of steps after it" if own.name != "sgd" else "it moves theta far"
-            )
-            self._say_once(
-                "norm",
-                f"meta-gradient of meta-step {at} has norm {largest:.3g}, more than {SPIKE} times the usual "
-                f"{usual:.3g}: {slow} (said once), set optimizer.clip_norm to a few times the usual norm",
-            )
-
     def _count(self, stats: Stats, compute_s: float, update_s: float) -> None:
         window = self._window
         window.steps += 1
@@ -217,6 +197,7 @@ class Trainer:
             return
         self._logged = True
         reports = self.fleet.reports()
+        self._watch.tasks(reports, done)
         slowest: dict[str, float] = {}
         for report in reports:
             slowest[report.worker] = slowest.get(report.worker, 0.0) + report.computing_s
@@ -260,8 +241,12 @@ class Trainer:
         due = own.every and (done % own.every == 0 or done == self.config.meta_steps)
         if not due or done == self.progress.validated:
             return False
-        began, watch = time.perf_counter(), partial(self._run.doing, "validation tasks")
-        results = measure(self.fleet, self.server.weights(), "validation", own.tasks, self.chunk_size, watch=watch)
+        began, seen = time.perf_counter(), partial(self._run.doing, "validation tasks")
+        beside = self._watch.baselines
+        weights = self.server.weights()
+        results = measure(self.fleet, weights, "validation", own.tasks, self.chunk_size, beside, watch=seen)
+        self._watch.validation(results, done)
+        results = {name: by_step for name, by_step in results.items() if "/" not in name}
         diverged = count_diverged(*(by_step[:, -1] for by_step in results.values()))
         values = {"validation/diverged_tasks": float(diverged)}
         for name, by_step in results.items():
@@ -325,9 +310,9 @@ class Trainer:
             self._save(step, best=False, now=True)
         if error.element is not None:
             name = self.engine.layout.name_at(error.element)
-            usual = f"; the usual norm is {median(self._norms):.3g}" if self._norms else ""
+            usual = f"; the usual norm is {median(self._watch.norms):.3g}" if self._watch.norms else ""
             return Diverged(f"meta-step {step}: {error} (it begins in {name}{usual}); what was before it is saved")
-        again = f"metadist replay {shlex.quote(self._run.place)} --task {error.task}{trust_flag(self.config)}"
+        again = replay_command(self.config, self._run.place, error.task)
         return Diverged(
             f"{error} at meta-step {step}: lower learner.inner_lr or meta_lr, or set optimizer.clip_norm; `{again}` "
             "computes it again, step by step"

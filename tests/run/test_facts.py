@@ -9,7 +9,7 @@ from metadist.core.task import Examples, Task
 from metadist.run.api import train
 from metadist.run.build import Job
 from metadist.run.evaluate import evaluate
-from metadist.run.judge import closed_form, columns
+from metadist.run.facts import closed_form, columns
 from metadist.run.prepare import Prepared, prepare
 
 DIGITS = [
