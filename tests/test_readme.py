@@ -68,6 +68,9 @@ def clone(tmp_path_factory) -> Path:
         place = folder / "my_images" / f"bird{number % 20}" / f"{number}.png"
         place.parent.mkdir(parents=True, exist_ok=True)
         Image.effect_noise((40, 40), 60).save(place)
+    for name in ("garden/wren/1", "garden/wren/2", "garden/lark/1", "garden/lark/2", "new", "other"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.effect_noise((40, 40), 60).save(folder / f"{name}.png")
     users = np.repeat(np.arange(20), 30)
     rng = np.random.default_rng(0)
     columns = {"user": users, "age": rng.normal(size=600), "income": rng.normal(size=600), "clicked": users % 2}
