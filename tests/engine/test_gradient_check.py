@@ -237,6 +237,43 @@ def test_a_wrong_derivative_is_found_and_its_tensor_named(make, tensors):
     assert found.error > 5e-5 and found.tensor in tensors
 
 
+class Scaled(nn.Module):
+    """Features so large that the classes of a task are told apart without doubt."""
+
+    def __init__(self, scale: float):
+        super().__init__()
+        self.body, self.head, self.scale = nn.Linear(4, 16), nn.Linear(16, 3), scale
+
+    def features(self, x: Tensor) -> Tensor:
+        return self.scale * torch.tanh(self.body(x))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.features(x))
+
+
+@pytest.mark.parametrize(("scale", "seed"), [(3, 0), (3, 7), (3, 9), (3, 11), (4, 1), (6, 0)])
+def test_a_loss_of_nearly_0_is_too_coarse_to_tell_or_right_but_never_wrong(scale, seed):
+    """Differences of losses of 1e-14 to 1e-9 are off by up to 100 % by rounding alone."""
+    draws, labels = np.random.default_rng(seed), torch.arange(6) % 3
+    means = 2 * draws.normal(size=(3, 4))
+    support, query = (torch.from_numpy(means[labels] + 0.1 * draws.normal(size=(6, 4))) for _ in "ab")
+    torch.manual_seed(seed)
+    learner = LEARNERS["protonet"][0](model=Model(Scaled(scale)), loss=cross_entropy)
+    theta = Engine(learner).initial_theta().numpy()
+    found = check_gradient(learner, Method("loop"), theta, Task.of(support, labels, query, labels))
+    assert found.tensor is None
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_derivative_that_is_off_by_a_ten_thousandth_is_wrong_all_the_same(seed):
+    """As differences of all sizes agree on it."""
+    torch.manual_seed(seed)
+    learner = MAML(model=Model(HiddenWeightNorm()), loss=cross_entropy, inner_lr=0.1, inner_steps=2)
+    theta = Engine(learner).initial_theta().numpy()
+    found = check_gradient(learner, Method("loop"), theta, task_of(4, seed=seed))
+    assert found.tensor and 5e-5 < found.error < 1e-3
+
+
 def test_a_wrong_second_derivative_does_no_harm_to_what_is_of_first_order():
     learner = learner_of(lambda: Wrong(OnceOnly.apply), first_order=True)
     theta = Engine(plain(learner)).initial_theta().numpy()
