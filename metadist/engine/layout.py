@@ -20,6 +20,12 @@ class Layout:
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor]) -> "Layout":
+        """Raises InputError where there are none."""
+        if not tensors:
+            raise InputError(
+                "there is nothing to meta-learn: the model has no trainable parameters, or none before the head, which "
+                "this learner makes from the support set; give the model a hidden layer, or take another learner"
+            )
         return cls(tuple(tensors), tuple(tuple(tensor.shape) for tensor in tensors.values()))
 
     @property

@@ -34,7 +34,7 @@ class R2D2(ClosedForm):
     def layout(self) -> Tensors:
         theta = super().layout()
         numbers = {"log_lambda": math.log(self.initial_lambda), "scale": self.initial_scale, "shift": 0.0}
-        like = next(iter(theta.values()))
+        like = next(iter(self.model.parameters.values()))  # a body may have none
         return theta | {f"ridge/{name}": like.new_tensor([x]) for name, x in numbers.items()}
 
     def begin(self, theta: Tensors, support: Examples, context: Context) -> Fast:

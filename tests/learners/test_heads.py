@@ -6,9 +6,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from metadist.core.errors import InputError
 from metadist.core.task import Task
+from metadist.learners import LEARNERS
+from metadist.models import Model
 from metadist.models.losses import accuracy, confidence, cross_entropy
 
 from .family import CASES
@@ -92,3 +95,26 @@ def test_labels_that_number_no_classes_are_refused_before_memory_ends():
     engine, theta = engine_of(CASES["protonet"].learner())
     with pytest.raises(InputError, match="label 3000000000 in a support set"):
         engine.meta_gradients(theta, [relabelled(classification_task(0, ways=2), [0, 3_000_000_000])])
+
+
+class Linear(nn.Module):
+    """A head alone: features are the inputs themselves."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(4, 3)
+
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(x)
+
+
+def test_without_a_body_ridge_regression_learns_its_numbers_and_prototypes_have_nothing_to_learn():
+    engine, theta = engine_of(LEARNERS["r2d2"][0](model=Model(Linear()), loss=cross_entropy))
+    assert engine.layout.names == ("ridge/log_lambda", "ridge/scale", "ridge/shift")
+    assert engine.meta_gradients(theta, [classification_task()]).rows.isfinite().all()
+    for name in ("protonet", "protomaml"):
+        with pytest.raises(InputError, match="nothing to meta-learn.* hidden layer"):
+            engine_of(LEARNERS[name][0](model=Model(Linear()), loss=cross_entropy))
