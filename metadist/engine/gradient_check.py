@@ -112,9 +112,8 @@ def check_gradient(learner: Learner, method: Method, theta: np.ndarray, task: Ta
 
 
 def _error(value: Callable[[Tensor], float], direction: Tensor, expected: float, loss: float, rough: bool) -> float:
-    """The smallest relative difference over the step sizes that are not drowned by rounding. NaN where all are, or where
-    they differ among one another as much as from the meta-gradient: a wrong derivative is off by the same at any size.
-    """
+    """The smallest relative difference over the step sizes that are not drowned by rounding. NaN where all are, or
+    where the sizes do not agree on it: a wrong derivative is off by the same at each."""
     if not (math.isfinite(expected) and math.isfinite(loss)):
         return math.nan
     tiny = 1e-10 * direction
