@@ -54,6 +54,13 @@ class Preprocessing:
     pictures: PictureForm | None = None
     table: list[TableField] | None = None
 
+    @property
+    def shapes(self) -> list[list[int]] | None:
+        """Of an example's inputs, where they are made of a text or a picture."""
+        if self.texts:
+            return [[self.texts.length]] * 2
+        return [[1 if self.pictures.mode == "L" else 3, *self.pictures.size]] if self.pictures else None
+
     @classmethod
     def parse(cls, description: Any) -> "Preprocessing":
         """What `preprocessing_of` gave. Raises InputError where it is something else."""

@@ -29,18 +29,20 @@ def load(
     trust_code: bool = False,
     inner_steps: int | None = None,
     inner_lr: float | None = None,
+    transductive: bool | None = None,
 ) -> FewShotLearner:
     """The learner of a run directory, or of one checkpoint directory. `checkpoint`: "best" by validation (the latest
-    where none was validated), "latest", or "step_...". It adapts by `inner_steps` of rate `inner_lr`, by default as the
-    run evaluates. Raises InputError when there is none, it is damaged or its learner takes no such settings.
+    where none was validated), "latest", or "step_...". It adapts by `inner_steps` of rate `inner_lr`, and predicts
+    several examples together where `transductive`, by default as the run evaluates. Raises InputError when there is
+    none, it is damaged or its learner takes no such settings.
 
     A run may come from anywhere: its model, learner and loss are imported only where they are metadist's own, and its
     checkpoints read only in the run's directory. One of your own, or one you trust, is loaded with `trust_code=True`;
     its modules must be importable. Raises InputError that names them otherwise.
     """
     saved = read_checkpoint(run, checkpoint, saved_place(run, trust_code=trust_code))
-    own = {name: value for name, value in (("inner_steps", inner_steps), ("inner_lr", inner_lr)) if value is not None}
-    return learner_of(saved, run, trust_code, own)
+    own = {"inner_steps": inner_steps, "inner_lr": inner_lr, "transductive": transductive}
+    return learner_of(saved, run, trust_code, {name: value for name, value in own.items() if value is not None})
 
 
 def load_adapted(path: str | Path, *, trust_code: bool = False) -> Adapted:
@@ -78,7 +80,8 @@ def _adapted(learner: FewShotLearner, arrays: Mapping[str, np.ndarray], about: M
     wanted = [(np.dtype(dtype), (count, *shape)) for dtype, shape in zip(dtypes, shapes.inputs, strict=True)]
     wanted += [(array.dtype, (count, *shape)) for array, shape in zip(targets, shapes.targets or [[]], strict=True)]
     if shapes.classification:
-        classes = np.array(about["classes"], np.dtype(about["dtype"]))
+        dtype = np.dtype(about["dtype"])  # a text's says how long the longest may be, and numpy makes room for that
+        classes = np.array(about["classes"], None if dtype.kind == "U" else dtype)
         known, numbers = numbered(classes)
         if len(known) != len(classes) or not np.array_equal(numbers[targets[0]], targets[0]):
             raise ValueError("the classes are not those of the labels")

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -135,14 +136,21 @@ def test_what_is_no_adapted_learner_or_a_strangers_is_told(raw_runs, birds, tmp_
         {"run": {**saved.run, "adapted": {**about, "evaluation": {"inner_steps": "os:system"}}}},
         {"run": {**saved.run, "preprocessing": {"pictures": {"size": [9, 9], "mode": "P"}}}},
         {"run": {**saved.run, "preprocessing": {"inputs": ["a", "b"]}}},
+        {"run": {**saved.run, "preprocessing": {"pictures": {"size": [10**6, 10**6], "mode": "RGB"}}}},
+        {"run": {**saved.run, "preprocessing": {"texts": {"column": "text", "length": 10**9}}}},
     ]  # fmt: skip
     for number, changes in enumerate(wrong):
         place = tmp_path / f"wrong{number}"
         place.mkdir()
-        for name, content in encode(saved.__class__(**{**vars(saved), **changes})).items():
+        for name, content in encode(replace(saved, **changes)).items():
             (place / name).write_bytes(content)
         with pytest.raises(metadist.InputError):
             metadist.load_adapted(place)
+    for name, content in encode(
+        replace(saved, run={**saved.run, "adapted": {**about, "dtype": "<U500000000"}})
+    ).items():
+        (tmp_path / "saved" / name).write_bytes(content)
+    assert metadist.load_adapted(tmp_path / "saved").classes.nbytes < 1000  # of names of five letters
 
 
 def test_a_run_at_a_uri_takes_texts_too(raw_runs, s3):

@@ -36,7 +36,9 @@ class Categories:
         places = np.array([self._places.get(name, len(self.names)) for name in names], np.int64)[codes]
         if notes is not None:
             self._note(names, np.bincount(codes, minlength=len(names)), notes)
-        return np.eye(self.width, dtype=np.float32)[places]
+        rows = np.zeros((len(places), self.width), np.float32)
+        rows[np.arange(len(places)), places] = 1
+        return rows
 
     def _note(self, names: Sequence[str], counts: np.ndarray, notes: Notes) -> None:
         column = f"column {shown(self.column)!r}"
