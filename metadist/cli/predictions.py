@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from metadist.cli.tables import table
 from metadist.core.errors import InputError, did_you_mean
 from metadist.core.files import finite, reason, replace_text
 from metadist.core.redaction import to_stderr
@@ -61,8 +62,8 @@ def learner_for(
     run: str, checkpoint: str, support: str | None, label: str | None, settings: dict[str, Any], trust_code: bool
 ) -> "Adapted":
     """The adapted learner: of a run and the labelled examples in `support`, or a saved one."""
-    from metadist.run.predictor import learner_of, load_adapted
-    from metadist.run.saved import is_checkpoint, read_checkpoint, saved_place
+    from metadist.run.predictor import load, load_adapted
+    from metadist.run.saved import is_checkpoint
 
     if support is None:
         if not is_checkpoint(run):
@@ -72,8 +73,7 @@ def learner_for(
         adapted = load_adapted(run, trust_code=trust_code)
         adapted.learner.inputs.say = _say
         return adapted
-    saved = read_checkpoint(run, checkpoint, saved_place(run, trust_code=trust_code))
-    learner = learner_of(saved, run, trust_code, settings)
+    learner = load(run, checkpoint, trust_code=trust_code, **settings)
     learner.inputs.say = _say
     examples = read(learner, [support], label, labelled=True)
     return learner.adapt(examples.x, examples.y)
@@ -140,10 +140,7 @@ def summary(rows: Rows, classes: np.ndarray | None) -> str:
 def as_table(rows: Rows) -> str:
     """The predictions in columns, for people."""
     lines = [_shown(row) for row in rows]
-    header = dict.fromkeys(lines[0])
-    widths = {name: max(len(name), *(len(line[name]) for line in lines)) for name in header}
-    whole = [dict(zip(header, header, strict=True)), *lines]
-    return "\n".join("  ".join(line[name].ljust(widths[name]) for name in header).rstrip() for line in whole)
+    return table(lines, left=len(lines[0]))
 
 
 def _shown(row: dict[str, Any]) -> dict[str, str]:
