@@ -14,7 +14,7 @@ from metadist.data.tokenizer import UNKNOWN
 
 FIRST = 5  # names shown of each split
 MUCH = 0.1  # share of texts cut or tokens unknown from which a warning is given
-LARGE = 30.0  # absolute value of an input from which training is in danger
+LARGE = 30.0  # absolute value from which training is in danger
 GROUPS = {"classes": "classes", "labelled": "groups", "values": "groups"}
 
 
@@ -95,12 +95,7 @@ def _warnings(dataset: Dataset, found: dict[str, Any], ways: int, shots: int, qu
         low, high = (_used(field, value) for value in found["ranges"][field.name])
         if low == high and field.role == "input" and field.dtype != "bool":
             warned.append(f"input {field.name!r} is {low:g} in all rows and says nothing: leave it out")
-        scaled = field.offset != 0 or field.scale != 1 or field.name in found["extra"].get("standardized", {})
-        if field.role == "input" and "float" in field.dtype and not scaled and max(abs(low), abs(high)) > LARGE:
-            warned.append(
-                f"input {field.name!r} goes from {low:g} to {high:g}, and models learn badly from numbers so far from "
-                "0: import with --standardize"
-            )
+    warned += far_from_zero(dataset)
     for split, part in found["splits"].items():
         for key, what, remedy in (
             ("texts_cut", "texts are cut", "--length"), ("tokens_unknown", "tokens are unknown", "--vocabulary-size")
@@ -133,6 +128,23 @@ def _warnings_of_split(split: str, table: Table, ways: int, shots: int, queries:
         )
     elif table.kind != "classes" and not usable:
         warned.append(f"{split} has no group to draw a task from")
+    return warned
+
+
+def far_from_zero(dataset: Dataset) -> list[str]:
+    """A sentence for each input, and each target that is a value, whose numbers are large and were not scaled."""
+    ranges, standardized = _ranges(dataset), dataset.metadata["extra"].get("standardized", {})
+    warned = []
+    for field in () if _is_text(dataset) else dataset.fields:
+        low, high = (_used(field, value) for value in ranges[field.name])
+        scaled = field.offset != 0 or field.scale != 1 or field.name in standardized
+        given = field.role == "input" or dataset.kind == "values"
+        if given and not scaled and max(abs(low), abs(high)) > LARGE:
+            but = "" if "float" in field.dtype else ", unless they number things, for an embedding"
+            warned.append(
+                f"{field.role} {field.name!r} goes from {low:g} to {high:g}, and models learn badly from numbers so "
+                f"far from 0: import with --standardize{but}"
+            )
     return warned
 
 

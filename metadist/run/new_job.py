@@ -11,14 +11,15 @@ from metadist.config import Config
 from metadist.config.yaml import commented
 from metadist.core.task import TaskId
 from metadist.data import Dataset, Shapes, cached, dataset_at, open_dataset
+from metadist.data.description import far_from_zero
 from metadist.run.build import Job
 from metadist.run.learner_settings import Settings, learner_settings
 from metadist.run.plugins import model_name
 from metadist.run.task_sizes import TaskSizes, task_sizes
 
-LARGE_PICTURE, WIDE, MOST_WORKERS, TRAINING_QUERIES = 64, 30.0, 4, 5
-"""Pixels from which a picture is pooled; a value that no network should be given as it is; workers at first; query
-pictures of a class, and half the other examples, in training, where each takes time."""
+LARGE_PICTURE, MOST_WORKERS, TRAINING_QUERIES = 64, 4, 5
+"""Pixels from which a picture is pooled; workers at first; query pictures of a class, and half the other examples, in
+training, where each takes time."""
 ORDER = ("", "optimizer", "fleet", "data", "task", "model", "learner", "evaluation")
 
 
@@ -50,7 +51,7 @@ def suited_job(place: str | None, learner: str | None = None) -> tuple[str, list
         job.evaluation_source(TaskId(split, 0, 0))
     for make in (job.engine, job.evaluation_engine):
         make("cpu")
-    notes = [*sizes.notes, *_wide(dataset)]
+    notes = [*sizes.notes, *far_from_zero(dataset)]
     return _text(dataset, settings, notes), notes
 
 
@@ -135,22 +136,6 @@ def _evaluation(sizes: TaskSizes, settings: Settings) -> dict[str, tuple[Any, st
     if sizes.queries > settings["task"]["queries"][0]:
         chosen["queries"] = (sizes.queries, "more than in training: figures are steadier")
     return chosen
-
-
-def _wide(dataset: Dataset) -> list[str]:
-    """Which numbers are too far from 0 for a network, after the scaling of the import."""
-    tokens = "vocabulary_size" in dataset.metadata["extra"]
-    ranges = [table.metadata["ranges"] for table in dataset.splits.values()] + [dataset.shared_ranges]
-    found = []
-    for field in dataset.fields if not tokens else ():
-        scaled = field.dtype == "uint8" or field.dtype.startswith("float")
-        offset, scale = (field.offset, field.scale) if scaled else (0.0, 1.0)
-        ends = [abs(end - offset) * abs(scale) for each in ranges for end in each.get(field.name, ())]
-        if max(ends, default=0) > WIDE and not (field.role == "target" and dataset.kind != "values"):
-            found.append(f"{field.name} (up to {max(ends):.3g})")
-    if not found:
-        return []
-    return [f"numbers far from 0, on which training is bad or diverges: {', '.join(found)}; import with --standardize"]
 
 
 def _text(dataset: Dataset, settings: Settings, notes: Sequence[str]) -> str:

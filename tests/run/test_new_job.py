@@ -92,7 +92,7 @@ def test_every_choice_has_its_reason(folder):
 
 def test_numbers_far_from_zero_are_told_and_standardized_ones_not(folder):
     text, (note,) = suited_job(str(folder / "raw_values"))
-    assert note.startswith("numbers far from 0") and "x (up to 4." in note and "--standardize" in note
+    assert note.startswith("input 'x' goes from ") and note.endswith("import with --standardize")
     assert f"# Mind: {note}" in text
     assert suited_job(str(folder / "values"))[1] == []
 
