@@ -164,21 +164,35 @@ def _read_txt(path: Path) -> str:
 
 def _described(source: Path) -> dict[str, list[str]]:
     """The names of numbered labels in dataset_infos.json, dataset_info.json, or at the head of README.md."""
-    import yaml
-
     for name in (*_SIDE_FILES[:2], "README.md"):
         if not (source / name).is_file():
             continue
         content = read_regular(source / name, TXT_BYTES).decode(errors="replace")
-        try:
-            if name == "README.md":
-                content = content.split("---")[1] if content.startswith("---") else ""
-            told = yaml.safe_load(content)  # which reads JSON too
-        except (yaml.YAMLError, ValueError, RecursionError):
-            continue
-        if found := _class_labels(told):
+        if found := _class_labels(_head(content) if name == "README.md" else _json(content)):
             return found
     return {}
+
+
+def _head(readme: str) -> Any:
+    """What the YAML at the head of a README says; nothing where it cannot be read, or has aliases, by which a few lines
+    may stand for any number of values."""
+    import yaml
+
+    text = readme.split("---")[1] if readme.startswith("---") else ""
+    try:
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
+            return None
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return None
+
+
+def _json(text: str | bytes) -> Any:
+    """What a description in JSON says; nothing where it cannot be read."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
 
 
 def _class_labels(told: Any) -> dict[str, list[str]]:
@@ -203,7 +217,7 @@ def _class_labels(told: Any) -> dict[str, list[str]]:
 def _described_in(path: Path) -> dict[str, list[str]]:
     """The names of numbered labels that a Parquet or Arrow file of Hugging Face's library carries, by column."""
     text = (schema_of(path).metadata or {}).get(b"huggingface", b"{}") if suffix(path) in TABLES else b"{}"
-    return _class_labels(json.loads(text))
+    return _class_labels(_json(text))
 
 
 def _columns(path: Path, wanted: str) -> list[str]:

@@ -328,6 +328,17 @@ def test_directories_of_hugging_face_data_sets(tmp_path: Path, told: str) -> Non
     assert sum(left_out) == 2 + (told == "dataset_infos.json")
 
 
+def test_a_description_that_cannot_be_read_or_grows_without_end_is_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    lines = [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 20)]
+    (tmp_path / "in" / "README.md").write_text("\n".join(["---", "a0: &a0 {name: label}", *lines, "---"]))
+    (tmp_path / "in" / "dataset_info.json").write_text("{")
+    content = pa.table({"text": [f"word {n}" for n in range(9)], "label": [n // 3 for n in range(9)]})
+    pq.write_table(content.replace_schema_metadata({"huggingface": "{"}), tmp_path / "in" / "all.parquet")
+    out = text(tmp_path / "in", tmp_path / "set", fractions=(0.4, 0.3, 0.3))
+    assert sorted(sum(classes(out).values(), [])) == ["0", "1", "2"]
+
+
 def test_damaged_parquet_and_absent_columns_are_refused(tmp_path: Path) -> None:
     pq.write_table(pa.table({"text": ["a b"], "intent": ["x"]}), tmp_path / "t.parquet")
     refused(tmp_path / "t.parquet", tmp_path, "no column 'label'; it has text, intent")
