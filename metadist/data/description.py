@@ -8,7 +8,7 @@ import numpy as np
 
 from metadist.core.task import SPLITS
 from metadist.data.mapped import blocks
-from metadist.data.notes import sentence, shown
+from metadist.data.notes import printable, sentence, shown
 from metadist.data.table import Dataset, Field, Table, open_dataset
 from metadist.data.tokenizer import UNKNOWN
 
@@ -174,7 +174,7 @@ def as_text(found: dict[str, Any]) -> str:
         lines += ["", *_split_lines(split, part, what)]
     for title, told in (("notes of the import", list(map(sentence, found["notes"]))), ("warnings", found["warnings"])):
         lines += ["", title, *(f"  {line}" for line in told or ["none"])]
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))
 
 
 def _plain(value: Any) -> str:

@@ -81,8 +81,12 @@ def sentence(note: dict[str, Any]) -> str:
     return f"{note['what']}: {note['count']}, {note['why']} (for example {note['example']}); {note['remedy']}"
 
 
+def printable(text: str) -> str:
+    """The text with unprintable and undecodable characters as escapes, so that it does nothing to a terminal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in text)
+
+
 def shown(text: object) -> str:
     """A name or value fit for a line of text: unprintable and undecodable characters as escapes, long ones cut."""
-    text = str(text)
-    text = "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in text)
+    text = printable(str(text))
     return text if len(text) <= 120 else f"{text[:100]}..."

@@ -62,6 +62,9 @@ def test_the_text_names_splits_classes_sizes_and_what_models_get(tmp_path: Path)
     assert "0 to 59; models get -5 to 24.5" in text  # (stored - 10) / 2
     many = as_text(describe(classes(tmp_path / "many", train=[20] * 8, test=[20])))
     assert "train0, train1, train2, train3, train4 and 3 more" in many and "20 each" in many
+    told = describe(tmp_path / "set")
+    told["options"]["importer"] = "\x1b[2J"
+    assert "imported   \\x1b[2J" in as_text(told)
 
 
 def test_classes_that_are_too_few_or_too_small_for_the_tasks_are_warned_of(tmp_path: Path) -> None:
