@@ -249,8 +249,8 @@ def _answer(gr: Any, learner: FewShotLearner, taught: Sequence[Taught], asked: A
 def serve(learner: FewShotLearner, name: str, port: int | None, browser: bool) -> None:
     """Serve the page on this machine's loopback until interrupted, without a network."""
     blocks = page(learner, name)
-    import gradio as gr
+    from gradio.themes import Default
 
-    fonts = gr.themes.Default(font="sans-serif", font_mono="monospace")  # others are fetched from elsewhere
+    fonts = Default(font="sans-serif", font_mono="monospace")  # others are fetched from elsewhere
     blocks.launch(server_name="127.0.0.1", server_port=port, inbrowser=browser, share=False, footer_links=[],
                   ssr_mode=False, theme=fonts)  # fmt: skip
