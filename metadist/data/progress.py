@@ -28,6 +28,6 @@ class RowProgress:
         self._shown = now
         text = f"{self._what}: {done} of {total} {unit}"
         if self._live:
-            bar = "#" * (BAR * done // total)
+            bar = "#" * (BAR * done // max(total, 1))  # less than a MB is 0 MB
             text = f"\r[{bar:.<{BAR}}] {text}"
         print(text, end="" if self._live and done < total else "\n", file=sys.stderr)

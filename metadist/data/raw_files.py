@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from metadist.core.errors import InputError, did_you_mean
-from metadist.data.files import entries, files_below, read_regular, within
+from metadist.data.files import entries, files_below, within
 from metadist.data.importers.arrays import strings
 from metadist.data.importers.class_folders import ClassFolders
 from metadist.data.importers.delimited import suffix
@@ -21,7 +21,7 @@ from metadist.data.importers.table_files import FORMATS as TABLES
 from metadist.data.importers.table_files import Rows
 from metadist.data.importers.text import Columns, rows_in
 from metadist.data.importers.text_files import FORMATS as TEXT_FILES
-from metadist.data.importers.text_files import TXT_BYTES, TextFiles, records_in
+from metadist.data.importers.text_files import TextFiles, read_txt, records_in
 from metadist.data.notes import Faults, Notes, shown
 from metadist.data.preprocessing import Preprocessing, TablePreprocessor
 
@@ -107,7 +107,7 @@ def _texts(source: str, column: str, label: str, labelled: bool, notes: Notes) -
     """The records of a file or folder; or a text itself, where a file is not meant."""
     path, is_file = Path(source), suffix(Path(source)) in (*TEXT_FILES, ".txt") and " " not in source
     if not labelled and suffix(path) == ".txt" and path.is_file():
-        return RawExamples([shown(source)], [read_regular(path, TXT_BYTES).decode(errors="replace")])
+        return RawExamples([shown(source)], [read_txt(path)])
     if not labelled and not is_file and not path.is_dir():
         return RawExamples([source], [source])
     if not path.exists():

@@ -29,6 +29,7 @@ def files(raw_runs):
     (folder / "flat" / "about.txt").write_text("no picture")
     lines = [line for line in raw_runs.texts.read_text().splitlines() if "to pay" in line or "to open" in line]
     (folder / "few.jsonl").write_text("\n".join(lines[:4] + lines[6:10]))
+    (folder / "latin.txt").write_bytes("zahl es später".encode("latin-1"))
     asked = [json.loads(line) for line in lines[4:6] + lines[10:12]]
     (folder / "more.csv").write_text("\n".join(["intent;text", *(f"{row['intent']};{row['text']}" for row in asked)]))
     frame = pd.read_parquet(raw_runs.table)
@@ -157,6 +158,7 @@ def test_what_cannot_be_predicted_from_pictures_is_told(files, arguments, said):
         ("texts_maml", ["--support", "few.jsonl", "--query", "gone.jsonl"], "does not exist"),
         ("texts_maml", ["--support", "few.jsonl", "--query", "pay", "--label", "text_"], "no column 'text_'"),
         ("texts_maml", ["--support", "s.parquet", "--query", "pay"], "no column 'text'"),
+        ("texts_maml", ["--support", "few.jsonl", "--query", "latin.txt"], "latin.txt is not UTF-8"),
         ("labelled_maml", ["--support", "s.parquet", "--query", "q.parquet"], "--trust-code"),
         ("labelled_maml", ["--trust-code", "--support", "s.parquet", "--query", "q.csv"], "no column 'face'"),
         ("labelled_maml", ["--trust-code", "--support", "bare.jsonl", "--query", "q.jsonl"], "'clicked'"),

@@ -83,7 +83,7 @@ class TextFiles:
         wrong with it. `wanted` are its columns, among them that of the `text` and of the `label`."""
         for number, file in enumerate(self.files):
             if file.label is not None:
-                yield number, 1, {text: _read_txt(file.path), label: file.label}
+                yield number, 1, {text: read_txt(file.path), label: file.label}
                 continue
             for line, record in records_in(file.path, wanted, notes):
                 if isinstance(record, dict) and type(record.get(label)) is int:
@@ -155,7 +155,8 @@ def _is_table(file: Path) -> bool:
     return suffix(file) in FORMATS and file.name not in _SIDE_FILES
 
 
-def _read_txt(path: Path) -> str:
+def read_txt(path: Path) -> str:
+    """A whole .txt file. Raises InputError where it is not UTF-8."""
     try:
         return read_regular(path, TXT_BYTES).decode("utf-8-sig")
     except UnicodeError as error:
