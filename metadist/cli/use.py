@@ -78,4 +78,4 @@ def demo(run_directory: str, port: int | None, browser: bool, checkpoint: str, t
     from metadist.run.predictor import load
 
     learner = load(run_directory, checkpoint, trust_code=trust_code)
-    page.serve(learner, redact(Path(run_directory).name), port, browser)
+    page.serve(learner, redact(Path(run_directory).name), port, browser, click.echo)

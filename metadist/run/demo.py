@@ -3,7 +3,8 @@
 import base64
 import html
 import io
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -246,11 +247,21 @@ def _answer(gr: Any, learner: FewShotLearner, taught: Sequence[Taught], asked: A
     return dict(zip(classes, map(float, shares[-1]), strict=True)), table
 
 
-def serve(learner: FewShotLearner, name: str, port: int | None, browser: bool) -> None:
-    """Serve the page on this machine's loopback until interrupted, without a network."""
+def serve(learner: FewShotLearner, name: str, port: int | None, browser: bool, say: Callable[[str], None]) -> None:
+    """Serve the page on this machine's loopback until interrupted, without a network. Raises InputError as `page`."""
     blocks = page(learner, name)
-    from gradio.themes import Default
+    import gradio as gr
 
-    fonts = Default(font="sans-serif", font_mono="monospace")  # others are fetched from elsewhere
-    blocks.launch(server_name="127.0.0.1", server_port=port, inbrowser=browser, share=False, footer_links=[],
-                  ssr_mode=False, theme=fonts)  # fmt: skip
+    fonts = gr.themes.Default(font="sans-serif", font_mono="monospace")  # others are fetched from elsewhere
+    try:
+        _, address, _ = blocks.launch(
+            server_name="127.0.0.1", server_port=port, inbrowser=browser, share=False, footer_links=[],
+            ssr_mode=False, theme=fonts, quiet=True, prevent_thread_lock=True,
+        )  # fmt: skip
+    except OSError:
+        raise InputError(f"port {port} of this machine is taken: choose another --port, or leave it out") from None
+    say(f"{name} is at {address} (Ctrl-C ends it)")
+    try:
+        threading.Event().wait()
+    finally:
+        blocks.close(verbose=False)
