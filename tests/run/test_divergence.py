@@ -110,7 +110,7 @@ def test_a_diverged_evaluation_is_no_chance_and_no_best(tmp_path, capfd):
     assert all(math.isnan(row["validation/accuracy"]) for row in rows)
     learner = metadist.load(tmp_path / "run")
     x = np.random.default_rng(0).random((6, 1, 8, 8), np.float32)
-    with pytest.raises(Diverged, match="evaluation.inner_lr"):
+    with pytest.raises(Diverged, match="lower inner_lr or inner_steps"):
         learner.adapt(x, np.arange(6) % 3).predict(x)
 
 
