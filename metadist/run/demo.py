@@ -225,7 +225,9 @@ def _added(
         raise gr.Error("Name the class first.")
     more = [*taught, *(Taught(example, label.strip()) for example in examples)]
     try:
-        learner.adapt([each.example for each in more], [each.label for each in more])
+        learner.inputs([each.example for each in more])
+        if len({each.label for each in more}) > 1:
+            learner.adapt([each.example for each in more], [each.label for each in more])
         if learner.inputs.about.texts:
             return more, [list(each) for each in more]
         return more, _figures(learner, more)
