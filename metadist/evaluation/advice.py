@@ -21,10 +21,11 @@ class Facts:
 
     baseline: the best one. curve, ci95: the mean before and after each inner step, and the interval after the last.
     validation: (meta-step, mean, half-width of its interval) of each, in order. inner_lr: of evaluation; None where
-    there is none to set. descends: whether adaptation takes inner steps. closed_form: settings that name a learner of a
-    closed form which the run's model allows, "" where there is none. groups: of training (classes, where tasks are made
-    of these); None where that is not known. columns: of the inputs, the smallest deviation and the largest root of a
-    mean square; None for other inputs than numbers. evaluate, train, resume: commands that take settings.
+    there is none to set. smaller_rates: settings of training by which inner rates are smaller, "" where there are none.
+    descends: whether adaptation takes inner steps. closed_form: settings that name a learner of a closed form which the
+    run's model allows, "" where there is none. groups: of training (classes, where tasks are made of these); None where
+    that is not known. columns: of the inputs, the smallest deviation and the largest root of a mean square; None for
+    other inputs than numbers. evaluate, train, resume: commands that take settings.
     """
 
     metric: str
@@ -34,6 +35,7 @@ class Facts:
     validation: Sequence[tuple[int, float, float]] = ()
     meta_steps: int = 1
     inner_lr: float | None = None
+    smaller_rates: str = ""
     descends: bool = True
     closed_form: str = ""
     groups: int | None = None
@@ -87,7 +89,8 @@ def overshooting(facts: Facts) -> str:
         )
     how = "goes to and fro" if turns > 1 else "makes it worse than before"
     if facts.inner_lr is None:
-        return f"adaptation {how}: train with smaller inner rates, `{facts.train} learner.inner_lr=0.001`"
+        smaller = f": train with smaller inner rates, `{facts.train} {facts.smaller_rates}`"
+        return f"adaptation {how}{smaller if facts.smaller_rates else ''}"
     rate = f"{facts.inner_lr / 10:.3g}"
     return (
         f"adaptation {how}: try a smaller inner rate, `{facts.evaluate} evaluation.inner_lr={rate}`, and if that helps "

@@ -46,8 +46,8 @@ def test_adaptation_that_gets_worse_is_stopped_at_its_best():
 def test_adaptation_that_only_hurts_takes_a_smaller_rate():
     found = the_only(advice(curve=[0.6, 0.5, 0.4]))
     assert "`EVALUATE evaluation.inner_lr=0.01`" in found and "`TRAIN learner.inner_lr=0.01`" in found
-    learned = the_only(advice(curve=[0.6, 0.5, 0.4], inner_lr=None))
-    assert "evaluation.inner_lr" not in learned and "`TRAIN learner.inner_lr=0.001`" in learned
+    learned = the_only(advice(curve=[0.6, 0.5, 0.4], inner_lr=None, smaller_rates="learner.highest_rate=0.01"))
+    assert "inner_lr" not in learned and "`TRAIN learner.highest_rate=0.01`" in learned
 
 
 def test_adaptation_that_goes_to_and_fro_takes_a_smaller_rate():
