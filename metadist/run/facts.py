@@ -42,6 +42,7 @@ def facts(prepared: Prepared, summary: dict[str, Any], found: Comparison, run: s
         closed_form=closed_form(prepared, groups),
         groups=groups,
         columns=columns(prepared),
+        pictures=bool(config.data.path) and [len(shape) for shape in job.shapes.inputs] == [3],
         evaluate=evaluate_command(config, run),
         train=f"metadist train {file}{flag} run_dir={shlex.quote(run.rstrip('/') + '_next')}",
         resume=f"metadist train {file}{flag} --resume auto",
