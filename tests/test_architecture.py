@@ -47,9 +47,9 @@ FILES = {
     "run": [
         "auto", "machine", "plugins", "job_file", "build", "trust", "resolved", "task_sizes", "learner_settings",
         "new_job", "bench", "identity", "prepare", "preflight", "signals", "tracker", "mirror", "compare", "saved",
-        "places", "directory", "fleets", "inputs", "few_shot", "predictor", "demo", "export", "facts", "judge",
-        "measures", "pictures", "replay", "results", "evaluate", "resume", "watch", "trainer", "dry_run", "api",
-        "package", "status", "submission", "doctor"
+        "places", "directory", "fleets", "inputs", "few_shot", "predictor", "demo", "export", "facts",
+        "remedies", "judge", "measures", "pictures", "replay", "results", "evaluate", "resume", "watch", "trainer",
+        "dry_run", "api", "package", "status", "submission", "doctor"
     ],
     "cli": ["tables", "predictions", "bench", "config", "cluster", "data", "report", "runs", "train", "use", "main"],
 }  # fmt: skip

@@ -54,7 +54,10 @@ def next_commands(config: "Config", results: dict[str, Any]) -> str:
     from metadist.run.trust import trust_flag
 
     run_dir = redact(config.run_dir or "")
-    change = "evaluation.inner_steps=10" if results["protocol"]["inner_steps"] else "evaluation.test_tasks=1000"
+    steps, tasks = results["protocol"]["inner_steps"], results["protocol"].get("tasks")
+    change = f"evaluation.test_tasks={2000 if tasks == 1000 else 1000}"  # other than what it was evaluated with
+    if steps:
+        change = f"evaluation.inner_steps={20 if steps == 10 else 10}"
     lines = [f"results    {quoted(join(run_dir, 'results.json'))}"]
     lines.append(f"evaluate   metadist evaluate {quoted(run_dir)} {change}{trust_flag(config)}")
     page = results.get("mlflow_page", "")

@@ -13,6 +13,8 @@ from metadist.core.files import finite
 from metadist.core.redaction import redact, to_stderr
 
 TRUST = click.option("--trust-code", is_flag=True, help="Follow the code, address and places that a saved run names.")
+OTHER_DATA = "not comparable"
+"""The word of a run whose data is other than the first one's."""
 
 
 @click.command(context_settings=ANY_ARGUMENTS)
@@ -60,7 +62,8 @@ def compare(runs: tuple[str, ...], figure: str | None, as_json: bool) -> None:
     metadist compare runs/maml runs/protonet --figure compared.png
 
     Where the tasks of evaluation are the same (data, seed, split, ways, shots, queries), differences are paired over
-    tasks, which makes their intervals narrow. A RUN may also be the folder that `metadist evaluate` prints. An interval
+    tasks, which makes their intervals narrow. Runs on other data are shown beside it, without a word on which is
+    better. A RUN may also be the folder that `metadist evaluate` prints. An interval
     is of one run each: how much another seed's training would change it is not in it.
     """
     from metadist.run import compare as comparing
@@ -91,20 +94,27 @@ def _compared(rows: list[dict[str, Any]]) -> str:
             metric: figure(row["mean"], row["ci95"]),
             "tasks": str(row["tasks"]),
             f"better{points}": figure(row["better"], row["better_ci95"], "+") if "better" in row else "the first",
-            "": row.get("word", ""),
+            "": "" if row.get("word") == OTHER_DATA else row.get("word", ""),
         }
         for row in rows
     ]
     lines = [table(shown, left=len(shown[0]) - 4)]
-    lines += [
-        f"{row['run']} is not paired with {first}, since their tasks are others ({row['unpaired']}): its interval is "
-        "that of a difference of two means, which is wider"
-        for row in rows
-        if "unpaired" in row
-    ]
+    lines += [_unpaired(row, first) for row in rows if "unpaired" in row]
     pairs = {row["paired_tasks"] for row in rows if row.get("paired_tasks")}
     lines += [f"paired over {' and '.join(map(str, sorted(pairs)))} tasks"] if pairs else []
     return "\n".join(lines)
+
+
+def _unpaired(row: dict[str, Any], first: str) -> str:
+    if row["word"] == OTHER_DATA:
+        return (
+            f"{row['run']} is on other data: {OTHER_DATA} with {first} ({row['unpaired']}); the difference of the two "
+            "means may be that of the data"
+        )
+    return (
+        f"{row['run']} is not paired with {first}, since their tasks are others ({row['unpaired']}): its interval is "
+        "that of a difference of two means, which is wider"
+    )
 
 
 @click.command(context_settings={"ignore_unknown_options": True})  # so that -1 is a number

@@ -13,6 +13,11 @@ RISING = 0.05
 """The part of all that adaptation gains, from which a last step that gains so much is not the end of it."""
 FEW = 50
 """Classes (groups, where one is the task) in training, below which there is little to meta-learn from."""
+SHORT = 300
+"""Meta-steps below which a run says little of what meta-learning can do."""
+FITTED_TO_ALL = {"pooled": "one model of all training rows", "joint": "one network of all tasks, fine-tuned on each"}
+"""What a baseline is to one who would use it; the others are"""
+OWN = "a model fitted to each task's own examples"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,10 +26,12 @@ class Facts:
 
     baseline: the best one. curve, ci95: the mean before and after each inner step, and the interval after the last.
     validation: (meta-step, mean, half-width of its interval) of each, in order. inner_lr: of evaluation; None where
-    there is none to set. descends: whether adaptation takes inner steps. closed_form: settings that name a learner of a
-    closed form which the run's model allows, "" where there is none. groups: of training (classes, where tasks are made
-    of these); None where that is not known. columns: of the inputs, the smallest deviation and the largest root of a
-    mean square; None for other inputs than numbers. evaluate, train, resume: commands that take settings.
+    there is none to set. smaller_rates: settings of training by which inner rates are smaller, "" where there are none.
+    descends: whether adaptation takes inner steps. closed_form: settings that name a learner of a closed form which the
+    run's model allows, "" where there is none. groups: of training (classes, where tasks are made of these); None where
+    that is not known. columns: of the inputs, the smallest deviation and the largest root of a mean square; None for
+    other inputs than numbers. pictures: whether inputs are imported pictures. evaluate, train, resume: commands that
+    take settings.
     """
 
     metric: str
@@ -34,13 +41,22 @@ class Facts:
     validation: Sequence[tuple[int, float, float]] = ()
     meta_steps: int = 1
     inner_lr: float | None = None
+    smaller_rates: str = ""
     descends: bool = True
     closed_form: str = ""
     groups: int | None = None
     columns: tuple[float, float] | None = None
+    pictures: bool = False
     evaluate: str = "metadist evaluate RUN"
     train: str = "metadist train RUN/config.yaml run_dir=ANOTHER"
     resume: str = "metadist train RUN/config.yaml --resume auto"
+
+    @property
+    def simpler(self) -> str:
+        """The best baseline as what one can use instead, by its name where that says what it is."""
+        if self.baseline == "from_scratch":
+            return OWN
+        return FITTED_TO_ALL.get(self.baseline, self.baseline.replace("_", " "))
 
     def gains(self, values: Sequence[float]) -> list[float]:
         """Means of the metric, so that higher is better."""
@@ -48,15 +64,29 @@ class Facts:
 
 
 def advise(facts: Facts) -> list[str]:
-    """Sentences without their stop, each with what to type, the most telling first; where no rule applies, that
-    meta-learning may be the wrong tool."""
+    """Sentences without their stop, each with what to type, the most telling first; where no rule applies, what can be
+    tried that is not in the numbers, and of a run that was long enough that meta-learning may be the wrong tool."""
     found = [text for rule in RULES if (text := rule(facts))]
-    if found:
-        return found[:MOST]
-    return [
-        f"meta-learning may be the wrong tool for these tasks: {facts.baseline.replace('_', ' ')} does as well without "
-        "meta-training, and nothing in this run's numbers says what would change that"
-    ]
+    return found[:MOST] or [_beyond_the_numbers(facts)]
+
+
+def _beyond_the_numbers(facts: Facts) -> str:
+    done, values = facts.meta_steps, facts.gains([mean for _, mean, _ in facts.validation])
+    if facts.validation:
+        done = facts.validation[-1][0]
+    others = [f"more classes or groups in training{'' if facts.groups is None else f' (now {facts.groups})'}"]
+    others += ["another learner (`metadist learners`)"]
+    others += ["larger pictures (`--size` at import)"] * facts.pictures
+    other = f"{', '.join(others[:-1])} or {others[-1]}"
+    improving = len(values) > 1 and values[-1] >= max(values)
+    if done < SHORT or improving:
+        why = f"training was short ({done} meta-steps)" if done < SHORT else "the last validation was the best one"
+        more = f"`{facts.resume} meta_steps={3 * facts.meta_steps}`"
+        return f"{why}: go on, {more}; what its numbers do not tell, but can be tried: {other}"
+    return (
+        f"meta-learning may be the wrong tool for these tasks: {facts.simpler} does as well, and "
+        f"nothing in this run's numbers says what would change that; what they do not tell, but can be tried: {other}"
+    )
 
 
 def scaling(facts: Facts) -> str:
@@ -87,7 +117,8 @@ def overshooting(facts: Facts) -> str:
         )
     how = "goes to and fro" if turns > 1 else "makes it worse than before"
     if facts.inner_lr is None:
-        return f"adaptation {how}: train with smaller inner rates, `{facts.train} learner.inner_lr=0.001`"
+        smaller = f": train with smaller inner rates, `{facts.train} {facts.smaller_rates}`"
+        return f"adaptation {how}{smaller if facts.smaller_rates else ''}"
     rate = f"{facts.inner_lr / 10:.3g}"
     return (
         f"adaptation {how}: try a smaller inner rate, `{facts.evaluate} evaluation.inner_lr={rate}`, and if that helps "
@@ -137,7 +168,7 @@ def closed_form(facts: Facts) -> str:
     """A learner by gradient steps, where one in closed form could be had."""
     if not facts.descends or not facts.closed_form:
         return ""
-    why = f"{facts.baseline.replace('_', ' ')} is better than gradient steps here"
+    why = f"{facts.simpler} does better than gradient steps here, or as well"
     if facts.groups is not None and facts.groups < FEW:
         why = f"gradient steps have little to be learned from in {facts.groups} training classes or groups"
     return f"{why}: a learner in closed form needs none, `{facts.train} {facts.closed_form}`"
@@ -148,8 +179,8 @@ def few_classes(facts: Facts) -> str:
     if facts.groups is None or facts.groups >= FEW:
         return ""
     return (
-        f"training has only {facts.groups} classes or groups: data of more of them would help more than any setting, "
-        f"and until then {facts.baseline.replace('_', ' ')} is the better tool"
+        f"training has only {facts.groups} classes or groups: data of more of them would help more than any setting; "
+        f"until then use {FITTED_TO_ALL.get(facts.baseline, OWN)}"
     )
 
 

@@ -21,16 +21,19 @@ class Measured(NamedTuple):
 class Difference(NamedTuple):
     """How much better one run is than another (accuracies: higher, losses: lower), in the metric's unit, with the
     half-width of its 95 % interval; NaN where a task diverged. tasks: paired over so many; 0 where it is not paired,
-    and `why` not."""
+    and `why` not. comparable: whether the two are of the same data; of other data a difference says nothing of runs."""
 
     better: float
     ci95: float
     tasks: int
     why: str
+    comparable: bool = True
 
     @property
     def word(self) -> str:
-        """ahead, behind or level; unknown where there is no interval."""
+        """ahead, behind or level; unknown where there is no interval; "not comparable" where the data is other."""
+        if not self.comparable:
+            return "not comparable"
         if not np.isfinite([self.better, self.ci95]).all():
             return "unknown"
         return "level" if abs(self.better) <= self.ci95 else "ahead" if self.better > 0 else "behind"
@@ -41,7 +44,8 @@ def difference(run: Measured, reference: Measured) -> Difference:
     tasks are others, of the two means."""
     sign, count = 1 if run.metric == "accuracy" else -1, min(len(run.values), len(reference.values))
     if why := _unlike(run.tasks, reference.tasks):
-        return Difference(*unpaired(sign * run.values, sign * reference.values), 0, why)
+        means = unpaired(sign * run.values, sign * reference.values)
+        return Difference(*means, 0, why, _data(run.tasks) == _data(reference.tasks))
     return Difference(*interval(sign * (run.values[:count] - reference.values[:count])), count, "")
 
 
@@ -59,6 +63,11 @@ def unpaired(ours: np.ndarray, theirs: np.ndarray) -> Interval:
     parts = (share**2 / (len(values) - 1) for share, values in zip(shares, (ours, theirs), strict=True))
     freedom = sum(shares) ** 2 / sum(parts)
     return Interval(mean, float(stdtrit(freedom, 0.975)) * sum(shares) ** 0.5)
+
+
+def _data(tasks: Mapping[str, Any]) -> Any:
+    """What tells data apart: its digest, or the name of a source of the user's own, which has none."""
+    return tasks.get("digest") or tasks.get("data")
 
 
 def _unlike(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:

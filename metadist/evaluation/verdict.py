@@ -28,19 +28,33 @@ class Comparison(NamedTuple):
 
 
 def compare(results: Mapping[str, np.ndarray]) -> Comparison | None:
-    """The comparison with the best baseline, the one over which the learner is the least ahead; None where there is
-    none to compare with. `results`: {metric: [T, inner_steps + 1]} and {"baseline/metric": [T'] or [T', steps + 1]},
-    whose tasks are the first T' of the learner's."""
+    """The comparison with the best baseline; None where there is none to compare with. `results`: {metric: [T,
+    inner_steps + 1]} and {"baseline/metric": [T'] or [T', steps + 1]}, whose tasks are the first T' of the learner's.
+
+    The best is, of the baselines that solved most tasks, the one over which the learner is the least ahead. One that
+    solved fewer is taken only where it is better than that one beyond the 95 % interval, paired over its own tasks: a
+    mean over a few tasks says nothing beside a mean over many.
+    """
     metric = _metric(results)
     better = 1 if metric == "accuracy" else -1
     own = _after(results[metric])
-    found = []
-    for baseline, theirs in _baselines(results).items():
-        if count_diverged(theirs, own[: len(theirs)]):
-            continue
-        ahead = interval(better * (own[: len(theirs)] - theirs))
-        found.append(Comparison(baseline, ahead.mean, ahead.ci95, len(theirs)))
-    return min(found, key=lambda each: each.ahead, default=None)
+    usable = {
+        name: theirs for name, theirs in _baselines(results).items() if not count_diverged(theirs, own[: len(theirs)])
+    }
+    if not usable:
+        return None
+    most = max(map(len, usable.values()))
+    best = max((name for name in usable if len(usable[name]) == most), key=lambda name: better * usable[name].mean())
+    leads = {
+        name: interval(better * (theirs - usable[best][: len(theirs)]))
+        for name, theirs in usable.items()
+        if len(theirs) < most
+    }
+    surely = [name for name, lead in leads.items() if lead.mean > lead.ci95]
+    best = max(surely, key=lambda name: leads[name].mean, default=best)
+    theirs = usable[best]
+    ahead = interval(better * (own[: len(theirs)] - theirs))
+    return Comparison(best, ahead.mean, ahead.ci95, len(theirs))
 
 
 def verdict(results: Mapping[str, np.ndarray]) -> str:

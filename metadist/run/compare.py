@@ -27,8 +27,9 @@ def compare(runs: Sequence[str], figure: str | Path | None = None) -> list[dict[
         figure: where to write a PNG of the comparison.
 
     Returns one row each: run, learner, metric, mean, ci95, tasks; and, but for the first, `better` (how much better it
-    is than the first, in the metric's unit, with `better_ci95`), `word` (ahead, level, behind, unknown), `paired_tasks`
-    and, where it is not paired, `unpaired`, the reason. NaN where a task diverged.
+    is than the first, in the metric's unit, with `better_ci95`), `word` (ahead, level, behind, unknown, or "not
+    comparable" where its data is other), `paired_tasks` and, where it is not paired, `unpaired`, the reason. NaN where
+    a task diverged.
 
     Raises InputError where a folder has no results that can be compared; it says what to type.
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from metadist.evaluation.advice import FEW, Facts
 from metadist.evaluation.verdict import Comparison
-from metadist.learners import LEARNERS
+from metadist.learners import LEARNERS, Learner, MetaSGD
 from metadist.run.identity import evaluate_command
 from metadist.run.plugins import model_name
 from metadist.run.prepare import Prepared
@@ -37,10 +37,12 @@ def facts(prepared: Prepared, summary: dict[str, Any], found: Comparison, run: s
         validation=_validations(metrics, metric, config.meta_steps),
         meta_steps=config.meta_steps,
         inner_lr=learner.inner_lr if rated else None,
+        smaller_rates=smaller_rates(learner),
         descends="inner_steps" not in learner.refused,
         closed_form=closed_form(prepared, groups),
         groups=groups,
         columns=columns(prepared),
+        pictures=bool(config.data.path) and [len(shape) for shape in job.shapes.inputs] == [3],
         evaluate=evaluate_command(config, run),
         train=f"metadist train {file}{flag} run_dir={shlex.quote(run.rstrip('/') + '_next')}",
         resume=f"metadist train {file}{flag} --resume auto",
@@ -56,6 +58,21 @@ def _validations(metrics: Path, metric: str, last: int) -> list[tuple[int, float
         if row["step"] <= last and np.isfinite(row.get(f"validation/{metric}", np.nan))
     }
     return [found[step] for step in sorted(found)]
+
+
+def inner_rate(learner: Learner) -> str:
+    """The setting of how far an inner step goes; "" where the learner takes none."""
+    if "inner_lr" not in learner.refused:
+        return "learner.inner_lr"
+    return "learner.highest_rate" if isinstance(learner, MetaSGD) else ""
+
+
+def smaller_rates(learner: Learner) -> str:
+    """Settings of a tenth of a learner's inner rates, learned ones as they begin; "" where it has none."""
+    if isinstance(learner, MetaSGD):
+        low, high = learner.lowest_rate / 10, learner.highest_rate / 10
+        return f"learner.lowest_rate={low:.3g} learner.highest_rate={high:.3g}"
+    return f"learner.inner_lr={learner.inner_lr / 10:.3g}" if inner_rate(learner) else ""
 
 
 def columns(prepared: Prepared) -> tuple[float, float] | None:

@@ -83,7 +83,7 @@ class Trainer:
         self._config_text = dump_config(self.config)
         self._said = set[str]()
         self._window = Window()
-        self._watch = Watch(self._say_once, prepared, run.place)
+        self._watch = Watch(self._say_once, prepared)
         self._logged = False
         self._validated: dict[str, float] = {}
         self._saved_at, self._saved_step = time.monotonic(), -1
@@ -151,8 +151,8 @@ class Trainer:
         if not math.isfinite(losses[number]):
             self._say_once(
                 "round",
-                f"round {number} diverged: its loss is not finite, so the regret will have no value (said once): lower "
-                "learner.inner_lr or meta_lr, or set optimizer.clip_norm",
+                f"round {number} diverged: its loss is not finite, so the regret will have no value (said once): "
+                f"{self._watch.steadier()}",
             )
         self.tracker.metrics({"online/loss": losses[number], "online/loss_sum": sum(losses.values())}, step)
         self._window.began += time.perf_counter() - began
@@ -256,8 +256,8 @@ class Trainer:
             self._say_once(
                 "validation",
                 f"validation at step {done}: {diverged} of {own.tasks} tasks diverged (an output or loss is not "
-                "finite), so it has no mean and cannot be the best (said once, see validation/diverged_tasks): lower "
-                "evaluation.inner_lr, learner.inner_lr or meta_lr, or set optimizer.clip_norm",
+                "finite), so it has no mean and cannot be the best (said once, see validation/diverged_tasks): "
+                f"{self._watch.steadier(evaluation=True)}",
             )
         values["workers_time/validation_s"] = time.perf_counter() - began
         self.tracker.metrics(values, done)
@@ -314,6 +314,6 @@ class Trainer:
             return Diverged(f"meta-step {step}: {error} (it begins in {name}{usual}); what was before it is saved")
         again = replay_command(self.config, self._run.place, error.task)
         return Diverged(
-            f"{error} at meta-step {step}: lower learner.inner_lr or meta_lr, or set optimizer.clip_norm; `{again}` "
-            "computes it again, step by step"
+            f"{error} at meta-step {step}: {self._watch.steadier(updated=step > 0)}; `{again}` computes it again, step "
+            "by step"
         )

@@ -4,6 +4,7 @@ import math
 import shlex
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from statistics import median
 
 import numpy as np
@@ -14,7 +15,9 @@ from metadist.core.task import Task, TaskId
 from metadist.evaluation.baselines import support_mean
 from metadist.evaluation.intervals import interval
 from metadist.models import LOSSES
+from metadist.run.facts import inner_rate
 from metadist.run.prepare import Prepared
+from metadist.run.remedies import joined, steadier
 from metadist.run.trust import trust_flag
 
 ABSURD = 10
@@ -23,6 +26,8 @@ PATIENCE = 3
 """Validations, and logged steps, in a row that must show it."""
 DOMINANT, MANY = 0.5, 8
 """The share of all gradient norms from which one task decides a step, where there are so many tasks."""
+SOLVED = 0.1
+"""The part of a trivial predictor's loss up to which tasks are as good as solved."""
 NORMS, SPIKE = 100, 1000
 """Meta-gradients whose norm is remembered; how many times the median a norm must be for a warning."""
 
@@ -30,8 +35,8 @@ NORMS, SPIKE = 100, 1000
 class Watch:
     """Warnings of one run. `say_once` takes a kind and a sentence, and says one of each kind."""
 
-    def __init__(self, say_once: Callable[[str, str], None], prepared: Prepared, place: str):
-        self._say_once, self._prepared, self._place = say_once, prepared, place
+    def __init__(self, say_once: Callable[[str, str], None], prepared: Prepared):
+        self._say_once, self._prepared = say_once, prepared
         self._config = prepared.job.config
         self.norms: deque[float] = deque(maxlen=NORMS)
         self._poor = self._dominated = 0
@@ -39,19 +44,25 @@ class Watch:
 
     def first_loss(self, loss: float) -> None:
         """Compare the first meta-step's loss with a trivial predictor's on those tasks: ln N, or the support mean's."""
-        shapes, own = self._prepared.job.shapes, self._prepared.job.loss
-        if own is LOSSES["cross_entropy"] and shapes.classification:
-            trivial, what = math.log(shapes.outputs), f"even chances of {shapes.outputs} classes have"
-        elif own is LOSSES["mse"] and not shapes.classification:
-            trivial, what = float(np.mean([_mean_error(task) for task in self._prepared.chunk])), "the support mean has"
-        else:
-            return
-        if loss > ABSURD * trivial > 0:
+        value, what = self._trivial
+        if loss > ABSURD * value:
             self._say_once(
                 "first loss",
-                f"the first loss is {loss:.3g}, and {what} {trivial:.3g} (said once): adaptation or large inputs make "
-                "it explode; lower learner.inner_lr, or scale inputs and targets (`--standardize` at import)",
+                f"the first loss is {loss:.3g}, and {what} {value:.3g} (said once): adaptation or large inputs make "
+                f"it explode; {steadier(self._prepared, updated=False)}",
             )
+
+    @cached_property
+    def _trivial(self) -> tuple[float, str]:
+        """The loss of a trivial predictor on the first meta-step's tasks, and what has it, in words; infinite where the
+        loss is another than metadist's own, of which that is not known."""
+        shapes, own = self._prepared.job.shapes, self._prepared.job.loss
+        if own is LOSSES["cross_entropy"] and shapes.classification:
+            return math.log(shapes.outputs), f"even chances of {shapes.outputs} classes have"
+        if own is LOSSES["mse"] and not shapes.classification:
+            error = float(np.mean([_mean_error(task) for task in self._prepared.chunk]))
+            return error or math.inf, "the support mean has"
+        return math.inf, ""
 
     @property
     def baselines(self) -> tuple[str, ...]:
@@ -73,28 +84,39 @@ class Watch:
         poor = mean - ci95 <= trivial if "accuracy" in results else mean >= trivial
         self._poor = self._poor + 1 if poor else 0
         if self._poor >= PATIENCE:
+            rates = " or ".join(filter(None, [inner_rate(self._prepared.engine.learner), "meta_lr"]))
+            told = "labels" if self._prepared.job.shapes.classification else "targets"
             self._say_once(
                 "trivial",
                 f"validation is no better than {what} ({mean:.3g}, {what} {trivial:.3g}) in {self._poor} validations, "
-                f"up to step {done} (said once): nothing is learned; change learner.inner_lr or meta_lr by a factor of "
-                "ten, scale inputs (`--standardize` at import), and see whether labels can be told from the inputs",
+                f"up to step {done} (said once): nothing is learned; "
+                f"{joined(self._prepared, [f'change {rates} by a factor of ten'])}, and see whether {told} can be told "
+                "from the inputs",
             )
 
     def tasks(self, reports: Sequence[ChunkReport], done: int) -> None:
-        """Look for a task whose gradient is longer than those of all others of its meta-step together."""
+        """Look for a task whose gradient is longer than those of all others of its meta-step together. Where the loss
+        is small that is no fault: most tasks are solved, and one is not."""
         norms = np.concatenate([report.norms for report in reports])
-        names = [name for report in reports for name in report.chunk.tasks]
-        largest = int(norms.argmax())
-        share = float(norms[largest] / norms.sum()) if norms.sum() else 0.0
-        self._dominated = self._dominated + 1 if len(norms) >= MANY and share > DOMINANT else 0
+        share = float(norms.max() / norms.sum()) if norms.sum() else 0.0
+        loss, (trivial, _) = np.concatenate([report.losses for report in reports]).mean(), self._trivial
+        solved = loss <= SOLVED * trivial < math.inf
+        self._dominated = self._dominated + 1 if len(norms) >= MANY and share > DOMINANT and not solved else 0
         if self._dominated >= PATIENCE:
+            names = [name for report in reports for name in report.chunk.tasks]
+            rate = inner_rate(self._prepared.engine.learner)
+            batch = "tasks_per_worker" if self._config.tasks_per_worker else "meta_batch_size"
+            changes = [f"lower {rate}"] * bool(rate) + [f"set a larger {batch}"]
             self._say_once(
                 "dominant",
-                f"one task has {share:.0%} of the lengths of all {len(norms)} gradients of meta-step {done - 1}, and "
-                f"likewise in the {PATIENCE - 1} logged before it (said once): it decides the step alone; lower "
-                "learner.inner_lr, scale targets (`--standardize` at import), or set a larger meta_batch_size; "
-                f"`{replay_command(self._config, self._place, names[largest])}` shows that task",
+                f"one task, {names[int(norms.argmax())]}, has {share:.0%} of the lengths of all {len(norms)} gradients "
+                f"of meta-step {done - 1}, and one likewise in the {PATIENCE - 1} logged before it (said once): it "
+                f"decides the step alone; {joined(self._prepared, changes)}",
             )
+
+    def steadier(self, **about: bool) -> str:
+        """What keeps losses and gradients of this run finite, see `remedies.steadier`."""
+        return steadier(self._prepared, **about)
 
     def norm(self, step: int, norm: float) -> None:
         """Say it where one meta-gradient is so much longer than the others that Adam's second moment remembers it: with

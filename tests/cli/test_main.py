@@ -316,6 +316,19 @@ def test_printed_commands_can_be_typed(tmp_path, monkeypatch):
     assert quoted("/a b") == "'/a b'"
 
 
+@pytest.mark.parametrize(
+    ("steps", "tasks", "change"),
+    [
+        (5, 600, "evaluation.inner_steps=10"), (10, 600, "evaluation.inner_steps=20"),
+        (0, 600, "evaluation.test_tasks=1000"), (0, 1000, "evaluation.test_tasks=2000"),
+    ],
+)  # fmt: skip
+def test_the_printed_evaluation_is_not_the_one_that_was_just_done(steps, tasks, change):
+    job = load_config([], ["data.family=digits", "run_dir=it", "tracking.mlflow=false"])
+    told = next_commands(job, {"protocol": {"inner_steps": steps, "tasks": tasks}})
+    assert f"metadist evaluate it {change}" in told
+
+
 def test_bench_takes_what_train_takes(tmp_path):
     done = run("bench", "none.yaml", "--learner.inner-steps", "x", "--seconds", "1", cwd=tmp_path)
     assert done.returncode == 2 and "there is no job file none.yaml" in done.stderr

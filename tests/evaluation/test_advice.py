@@ -7,7 +7,7 @@ from metadist.evaluation.advice import MOST, RULES, Facts, advise
 # 60, 80, 88 and 89 % before and after each of three inner steps: the last gains 0.01 of 0.29, less than a twentieth
 QUIET = Facts(
     metric="accuracy", baseline="logistic_regression", curve=[0.60, 0.80, 0.88, 0.89], ci95=0.005, inner_lr=0.1,
-    validation=[(50, 0.85, 0.02), (100, 0.900, 0.02), (150, 0.901, 0.02), (200, 0.902, 0.02)], meta_steps=200,
+    validation=[(100, 0.85, 0.02), (200, 0.900, 0.02), (300, 0.902, 0.02), (400, 0.901, 0.02)], meta_steps=400,
     groups=900, columns=(0.9, 1.1), evaluate="EVALUATE", train="TRAIN", resume="RESUME",
 )  # fmt: skip
 
@@ -24,6 +24,30 @@ def the_only(found: list[str]) -> str:
 def test_where_no_rule_applies_meta_learning_may_be_the_wrong_tool():
     assert all(rule(QUIET) == "" for rule in RULES)
     assert "wrong tool" in the_only(advice()) and "logistic regression" in advice()[0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"validation": [(100, 0.9, 0.02), (200, 0.8, 0.02)]}, "training was short (200 meta-steps)"),
+        ({"validation": [], "meta_steps": 299}, "training was short (299 meta-steps)"),
+        ({"validation": [(300, 0.90, 0.02), (600, 0.901, 0.02)]}, "the last validation was the best one"),
+        ({"validation": [], "meta_steps": 300}, ""),
+        ({"validation": [(300, 0.90, 0.02), (600, 0.899, 0.02)]}, ""),
+    ],
+)
+def test_a_run_that_was_short_or_still_improved_is_no_reason_to_give_up(changes, why):
+    found = the_only(advice(**changes))
+    assert ("wrong tool" in found) == (not why) and found.startswith(why)
+    assert ("`RESUME meta_steps=" in found) == bool(why)
+
+
+def test_what_the_numbers_do_not_tell_can_still_be_tried():
+    found = the_only(advice(groups=66, pictures=True))
+    for told in ("more classes or groups in training (now 66)", "`metadist learners`", "`--size` at import"):
+        assert told in found
+    other = the_only(advice(groups=None))
+    assert "--size" not in other and "(now" not in other and "`metadist learners`" in other
 
 
 @pytest.mark.parametrize(
@@ -46,8 +70,8 @@ def test_adaptation_that_gets_worse_is_stopped_at_its_best():
 def test_adaptation_that_only_hurts_takes_a_smaller_rate():
     found = the_only(advice(curve=[0.6, 0.5, 0.4]))
     assert "`EVALUATE evaluation.inner_lr=0.01`" in found and "`TRAIN learner.inner_lr=0.01`" in found
-    learned = the_only(advice(curve=[0.6, 0.5, 0.4], inner_lr=None))
-    assert "evaluation.inner_lr" not in learned and "`TRAIN learner.inner_lr=0.001`" in learned
+    learned = the_only(advice(curve=[0.6, 0.5, 0.4], inner_lr=None, smaller_rates="learner.highest_rate=0.01"))
+    assert "inner_lr" not in learned and "`TRAIN learner.highest_rate=0.01`" in learned
 
 
 def test_adaptation_that_goes_to_and_fro_takes_a_smaller_rate():
@@ -67,12 +91,12 @@ def test_adaptation_that_changes_nothing_takes_larger_steps():
 
 
 def test_validation_that_still_rises_takes_more_meta_steps():
-    """From step 100, the second of four, to the end by 3 points, with an interval of 2."""
-    rising = [(50, 0.85, 0.02), (100, 0.87, 0.02), (150, 0.89, 0.02), (200, 0.90, 0.02)]
+    """From step 200, the second of four, to the end by 3 points, with an interval of 2."""
+    rising = [(100, 0.85, 0.02), (200, 0.87, 0.02), (300, 0.89, 0.02), (400, 0.90, 0.02)]
     found = the_only(advice(validation=rising))
-    assert "3.0 percentage points from step 100 to 200" in found and "`RESUME meta_steps=600`" in found
-    assert "wrong tool" in the_only(advice(validation=rising[:1]))
-    flat = [(step, 0.9 + 0.001 * step / 50, 0.02) for step, *_ in rising]
+    assert "3.0 percentage points from step 200 to 400" in found and "`RESUME meta_steps=1200`" in found
+    assert "wrong tool" in the_only(advice(validation=rising[3:]))
+    flat = [(step, 0.9 - 0.001 * step / 100, 0.02) for step, *_ in rising]
     assert "wrong tool" in the_only(advice(validation=flat))
 
 
@@ -97,6 +121,10 @@ def test_few_classes_are_named_beside_what_can_be_done_with_them():
     few, data = advice(groups=31, closed_form="learner.name=r2d2")
     assert "31 training classes" in few and "`TRAIN learner.name=r2d2`" in few
     assert "data of more of them" in data and "31" in data
+    assert data.endswith("until then use a model fitted to each task's own examples") and "regression" not in data
+    assert advice(groups=31, baseline="pooled")[-1].endswith("until then use one model of all training rows")
+    scratch = the_only(advice(baseline="from_scratch"))
+    assert "from scratch" not in scratch and "tasks: a model fitted to each task's own examples does as well" in scratch
     assert "wrong tool" in the_only(advice(groups=50)) and "wrong tool" in the_only(advice(groups=None))
 
 

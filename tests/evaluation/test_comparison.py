@@ -41,7 +41,21 @@ def test_fewer_tasks_are_paired_with_the_first_of_more():
 def test_other_tasks_are_not_paired_and_it_is_said_why(others, why):
     found = difference(run(OURS, **others), run(THEIRS))
     assert (found.tasks, found.why) == (0, why)
-    assert found.better == pytest.approx(0.15) and found.word == "level"  # the pairs alone told them apart
+    assert found.better == pytest.approx(0.15)
+    assert found.word == ("not comparable" if "digest" in others else "level")  # the pairs alone told them apart
+
+
+def test_on_other_data_no_run_is_ahead_however_large_the_difference():
+    ours, theirs = run(OURS + 100, digest="xy"), run(THEIRS)
+    found = difference(ours, theirs)
+    assert found.word == "not comparable" and found.better == pytest.approx(100.15) and found.ci95 < 1
+    assert difference(run(OURS + 100, data="elsewhere"), theirs).word == "ahead"  # the same under another name
+
+
+def test_sources_without_a_digest_are_told_apart_by_their_names():
+    theirs = run(THEIRS, digest=None)
+    assert difference(run(OURS, digest=None, data="my:Lines", first_task="zz"), theirs).word == "not comparable"
+    assert difference(run(OURS, digest=None, first_task="zz"), theirs).word == "level"
 
 
 def test_the_unpaired_interval_is_welchs():

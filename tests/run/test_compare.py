@@ -66,6 +66,20 @@ def test_the_table_the_figure_and_json(runs, figures):
     assert [row["run"] for row in told] == ["maml", "seed"]
 
 
+def test_a_run_on_other_data_is_shown_without_a_verdict(runs, tmp_path):
+    other = shutil.copytree(runs / "sgd", tmp_path / "other")
+    results = json.loads((other / "results.json").read_text())
+    results["tasks_of"] |= {"data": "letters", "digest": "0" * 16}
+    (other / "results.json").write_text(json.dumps(results))
+    done = run("compare", "maml", str(other), cwd=runs)
+    assert done.returncode == 0, done.stderr
+    _, _, row, note = done.stdout.splitlines()
+    assert "±" in row.split("12")[-1] and row.split()[-1][0].isdigit()
+    assert note.startswith(f"{other} is on other data: not comparable with maml (data digits and letters)")
+    assert not any(word in done.stdout for word in ("ahead", "level", "behind"))
+    assert json.loads(run("compare", "maml", str(other), "--json", cwd=runs).stdout)[1]["word"] == "not comparable"
+
+
 def test_an_evaluation_of_a_run_can_be_compared_too(runs):
     done = run("evaluate", "maml", "evaluation.inner_steps=3", "--json", cwd=runs)
     folder = json.loads(done.stdout)["folder"]

@@ -9,7 +9,7 @@ from metadist.core.task import Examples, Task
 from metadist.run.api import train
 from metadist.run.build import Job
 from metadist.run.evaluate import evaluate
-from metadist.run.facts import closed_form, columns
+from metadist.run.facts import closed_form, columns, smaller_rates
 from metadist.run.prepare import Prepared, prepare
 
 DIGITS = [
@@ -64,6 +64,19 @@ def test_columns_are_judged_as_tasks_have_them():
     assert found == pytest.approx((2.0, largest))
     pictures = Task(*(Examples((np.zeros((2, 1, 8, 8), np.float32),), (np.zeros((2, 1)),)) for _ in range(2)))
     assert columns(here.__class__(**{**vars(here), "chunk": [pictures]})) is None
+
+
+@pytest.mark.parametrize(
+    ("learner", "typed"),
+    [
+        (["learner.name=maml"], "learner.inner_lr=0.01"),
+        (["learner.name=meta_sgd", "learner.inner_lr=null"], "learner.lowest_rate=0.0005 learner.highest_rate=0.01"),
+    ],
+)
+def test_smaller_inner_rates_are_settings_that_the_learner_takes(learner, typed):
+    here = prepared(*DIGITS, *learner)
+    assert smaller_rates(here.engine.learner) == typed
+    prepared(*DIGITS, *learner, *typed.split())
 
 
 def test_a_run_that_is_not_ahead_says_what_to_try_and_that_can_be_typed(tmp_path):
