@@ -15,7 +15,7 @@ from metadist.data.description import far_from_zero
 from metadist.run.build import Job
 from metadist.run.learner_settings import Settings, learner_settings
 from metadist.run.plugins import model_name
-from metadist.run.task_sizes import TaskSizes, task_sizes
+from metadist.run.task_sizes import TaskSizes, left_out, task_sizes
 
 LARGE_PICTURE, MOST_WORKERS, TRAINING_QUERIES, PATIENCE = 64, 4, 5, 4
 """Pixels from which a picture is pooled; workers at first; query pictures of a class, and half the other examples, in
@@ -51,7 +51,7 @@ def suited_job(place: str | None, learner: str | None = None) -> tuple[str, list
         job.evaluation_source(TaskId(split, 0, 0))
     for make in (job.engine, job.evaluation_engine):
         make("cpu")
-    notes = [*sizes.notes, *far_from_zero(dataset)]
+    notes = [*left_out(dataset, sizes, queries), *far_from_zero(dataset)]
     return _text(dataset, settings, notes), notes
 
 
