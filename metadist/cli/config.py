@@ -92,7 +92,8 @@ def schema() -> None:
 @click.argument("name")
 @click.option("--data", "place", help="A dataset directory, or its URI: the job suits it, each choice with its reason.")
 @click.option("--learner", help="One of `metadist learners`; default: one that suits the data.")
-def new(name: str, place: str | None, learner: str | None) -> None:
+@click.option("--overwrite", is_flag=True, help="Replace a file that is there.")
+def new(name: str, place: str | None, learner: str | None, overwrite: bool) -> None:
     """Write NAME.yaml, a job that runs as it is.
 
     \b
@@ -100,8 +101,8 @@ def new(name: str, place: str | None, learner: str | None) -> None:
     metadist config new my_job --data data/my_images --learner protonet
     """
     path = Path(name).with_suffix(".yaml")
-    if path.exists():
-        raise InputError(f"{path} exists; choose another name")
+    if path.exists() and not overwrite:
+        raise InputError(f"{path} exists; choose another name, or replace it with --overwrite")
     if place or learner:
         from metadist.run.new_job import suited_job
 

@@ -24,12 +24,15 @@ FLAGS = {
 
 def _import(importer: Callable[..., Path], **options: Any) -> None:
     from metadist.data import describe
+    from metadist.data.description import too_few_classes
     from metadist.data.notes import sentence
 
     path = importer(**options, progress=RowProgress(importer.__name__))
     found = describe(path)
     for note in found["notes"]:
         to_stderr(f"note: {sentence(note)}")
+    for warning in too_few_classes(found):
+        to_stderr(f"note: {warning}")
     splits = found["splits"].items()
     sizes = ", ".join(f"{split} {part['groups']} groups with {part['rows']} rows" for split, part in splits)
     count = len(found["notes"])
@@ -101,9 +104,9 @@ def data() -> None:
 
 @data.command()
 @click.argument("directory", type=click.Path(path_type=Path))
-@click.option("--ways", default=5, show_default=True, help="Of the tasks that the warnings are about: classes.")
+@click.option("--ways", default=2, show_default=True, help="Of the tasks that the warnings are about: classes.")
 @click.option("--shots", default=1, show_default=True, help="Likewise: support examples of each class.")
-@click.option("--queries", default=15, show_default=True, help="Likewise: query examples of each class.")
+@click.option("--queries", default=1, show_default=True, help="Likewise: query examples of each class.")
 @click.option("--figure", type=click.Path(path_type=Path), help="Draw some pictures of each split into this PNG file.")
 @click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
 @click.option("--verify", is_flag=True, help="Read everything and recompute the digests.")
@@ -126,4 +129,5 @@ def describe(
     found = describe_data(directory, ways, shots, queries)
     if figure is not None:
         contact_sheet(open_dataset(directory), figure)
+        to_stderr(f"wrote {figure}")
     click.echo(json.dumps(found, indent=2) if as_json else as_text(found))

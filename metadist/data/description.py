@@ -18,11 +18,11 @@ LARGE = 30.0  # absolute value from which training is in danger
 GROUPS = {"classes": "classes", "labelled": "groups", "values": "groups"}
 
 
-def describe(path: str | Path, ways: int = 5, shots: int = 1, queries: int = 15) -> dict[str, Any]:
+def describe(path: str | Path, ways: int = 2, shots: int = 1, queries: int = 1) -> dict[str, Any]:
     """Kind, fields, splits (groups and parents with their first names, rows, smallest and largest group), stored value
     ranges, source, licence, digest, size in bytes, import options, notes of the import, in JSON-able terms. Of texts
     also the share of tokens unknown and of texts cut, by split, for which all tokens are read. `warnings` are for tasks
-    of that many ways, shots and queries. Raises InputError as `open_dataset` does.
+    of that many ways, shots and queries, by default the smallest there are. Raises InputError as `open_dataset` does.
 
     Example:
         >>> describe("data/digits", ways=3)["splits"]["test"]["groups"]
@@ -103,6 +103,28 @@ def _warnings(dataset: Dataset, found: dict[str, Any], ways: int, shots: int, qu
             if part.get(key, 0) > MUCH:
                 warned.append(f"{part[key]:.0%} of the {what} in {split}: import with a larger {remedy}")
     return warned
+
+
+def too_few_classes(found: dict[str, Any]) -> list[str]:
+    """A sentence on each split of what `describe` found that has too few classes for any task."""
+    if found["kind"] != "classes":
+        return []
+    splits = {split: part["groups"] for split, part in found["splits"].items()}
+    remedy = more_classes(len(splits), sum(splits.values()))
+    return [
+        f"{split} has {count} class{'es' * (count != 1)}, and a task takes 2 or more: {remedy}"
+        for split, count in splits.items()
+        if count < 2
+    ]
+
+
+def more_classes(splits: int, classes: int) -> str:
+    """What to do where so many splits have too few of so many classes."""
+    if classes >= 2 * splits:
+        return "divide the classes otherwise (--fractions, such as 0.5 0.2 0.3), or import more of them"
+    need = f"import more classes: {splits} splits need at least {2 * splits}, 2 each, and there are {classes}"
+    without = splits > 2 and classes >= 4  # of train and test
+    return need + ("; or do without validation (--fractions 0.5 0 0.5)" if without else "")
 
 
 def _warnings_of_split(split: str, table: Table, ways: int, shots: int, queries: int) -> list[str]:

@@ -61,7 +61,8 @@ def _note_across(
         rows = np.flatnonzero(common[places] == part)
         earlier = first_group[places[rows]]
         across = splits[earlier] != splits[group]
-        for differs, such in ((False, ""), (True, " in another split, so that what is tested was trained on")):
+        other = " in another split, so that what is tested was trained on"
+        for differs, such in ((False, " in the same split"), (True, other)):
             chosen = rows[(earlier >= 0) & (across == differs)]
             if len(chosen):
                 place, row = places[chosen[0]], int(chosen[0])

@@ -29,6 +29,7 @@ from metadist.data.tokenizer import PAD, UNKNOWN, Tokenizer, padded, words
 from metadist.data.writer import VOCABULARY
 
 REPLACE = "replace or remove it"
+LISTED = "make one of a folder with sorted(Path(FOLDER).glob('*.png'))"
 
 
 @dataclass(frozen=True)
@@ -158,7 +159,12 @@ class PicturePreprocessor(Preprocessor):
         for number, picture in enumerate(raw, start=1):
             if isinstance(picture, str | os.PathLike):
                 path = Path(picture)
-                pixels.append(decoder(Picture(shown(path), partial(read_regular, path, FILE_BYTES))))
+                if os.path.isdir(path):
+                    decoder.faults.add(shown(path), "is a folder, and this run takes a list of pictures: " + LISTED)
+                elif not os.path.lexists(path):
+                    decoder.faults.add(shown(path), "was not found, and this run takes pictures")
+                else:
+                    pixels.append(decoder(Picture(shown(path), partial(read_regular, path, FILE_BYTES))))
             else:
                 pixels.append(decoder.open_picture(picture, f"picture {number}"))
         decoder.faults.refuse("what was given", len(raw), REPLACE)

@@ -103,7 +103,7 @@ def _check_free(out: Path, overwrite: bool) -> None:
         raise InputError(f"{out} is a file; choose a folder for the dataset")
     names = {entry.name for entry in out.iterdir()}
     if names and not overwrite:
-        raise InputError(f"{out} exists and is not empty; choose another folder or overwrite it explicitly")
+        raise InputError(f"{out} exists and is not empty; choose another folder, or replace it with --overwrite")
     if names - _OURS:
         raise InputError(f"{out} holds {min(names - _OURS)!r}, which is no part of a dataset; choose another folder")
 

@@ -69,6 +69,8 @@ def _train(run: Run, start: Start, began: float) -> dict[str, Any]:
         with signals.deferred():
             weights, ended_by = trainer.run(start.step, Stop(signals, config.max_time_s, config.evaluation.patience))
         run.check()
+        if early := ended_early(config, ended_by, weights.version):
+            run.say(early)
         if signals.received is not None:
             run.say(
                 f"saved at step {weights.version} in {run.place}; the same command with --resume auto goes on from "
@@ -97,6 +99,18 @@ def banner(run: Run, start: Start) -> str:
         f"{config.batch_size(config.num_workers)} tasks a step, {config.num_workers} workers, "
         f"{prepared.engine.kind} engine{memory}"
     )
+
+
+def ended_early(config: Config, ended_by: str, step: int) -> str:
+    """A sentence on a run that ended before its last meta-step, but for a signal."""
+    why = {
+        "no improvement": f"{config.evaluation.patience} validations brought no improvement (evaluation.patience)",
+        "time limit": f"its {config.max_time_s:g} s are over (max_time_s)" if config.max_time_s else "",
+    }.get(ended_by)
+    if not why:
+        return ""
+    key = "evaluation.patience" if ended_by == "no improvement" else "max_time_s"
+    return f"stopped at step {step} of {config.meta_steps}: {why}; {key}=null with --resume auto goes on"
 
 
 def first_steps(config: Config) -> list[str]:

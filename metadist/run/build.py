@@ -307,6 +307,7 @@ class Job:
             "split": own.split,
             "tasks": own.test_tasks,
             **sizes,
+            **({"order": task.order} if task.order != "random" else {}),
             **({"target_unit": "as standardized"} if scaled else {}),
             "inner_steps": learner.inner_steps if own.inner_steps is None else own.inner_steps,
             **({} if "inner_steps" in learner.refused else {"inner_lr": rate}),

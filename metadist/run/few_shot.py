@@ -15,7 +15,7 @@ from metadist.core.errors import Diverged, InputError
 from metadist.core.files import is_uri, reason
 from metadist.core.task import Examples
 from metadist.engine import Engine
-from metadist.run.inputs import Inputs
+from metadist.run.inputs import Inputs, refuse_missing
 
 SUPPORT = "support/"
 """What begins the names of a saved support set's arrays, beside the weights."""
@@ -85,6 +85,8 @@ class FewShotLearner:
             return Adapted(self, Examples(inputs, self.inputs.targets(y, len(inputs[0]))), None, settings)
         if isinstance(y, tuple) and len(y) == 1 and np.ndim(y[0]) == 1:
             (y,) = y
+        given = y if isinstance(y, list | tuple) else np.atleast_1d(np.asarray(y)).tolist()
+        refuse_missing(given, "label", "labels [n] are texts or whole numbers; give one")
         labels = np.atleast_1d(np.asarray(y))
         classes, numbers = numbered(labels)
         if len(labels) != len(inputs[0]):

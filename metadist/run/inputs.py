@@ -80,6 +80,7 @@ class Inputs:
             raise InputError(f"the run has {len(shapes)} targets, and {len(several)} were given: give a tuple of them")
         found = []
         for values, shape, unit in zip(several, shapes, self.target_units, strict=True):
+            refuse_missing(values.tolist() if values.dtype == object else [], "target", "give a number")
             if values.dtype.kind not in "iuf":
                 raise InputError(f"the run predicts values, and as targets {_described(y)} was given: give numbers")
             if values.size != count * int(np.prod(shape)):
@@ -152,6 +153,16 @@ class Inputs:
             if (key := (note["what"], note["why"])) not in self._said:
                 self._said.add(key)
                 self.say(sentence(note))
+
+
+def refuse_missing(values: Sequence[Any], what: str, remedy: str) -> None:
+    """Raises InputError where one of the labels or targets (or of a list among them) is None, NaN or their like."""
+    for number, each in enumerate(values, start=1):
+        for part in each if isinstance(each, list | tuple) else [each]:
+            is_nan = isinstance(part, float | np.floating) and bool(np.isnan(part))
+            if part is None or is_nan or type(part).__name__ in ("NAType", "NaTType"):  # of pandas
+                said = "NaN" if is_nan else str(part)
+                raise InputError(f"{what} {number} is {said}: {remedy}, or leave its example out")
 
 
 def _array(x: Any) -> np.ndarray:

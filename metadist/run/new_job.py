@@ -15,11 +15,11 @@ from metadist.data.description import far_from_zero
 from metadist.run.build import Job
 from metadist.run.learner_settings import Settings, learner_settings
 from metadist.run.plugins import model_name
-from metadist.run.task_sizes import TaskSizes, task_sizes
+from metadist.run.task_sizes import TaskSizes, left_out, task_sizes
 
-LARGE_PICTURE, MOST_WORKERS, TRAINING_QUERIES = 64, 4, 5
+LARGE_PICTURE, MOST_WORKERS, TRAINING_QUERIES, PATIENCE = 64, 4, 5, 4
 """Pixels from which a picture is pooled; workers at first; query pictures of a class, and half the other examples, in
-training, where each takes time."""
+training, where each takes time; validations, of ten in all, that may be no better than the best."""
 ORDER = ("", "optimizer", "fleet", "data", "task", "model", "learner", "evaluation")
 
 
@@ -51,7 +51,7 @@ def suited_job(place: str | None, learner: str | None = None) -> tuple[str, list
         job.evaluation_source(TaskId(split, 0, 0))
     for make in (job.engine, job.evaluation_engine):
         make("cpu")
-    notes = [*sizes.notes, *far_from_zero(dataset)]
+    notes = [*left_out(dataset, sizes, queries), *far_from_zero(dataset)]
     return _text(dataset, settings, notes), notes
 
 
@@ -67,6 +67,9 @@ def _task(dataset: Dataset, sizes: TaskSizes) -> dict[str, tuple[Any, str]]:
     each = "each class" if sizes.ways else "a task"
     chosen["shots"] = (sizes.shots, f"K examples of {each} to adapt on: {sizes.why_rows}")
     chosen["queries"] = (sizes.queries, "")
+    if "time" in dataset.metadata["extra"]:
+        column = dataset.metadata["extra"]["time"]
+        chosen["order"] = ("time", f"adapt on earlier rows, judge on later ones: the import ordered them by {column}")
     if dataset.kind == "labelled" and _labels(dataset) == sizes.ways:
         chosen["permute_labels"] = (False, f"all groups share {sizes.ways} labels, which mean the same in each of them")
     return chosen
@@ -131,6 +134,8 @@ def _evaluation(sizes: TaskSizes, settings: Settings) -> dict[str, tuple[Any, st
     elif "test" not in sizes.splits:
         chosen["every"] = (0, "validation serves as the test, so nothing may be chosen by it")
         chosen["split"] = ("validation", "no usable split test")
+    else:
+        chosen["patience"] = (PATIENCE, "stop after so many validations without a better one; null: never")
     chosen["tasks"] = (100, "validation tasks")
     chosen["test_tasks"] = (600, "of the final figures: their interval is then about 1 %")
     if sizes.queries > settings["task"]["queries"][0]:

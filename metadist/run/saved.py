@@ -42,7 +42,9 @@ def config_file(run: str | Path) -> Path:
     """The config.yaml of a run directory; of one at a URI a copy. Raises InputError where that is none."""
     path = run_file(run, "config.yaml")
     if not path.exists():
-        raise InputError(f"{run} is not a run directory: it has no config.yaml")
+        below = Path("runs") / run
+        meant = f"; did you mean {below}?" if not is_uri(run) and (below / "config.yaml").is_file() else ""
+        raise InputError(f"{run} is not a run directory: it has no config.yaml{meant}")
     return path
 
 

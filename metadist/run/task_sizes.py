@@ -8,6 +8,7 @@ import numpy as np
 from metadist.core.errors import InputError
 from metadist.core.task import Split
 from metadist.data import Dataset, Table
+from metadist.data.description import more_classes
 
 MOST_WAYS, MOST_ROWS, MOST_SHOTS = 5, 20, {"classes": 5, "labelled": 5, "values": 10}
 SHARE, SMALL_SHARE, FEW_ROWS = 0.75, 0.5, 6
@@ -22,7 +23,7 @@ _NEEDS = {
 
 class TaskSizes(NamedTuple):
     """Tasks that each of `splits` (train first) can give, most of its classes or groups taking part: N, K and Q, each
-    with the reason; `notes`: on those that do not take part. Without labels, ways is 0."""
+    with the reason. Without labels, ways is 0."""
 
     splits: Sequence[Split]
     ways: int
@@ -30,7 +31,6 @@ class TaskSizes(NamedTuple):
     queries: int
     why_ways: str
     why_rows: str
-    notes: Sequence[str]
 
 
 def task_sizes(dataset: Dataset) -> TaskSizes:
@@ -47,8 +47,7 @@ def task_sizes(dataset: Dataset) -> TaskSizes:
     shots = max(1, min(MOST_SHOTS[kind], least // 2 if kind == "values" else least // 3))
     of = {"classes": "classes", "labelled": "labels of a group", "values": "groups"}[kind]
     why = f"K + Q is {least}, which most {of} of split {fewest} have in rows" if fewest else f"{least} rows are enough"
-    notes = [note for split, table in tables.items() if (note := _left_out(kind, split, table, ways, least))]
-    return TaskSizes(splits, ways, shots, least - shots, why_ways, why, notes)
+    return TaskSizes(splits, ways, shots, least - shots, why_ways, why)
 
 
 def _rows_of_most(sizes: np.ndarray, needed: int) -> int:
@@ -83,10 +82,13 @@ def _usable(dataset: Dataset) -> list[Split]:
     lacking = " and ".join(split for split in found if split not in usable)
     why = f"{lacking} cannot give a task, which takes {_NEEDS[dataset.kind]}" if lacking else ""
     what = "classes" if dataset.kind == "classes" else "groups"
+    remedy = f"import more {what}, or divide them otherwise (--fractions, such as 0.5 0.2 0.3)"
+    if dataset.kind == "classes":
+        total = sum(len(rows_by_ways("classes", table, 2)) for table in dataset.splits.values())
+        remedy = more_classes(max(2, len(found)), total)
     raise InputError(
-        f"{dataset.path} has too little to train and to judge on: {why or f'its only split is {found[0]}'}: import "
-        f"more {what}, or divide them otherwise (--fractions, such as 0.5 0.2 0.3), since what is learned is judged on "
-        f"{what} that training has not seen"
+        f"{dataset.path} has too little to train and to judge on: {why or f'its only split is {found[0]}'}: {remedy}, "
+        f"since what is learned is judged on {what} that training has not seen"
     )
 
 
@@ -105,6 +107,17 @@ def _ways(kind: str, tables: Mapping[Split, Table]) -> tuple[int, str]:
         if min(able) >= SHARE:
             break
     return ways, f"N: {min(able):.0%} of the groups, or more, have {ways} labels with rows enough"  # pyright: ignore
+
+
+def left_out(dataset: Dataset, sizes: TaskSizes, training_queries: int) -> list[str]:
+    """A sentence for each split with classes or groups that take part in no task of these sizes; those of training have
+    queries of their own."""
+    queries = {split: training_queries if split == "train" else sizes.queries for split in sizes.splits}
+    found = (
+        _left_out(dataset.kind, split, dataset.splits[split], sizes.ways, sizes.shots + queries[split])
+        for split in sizes.splits
+    )
+    return [note for note in found if note]
 
 
 def _left_out(kind: str, split: Split, table: Table, ways: int, rows: int) -> str:

@@ -139,7 +139,7 @@ def test_values_are_predicted_in_the_units_of_the_table(raw_runs, files, form):
         (["--query", "flat"], "--support"),
         (["--support", "flat", "--query", "flat"], "no class folders"),
         (["--support", "few.jsonl", "--query", "flat"], "no folder"),
-        (["--support", "garden", "--query", "gone.png"], "gone.png cannot be read"),
+        (["--support", "garden", "--query", "gone.png"], "gone.png was not found, and this run takes pictures"),
         (["--support", "garden", "--query", "flat", "--out", "a.txt"], ".csv or .jsonl"),
         (["--support", "garden", "--query", "flat", "learner.inner_lr=1"], "did you mean evaluation.inner_lr?"),
         (["--support", "garden", "--query", "flat", "evaluation.inner_steps=many"], "inner_steps"),

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from metadist.data import About, DatasetWriter, Field, Group, describe, staging
-from metadist.data.description import as_text
+from metadist.data.description import as_text, too_few_classes
 from metadist.data.importers import table, text
 from tests.cli.command import run
 from tests.data.example import write_example
@@ -120,6 +120,11 @@ def test_the_command_prints_a_text_or_json_and_draws(tmp_path: Path) -> None:
     done = run("data", "describe", "set", "--ways", "2", cwd=tmp_path)
     assert done.returncode == 0 and done.stdout.startswith("set: 10 classes, 200 rows")
     assert "test has 1 classes to draw from and 2 ways need 2" in done.stdout
+    small = classes(tmp_path / "small", train=[4] * 5, validation=[4] * 4, test=[4] * 4)
+    assert describe(small)["warnings"] == [] and len(describe(small, ways=5, shots=1, queries=15)["warnings"]) == 6
+    assert too_few_classes(describe(small)) == []
+    (told,) = too_few_classes(describe(tmp_path / "set"))
+    assert told.startswith("test has 1 class, and a task takes 2 or more: divide the classes otherwise (--fractions")
     assert json.loads(run("data", "describe", "set", "--json", cwd=tmp_path).stdout)["splits"]["test"]["rows"] == 20
     refused = run("data", "describe", "set", "--figure", "sheet.png", cwd=tmp_path)
     assert refused.returncode == 2 and "holds no pictures" in refused.stderr and not (tmp_path / "sheet.png").exists()

@@ -71,7 +71,7 @@ def test_overwriting_is_explicit_and_all_or_nothing(tmp_path: Path) -> None:
     out = tmp_path / "set"
     write_example(out)
     digest = open_dataset(out).digest
-    with pytest.raises(InputError, match="exists and is not empty"):
+    with pytest.raises(InputError, match="exists and is not empty.*--overwrite"):
         write_example(out)
     with pytest.raises(RuntimeError), staging(out, overwrite=True):
         raise RuntimeError

@@ -31,8 +31,9 @@ def job(run_dir: Path, *overrides: str, mlflow: bool = False) -> Config:
     return load_config([], [*JOB, f"run_dir={run_dir}", f"tracking.mlflow={mlflow}", *overrides])
 
 
-def test_training_stops_when_validation_no_longer_improves(tmp_path):
-    told = train(job(tmp_path / "run", "meta_lr=1e-12", "meta_steps=100", "evaluation.patience=2"), quiet=True)
+def test_training_stops_when_validation_no_longer_improves(tmp_path, capsys):
+    told = train(job(tmp_path / "run", "meta_lr=1e-12", "meta_steps=100", "evaluation.patience=2"))
+    assert "stopped at step 6 of 100: 2 validations brought no improvement" in capsys.readouterr().err
     assert told["ended_by"] == "no improvement"
     assert told["meta_steps"] == 6  # validated at 2 (the best), 4 and 6
     assert told["evaluated_step"] == 2

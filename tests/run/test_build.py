@@ -118,6 +118,9 @@ def test_the_order_of_time_needs_data_that_has_it(tmp_path):
         else:
             support, query = (part.inputs[0] for part in job.source(TaskId("train", 0, 0)))
             assert support.min() > query.max()  # x falls as time goes on
+            assert job.evaluation(job.engine("cpu"), []).caption["order"] == "time"
+            job = Job(config_of(*small, f"data.path={out}", "task.order=random"))
+            assert "order" not in job.evaluation(job.engine("cpu"), []).caption
 
 
 def test_a_second_order_reptile_is_an_input_error():

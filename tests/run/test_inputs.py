@@ -13,9 +13,14 @@ from PIL import Image
 import metadist
 from metadist.core.task import Examples
 from metadist.data import Preprocessing, Shapes, importers, open_dataset
+from metadist.data.importers.pictures import PictureForm
+from metadist.data.notes import Notes, sentence
+from metadist.data.preprocessing import PicturePreprocessor
 from metadist.run.inputs import Inputs
 
-pytestmark = pytest.mark.filterwarnings("ignore:pictures stretched:UserWarning", "ignore:texts cut:UserWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:pictures stretched:UserWarning", "ignore:texts cut:UserWarning", "ignore:grey pictures of more:UserWarning"
+)
 
 
 def bird(raw_runs, name, number):
@@ -58,6 +63,18 @@ def test_deep_grey_pictures_take_the_scale_that_the_import_measured(raw_runs):
     start = table.starts[table.group_names.index("bird7")]
     assert np.array_equal(found, table.gather(start + np.arange(6)).inputs[0])
     assert learner.inputs.about.pictures and learner.inputs.about.pictures.deep_bits == 12
+
+
+@pytest.mark.parametrize(
+    ("bits", "said"),
+    [(12, "taken as 12 bits, as those of training were, and divided by 16"), (8, "training had none that use more")],
+)
+def test_the_scale_of_deep_pictures_is_said(bits, said):
+    deep, notes = Image.fromarray(np.full((12, 12), 3000, np.uint16)), Notes()
+    (pixels,) = PicturePreprocessor(PictureForm((12, 12), "L", deep_bits=bits))([deep, deep], notes)
+    assert pixels.max() == min(255, 3000 >> (bits - 8))
+    (note,) = map(sentence, notes.as_list())
+    assert said in note and "scaled to 0..255: 2," in note and "picture 1" in note
 
 
 def test_texts_are_what_their_import_was_to_the_bit(raw_runs):
@@ -152,6 +169,10 @@ def test_a_run_on_arrays_takes_its_inputs_by_name():
         inputs.targets([1.0, 2.0], 3)
     with pytest.raises(metadist.InputError, match="list of 3, first a text"):
         inputs.targets(["a", "b", "c"], 3)
+    for values, said in (([1, 2, None], "target 3 is None"), ([[1.0], [pd.NA], [2.0]], "target 2 is <NA>"),
+                         (np.array([None, 1, 2], object), "target 1 is None")):  # fmt: skip
+        with pytest.raises(metadist.InputError, match=f"{said}: give a number"):
+            inputs.targets(values, 3)
 
 
 def test_what_is_no_input_of_the_run_is_told(raw_runs, tmp_path):
@@ -161,7 +182,9 @@ def test_what_is_no_input_of_the_run_is_told(raw_runs, tmp_path):
     good = {"age": 1.0, "city": "Rome", "income": 2, "face": [1.0, 2.0, 3.0], "trips": None}
     assert rows(good)[1]
     for inputs, wrong, said in (
-        (pictures, "gone.png", "gone.png cannot be read"),
+        (pictures, "gone.png", "gone.png was not found, and this run takes pictures"),
+        (pictures, "what is my balance " * 40, "was not found, and this run takes pictures"),
+        (pictures, str(tmp_path), "is a folder.*glob"),
         (pictures, ["gone.png", tmp_path / "broken.png"], "2 of 2 pictures.*gone.png.*broken.png"),
         (pictures, [np.zeros((12, 12)), "a.png"], "picture 1 is of type ndarray"),
         (pictures, np.zeros((2, 12, 12)), r"\[2, 12, 12\]; this run takes pictures.*\[n, 3, 12, 12\]"),

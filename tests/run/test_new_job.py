@@ -88,6 +88,14 @@ def test_every_choice_has_its_reason(folder):
     assert "ways: 2  # N: the smallest split, validation, has 2 classes" in text and notes == []
     assert "shots: 2  # K examples of each class to adapt on: K + Q is 6" in text
     assert "queries: 4  # " in text and "backend: " in text
+    assert "patience: 4  # stop after so many validations" in text and "order:" not in text
+
+
+def test_rows_in_the_order_of_time_are_drawn_so(folder, tmp_path):
+    table = {"group": "user", "inputs": ("x=a",), "targets": ("twice",)}
+    importers.table(folder / "table.csv", tmp_path / "timed", **table, time="b", standardize=True)
+    text, _ = suited_job(str(tmp_path / "timed"))
+    assert "  order: time  # adapt on earlier rows, judge on later ones: the import ordered them by b" in text
 
 
 def test_numbers_far_from_zero_are_told_and_standardized_ones_not(folder):
@@ -116,7 +124,7 @@ def test_without_a_split_to_validate_on_or_to_test_on(folder, tmp_path):
     table = {"group": "user", "inputs": ("x=a,b",)}
     importers.table(folder / "table.csv", tmp_path / "tested", **table, fractions=(0.6, 0.0, 0.4))
     text, _ = suited_job(str(tmp_path / "tested"))
-    assert "every: 0  # no usable split validation" in text and "split:" not in text
+    assert "every: 0  # no usable split validation" in text and "split:" not in text and "patience" not in text
     importers.table(folder / "table.csv", tmp_path / "validated", **table, fractions=(0.6, 0.4, 0.0))
     text, _ = suited_job(str(tmp_path / "validated"))
     assert "every: 0  # validation serves as the test" in text and "split: validation" in text
@@ -127,3 +135,6 @@ def test_a_learner_alone_is_for_the_digits(tmp_path):
     assert done.returncode == 0, done.stderr
     config = load_config([tmp_path / "job.yaml"])
     assert (config.data.family, config.task.ways, config.learner.name) == ("digits", 3, "r2d2")
+    assert "--overwrite" in run("config", "new", "job", cwd=tmp_path).stderr
+    assert run("config", "new", "job", "--overwrite", cwd=tmp_path).returncode == 0
+    assert load_config([tmp_path / "job.yaml"]).learner.name != "r2d2"

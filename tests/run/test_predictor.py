@@ -1,4 +1,5 @@
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -66,6 +67,10 @@ def test_wrong_shapes_and_labels_are_told(run):
     for labels in (task.support.targets[0] + 0.5, np.full(15, np.nan), task.support.targets[0][:, None], [None] * 15):
         with pytest.raises(metadist.InputError, match=r"labels .*\[n\]"):
             learner.adapt(task.support.inputs[0], labels)
+    for lacking, said in ((None, "None"), (np.nan, "NaN"), (float("nan"), "NaN"), (pd.NA, "<NA>"), (pd.NaT, "NaT")):
+        for labels in (["a", "b", lacking] * 5, pd.Series(["a", "b", lacking] * 5, dtype=object)):
+            with pytest.raises(metadist.InputError, match=f"^label 3 is {said}: "):
+                learner.adapt(task.support.inputs[0], labels)
     with pytest.raises(metadist.InputError, match="15 .*labels.* 3 outputs"):
         learner.adapt(task.support.inputs[0], range(15))
 
@@ -124,6 +129,16 @@ def test_best_latest_and_a_directory_can_be_loaded(run):
 def test_what_is_not_a_run_is_told(tmp_path):
     with pytest.raises(metadist.InputError, match="is not a run directory"):
         metadist.load(tmp_path)
+
+
+def test_a_name_of_a_run_beside_is_told(tmp_path, monkeypatch):
+    (tmp_path / "runs" / "birds").mkdir(parents=True)
+    (tmp_path / "runs" / "birds" / "config.yaml").touch()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(metadist.InputError, match="did you mean runs/birds"):
+        metadist.load("birds")
+    with pytest.raises(metadist.InputError, match="no config.yaml$"):
+        metadist.load("fish")
 
 
 def test_a_model_of_a_standardized_table_takes_and_gives_raw_units(tmp_path):

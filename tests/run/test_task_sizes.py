@@ -5,7 +5,7 @@ import pytest
 
 from metadist.core.errors import InputError
 from metadist.data import About, DatasetWriter, Field, Group, open_dataset, staging
-from metadist.run.task_sizes import rows_by_ways, task_sizes
+from metadist.run.task_sizes import left_out, rows_by_ways, task_sizes
 
 
 def dataset(tmp_path, kind, splits, labels=None):
@@ -34,19 +34,23 @@ def test_ways_are_those_of_the_smallest_split_and_rows_those_of_most_classes(tmp
     sizes = task_sizes(data)
     assert (sizes.ways, sizes.shots, sizes.queries) == (3, 3, 6)
     assert "the smallest split, validation, has 3 classes" in sizes.why_ways and "split train" in sizes.why_rows
-    assert sizes.notes == ["2 of 8 classes of train have fewer than 9 rows, and are in no task"]
+    assert left_out(data, sizes, 6) == ["2 of 8 classes of train have fewer than 9 rows, and are in no task"]
+    assert left_out(data, sizes, 5) == ["2 of 8 classes of train have fewer than 8 rows, and are in no task"]
+    assert left_out(data, sizes, 0) == ["1 of 8 classes of train have fewer than 3 rows, and are in no task"]
 
 
 def test_plenty_gives_five_ways_five_shots(tmp_path):
-    sizes = task_sizes(dataset(tmp_path, "classes", {"train": [50] * 9, "validation": [20] * 7, "test": [20] * 6}))
-    assert (sizes.ways, sizes.shots, sizes.queries, sizes.notes) == (5, 5, 15, [])
+    data = dataset(tmp_path, "classes", {"train": [50] * 9, "validation": [20] * 7, "test": [20] * 6})
+    sizes = task_sizes(data)
+    assert (sizes.ways, sizes.shots, sizes.queries, left_out(data, sizes, 15)) == (5, 5, 15, [])
 
 
 def test_few_rows_may_leave_out_up_to_half(tmp_path):
     """Half of them have 8 rows, three quarters but 2: tasks of 6 rows, rather than of 2."""
     rows = [8] * 6 + [2] * 6
-    sizes = task_sizes(dataset(tmp_path, "classes", {"train": rows, "test": rows}))
-    assert (sizes.shots, sizes.queries) == (2, 4) and len(sizes.notes) == 2
+    data = dataset(tmp_path, "classes", {"train": rows, "test": rows})
+    sizes = task_sizes(data)
+    assert (sizes.shots, sizes.queries) == (2, 4) and len(left_out(data, sizes, 4)) == 2
 
 
 def test_labels_of_a_group(tmp_path):
@@ -83,7 +87,22 @@ def test_values_share_their_rows_between_shots_and_queries(tmp_path):
 def test_too_little_data_is_refused_with_what_to_do(tmp_path, kind, splits, why):
     with pytest.raises(InputError) as raised:
         task_sizes(dataset(tmp_path, kind, splits))
-    assert why in str(raised.value) and "--fractions" in str(raised.value) and "\n" not in str(raised.value)
+    assert why in str(raised.value) and "\n" not in str(raised.value)
+    assert "--fractions" in str(raised.value) or "import more classes: 2 splits need at least 4" in str(raised.value)
+
+
+def test_too_few_classes_for_any_division_are_counted(tmp_path):
+    for splits, said in (
+        ({"train": [5], "validation": [5], "test": [5]}, "3 splits need at least 6, 2 each, and there are 3, since"),
+        (
+            {"train": [5], "validation": [5], "test": [5] * 3},
+            "there are 5; or do without validation (--fractions",
+        ),
+        ({"train": [5] * 8, "validation": [5], "test": [5]}, "divide the classes otherwise (--fractions"),
+    ):
+        with pytest.raises(InputError) as raised:
+            task_sizes(dataset(tmp_path, "classes", splits))
+        assert said in str(raised.value)
 
 
 def test_a_split_that_is_too_small_is_not_used(tmp_path):

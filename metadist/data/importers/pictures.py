@@ -20,6 +20,7 @@ SUFFIXES = {
     ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp",
 }  # fmt: skip
 FILTER = "Lanczos"
+SCALED, RESCALE = "grey pictures of more than 8 bits scaled to 0..255", "make 8-bit pictures of them for another scale"
 FILE_BYTES = 1 << 28
 Resize = Literal["squash", "crop", "pad"]
 RESIZED = {  # what is noted of pictures of another aspect ratio: what, why, remedy
@@ -159,6 +160,7 @@ class Decoder:
         self.form, self.notes = form, notes
         self.faults = Faults("pictures")
         self.dark_colours = False  # whether the pictures of 16 bits per colour use far fewer
+        self._measured = False
 
     def measure(self, files: Sequence[Path], root: Path, progress: Progress | None = None) -> None:
         """Find how many bits the deep pictures use (12-bit data often lie in 16-bit files): one number for all."""
@@ -175,12 +177,21 @@ class Decoder:
                         brightest = max(brightest, int(np.asarray(image.convert("RGB")).max()))
             except InputError:
                 continue  # decoding it will say so
-        self.dark_colours = 0 <= brightest < 64
+        self.dark_colours, self._measured = 0 <= brightest < 64, True
         bits = max(8, highest.bit_length() + highest.bit_length() % 2)
         self.form = replace(self.form, deep_bits=bits)
-        what = "grey pictures of more than 8 bits scaled to 0..255"
         why = f"their largest value is {highest}, so they are taken as {bits} bits and divided by {1 << (bits - 8)}"
-        self.notes.add(what, why, example, "make 8-bit pictures of them for another scale", count)
+        self.notes.add(SCALED, why, example, RESCALE, count)
+
+    def _note_depth(self, image: Any, where: str) -> None:
+        """Say on which scale a deep grey picture is taken, where that was not measured here but kept from an import."""
+        if self._measured or not image.mode.startswith("I"):
+            return
+        bits = self.form.deep_bits
+        why = f"they are taken as {bits} bits, as those of training were, and divided by {1 << (bits - 8)}"
+        if bits == 8:
+            why = "training had none that use more than 8 bits, so they are taken as 8 bits, and above 255 all is white"
+        self.notes.add(SCALED, why, where, RESCALE)
 
     def __call__(self, picture: Picture) -> np.ndarray | None:
         """The pixels of a picture; None, and one more of the `faults`, where it cannot be used."""
@@ -195,6 +206,7 @@ class Decoder:
     def open_picture(self, image: Any, where: str) -> np.ndarray | None:
         """The same of an open picture of Pillow's, called `where`."""
         try:
+            self._note_depth(image, where)
             return self.form(image, self.notes, where)
         except BadPicture as error:
             self.faults.add(where, str(error))
@@ -207,6 +219,7 @@ class Decoder:
                 raise BadPicture(
                     "is a picture of 16 bits per colour that uses 14 or fewer and would be dark: save it with 8 bits"
                 )
+            self._note_depth(file, where)
             pixels = self.form(file, self.notes, where)
             if coarse:
                 why = "colours of 16 bits are taken by their high byte, which loses data of fewer bits"

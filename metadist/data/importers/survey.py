@@ -260,7 +260,7 @@ class Survey:
         return strings(batch, self.labels.group, self.source)
 
     def _look_at_all(self) -> None:
-        row, counts, examples = 0, Counter(), {}
+        row, counts, examples, bereft = 0, Counter(), {}, dict[str, None]()
         for batch in self.rows.batches():
             faults = self._faults(batch, self.notes)
             for fault, wrong in faults.items():
@@ -271,6 +271,8 @@ class Survey:
             row += batch.num_rows
             if self.skip_bad:
                 good = _good(faults, batch)
+                names, codes = self.groups(batch)
+                bereft |= dict.fromkeys(names[code] for code in np.unique(codes[~good]) if names[code])
                 batch, places = batch.filter(pa.array(good)), places[good]
             if batch.num_rows:
                 self._look(batch, places)
@@ -281,6 +283,9 @@ class Survey:
                     f"column {column!r} of {self.source} has {fault} in {count} rows ({first} first); {SKIP}"
                 )
             self.notes.add("rows left out", f"column {shown(column)!r} has {fault}", first, "mend them", count)
+        for name in bereft:
+            if name not in self.group_rows:
+                self.notes.add("groups left out", "all their rows are left out", shown(name), "mend a row of each")
 
     def _faults(self, batch: pa.RecordBatch, notes: Notes | None) -> dict[tuple[str, str], np.ndarray]:
         """Which rows cannot be used (bool [n]), by column or field and fault."""

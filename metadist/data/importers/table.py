@@ -224,10 +224,10 @@ def _scaling(survey: Survey, splits: dict[str, Split]) -> Scaling:
     moments: dict[str, _Moments] = {}
     for asked in survey.fields:
         label = asked.role == "target" and survey.kind == "labelled"
-        if label or asked.dtype.kind == "b":
-            why = "they are labels" if asked.role == "target" else "they are booleans"
+        if asked.dtype.kind == "b" and not label:
+            why = "they are booleans"
             survey.notes.add("fields not standardized", why, shown(asked.name), "nothing if that is right")
-        else:
+        elif not label:
             moments[asked.name] = _Moments(by_element=bool(asked.shape))
     chosen = [asked for asked in survey.fields if asked.name in moments]
     for batch in survey.batches():

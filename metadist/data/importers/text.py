@@ -24,6 +24,7 @@ from metadist.data.table import Field
 from metadist.data.tokenizer import PAD, UNKNOWN, Tokenizer, padded, words
 from metadist.data.writer import VOCABULARY, About, DatasetWriter, Group, options_of, staging
 
+MOST = 0.99  # share of texts that a length should keep whole
 LINES = 1 << 40  # of a file, at most
 
 
@@ -133,24 +134,33 @@ def _tokenized(
     rows: Iterator[Row], files: TextFiles, tokenizer: Tokenizer, length: int, notes: Notes
 ) -> Iterator[tuple[Row, np.ndarray, bool]]:
     """Each row with its tokens, int32 [length], and whether it was cut; what is cut or unknown is noted."""
-    longest, cut, example = 0, 0, ""
+    lengths, cut, example = Counter[int](), 0, ""
     for row in rows:
         ids = tokenizer.encode(row.text)
         too_long = len(ids) > length
+        lengths[len(ids)] += 1
         if too_long:
-            longest, cut, example = (
-                max(longest, len(ids)),
-                cut + 1,
-                example or f"{files.place(row.file, row.line)} with {len(ids)}",
-            )
+            cut, example = cut + 1, example or f"{files.place(row.file, row.line)} with {len(ids)}"
         ids = ids[:length]
         why = "their characters are not in the vocabulary of the train texts"
         remedy = "raise --vocabulary-size or put texts with them in train"
         example_of_unknown = f"in {files.place(row.file, row.line)}"
         notes.add("tokens unknown", why, example_of_unknown, remedy, int((ids == UNKNOWN).sum()))
         yield row, padded(ids, length), too_long
-    why, remedy = f"they have more than {length} tokens", f"--length {longest} keeps them whole"
-    notes.add("texts cut", why, example, remedy, cut)
+    notes.add("texts cut", f"they have more than {length} tokens", example, _longer(lengths, length), cut)
+
+
+def _longer(lengths: Counter[int], length: int) -> str:
+    """What to do about texts that are cut: the length that keeps nearly all of them whole, or all where it is no more
+    than what there is; `lengths` are those of all texts, in tokens."""
+    known = sorted(lengths)
+    if not known:
+        return ""
+    whole = np.cumsum([lengths[each] for each in known]) / lengths.total()
+    place = int(np.argmax(whole >= MOST))
+    place = place if known[place] > length else len(known) - 1
+    share = "all texts" if whole[place] == 1 else f"{np.floor(1000 * whole[place]) / 10:g}% of all texts"
+    return f"--length {known[place]} keeps {share} whole"
 
 
 def _groups(files: TextFiles, columns: Columns, division: _Division, skip_bad: bool, notes: Notes) -> dict[str, Group]:

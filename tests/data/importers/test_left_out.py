@@ -115,6 +115,7 @@ def test_equal_pictures_of_a_class_of_two_classes_and_of_two_splits_are_said(fol
     Image.open(folder / "ant" / "1.png").save(folder / "bee" / "same pixels.bmp")
     _, told, _ = imported(folder, tmp_path, fractions=(1, 0, 0))
     assert told == {"rows repeated": 1, "rows shared": 1}
+    assert "in the same split" in open_dataset(tmp_path / "set").metadata["notes"][1]["why"]
     for name, split in zip(CLASSES, ["train", "test", "train", "train", "val"], strict=True):
         (tmp_path / "splits" / split).mkdir(parents=True, exist_ok=True)
         (folder / name).rename(tmp_path / "splits" / split / name)

@@ -373,3 +373,13 @@ def test_rows_without_a_time_are_refused_or_left_out(tmp_path: Path) -> None:
     refused(source, tmp_path, "'when' of .* has no time in 2 rows", **asked)
     dataset = open_dataset(table(source, tmp_path / "set", skip_bad=True, **asked))
     assert sum(split.num_rows for split in dataset.splits.values()) == N - 2
+
+
+def test_groups_of_which_no_row_is_left_are_told(tmp_path: Path) -> None:
+    lacking = [None if group in ("g1", "g4") or n == 0 else 1.5 * n for n, group in enumerate(GROUPS)]
+    source = save(tmp_path, columns(y=pa.array(lacking)))
+    out = table(source, tmp_path / "set", group="group", inputs=["age"], targets=["y"], skip_bad=True)
+    dataset = open_dataset(out)
+    assert sorted(name for split in dataset.splits.values() for name in split.group_names) == ["g0", "g2", "g3", "g5"]
+    (note,) = [note for note in dataset.metadata["notes"] if note["what"] == "groups left out"]
+    assert (note["count"], note["example"]) == (2, "g1") and note["why"] and note["remedy"]

@@ -122,10 +122,21 @@ def test_what_a_text_import_cuts_is_said(tmp_path: Path) -> None:
     out = text(source, tmp_path / "set", split_column="part", length=4)
     notes = {note["what"]: note for note in open_dataset(out).metadata["notes"]}
     # "book a flight number 2!" has 6 words, pay and save have 7 or more; "z" and "h" are in no text of train
-    assert notes["texts cut"]["count"] == 20 and "--length" in notes["texts cut"]["remedy"]
+    assert notes["texts cut"]["count"] == 20 and "keeps all texts whole" in notes["texts cut"]["remedy"]
     longest = int(notes["texts cut"]["remedy"].split()[1])
     assert "texts cut" not in noted(text(source, tmp_path / "whole", split_column="part", length=longest))
     assert "texts cut" in noted(text(source, tmp_path / "cut", split_column="part", length=longest - 1))
+    told = [{"text": "a " * 3, "label": f"l{n % 3}"} for n in range(198)]
+    told += [{"text": "a " * long, "label": "l0"} for long in (5, 5, 900)]
+    (tmp_path / "tail.jsonl").write_text("\n".join(map(json.dumps, told)))
+    notes = open_dataset(text(tmp_path / "tail.jsonl", tmp_path / "tail", length=4)).metadata["notes"]
+    assert [n["remedy"] for n in notes if n["what"] == "texts cut"] == ["--length 5 keeps 99.5% of all texts whole"]
+
+
+def test_tokens_that_train_has_not_are_said(tmp_path: Path) -> None:
+    source = write(tmp_path, "jsonl", rows())
+    out = text(source, tmp_path / "set", split_column="part", length=4)
+    notes = {note["what"]: note for note in open_dataset(out).metadata["notes"]}
     assert notes["tokens unknown"]["count"] >= 5  # the z of every zebra
 
 
