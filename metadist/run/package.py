@@ -15,7 +15,7 @@ from metadist.config import Config, dump_config
 from metadist.config.load import shown
 from metadist.core.errors import InputError
 from metadist.run.build import Job
-from metadist.run.plugins import resolve
+from metadist.run.plugins import find_modules_here, resolve
 from metadist.run.prepare import prepare
 from metadist.run.resume import evaluated_splits
 from metadist.run.trust import outside_code
@@ -121,9 +121,10 @@ def job_files(config: Config, include: Sequence[str | Path] = ()) -> tuple[dict[
 
     That is the job file, the modules it names with those modules beside them that they import, and what `include` adds
     by its path under the current directory; of an included folder without history, environments, runs, data and keys.
-    Raises InputError on a path that is not there, or elsewhere.
+    Raises InputError on a path that is not there, or elsewhere, and on a module that is no Python.
     """
     files: dict[str, Path | str] = {JOB_FILE: dump_config(config)}
+    find_modules_here()
     for name in outside_code(config).values():
         _add_module(name.partition(":")[0], files)
     here, left_out = Path.cwd(), []
@@ -137,7 +138,7 @@ def job_files(config: Config, include: Sequence[str | Path] = ()) -> tuple[dict[
                 files[name] = file
             else:
                 left_out.append(name)
-    return files, left_out
+    return files, [name for name in dict.fromkeys(left_out) if name not in files]
 
 
 def _add_module(name: str, files: dict[str, Path | str]) -> None:
@@ -165,7 +166,13 @@ def _add_module(name: str, files: dict[str, Path | str]) -> None:
 def _imports(path: Path, package: str) -> list[str]:
     """Full names of what a source file imports, anywhere in it; of `from a import b` both `a` and `a.b`."""
     names: list[str] = []
-    for node in ast.walk(ast.parse(path.read_bytes())):
+    try:
+        tree = ast.parse(path.read_bytes(), path)
+    except SyntaxError as error:
+        raise InputError(f"{path}, line {error.lineno}: {error.msg}") from None
+    except ValueError as error:  # zero bytes
+        raise InputError(f"{path}: {error}") from None
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):

@@ -157,7 +157,9 @@ def prepare_submission(
     check_portable(config, urlsplit(address or "").hostname in ("localhost", "127.0.0.1", "::1"))
     files, left_out = job_files(config, include)
     if left_out:
-        say(f"{len(left_out)} files are left out ({', '.join(left_out[:3])}, ...): name one to send it all the same")
+        which = ", ".join(left_out[:3]) + ", ..." * (len(left_out) > 3)
+        are = "1 file is" if len(left_out) == 1 else f"{len(left_out)} files are"
+        say(f"{are} left out ({which}): --include it by its own name to send it all the same")
     found = sizes(files)
     total = sum(found.values())
     if total > MOST_BYTES:
