@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from metadist.config import Config
-from metadist.core.errors import Interrupted
+from metadist.core.errors import Interrupted, doing_it_again
 from metadist.run.directory import Run, RunLock
 from metadist.run.dry_run import dry_run as dry_run
 from metadist.run.export import unlogged
@@ -70,10 +70,7 @@ def _train(run: Run, start: Start, began: float) -> dict[str, Any]:
             weights, ended_by = trainer.run(start.step, Stop(signals, config.max_time_s, config.evaluation.patience))
         run.check()
         if signals.received is not None:
-            run.say(
-                f"saved at step {weights.version} in {run.place}; the same command with --resume auto goes on from "
-                "there"
-            )
+            run.say(f"saved at step {weights.version} in {run.place}; {doing_it_again()} goes on from there")
             raise Interrupted(signals.received)
         results = conclude(prepared, fleet, run, weights, ended_by, trainer.progress.round_losses)
         results["resolved"] = prepared.resolved()

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from metadist.config import Config, dump_config
 from metadist.config.load import shown
-from metadist.core.errors import InputError
+from metadist.core.errors import SUBMITTED_BY, InputError
 from metadist.run.build import Job
 from metadist.run.plugins import find_modules_here, resolve
 from metadist.run.prepare import prepare
@@ -22,8 +22,6 @@ from metadist.run.trust import outside_code
 
 JOB_FILE = "metadist-job.yaml"
 """Of no name that a file of the user's own has, which may be included."""
-VERSION = "METADIST_SUBMITTED_BY"
-"""Environment of a submitted job: the version that the client has, which the cluster's must be equal to."""
 LEFT_OUT = {
     ".git",
     ".hg",
@@ -201,7 +199,7 @@ def sizes(files: Mapping[str, Path | str]) -> dict[str, int]:
 
 def check_client() -> None:
     """Raises InputError in a job that was submitted by another version of metadist than runs it."""
-    here, client = importlib.metadata.version("metadist"), os.environ.get(VERSION)
+    here, client = importlib.metadata.version("metadist"), os.environ.get(SUBMITTED_BY)
     if client not in (None, here):
         raise InputError(
             f"this cluster has metadist {here}, and the job was submitted by {client}: install metadist=={here} where "

@@ -27,11 +27,11 @@ from ray.job_submission import JobDetails, JobSubmissionClient
 
 from metadist.config import Config
 from metadist.config.load import shown
-from metadist.core.errors import InputError
+from metadist.core.errors import SUBMITTED_BY, InputError
 from metadist.core.files import reason
 from metadist.core.redaction import redact
 from metadist.fleet.ray.reach import no_token, use_token
-from metadist.run.package import JOB_FILE, VERSION, check_job, check_portable, job_files, pack, sizes
+from metadist.run.package import JOB_FILE, check_job, check_portable, job_files, pack, sizes
 from metadist.tracking.provenance import git_tags
 
 ADDRESSES = "RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"
@@ -178,7 +178,7 @@ def prepare_submission(
             "without, and MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD in the environment of its nodes"
         )
     version = importlib.metadata.version("metadist")
-    environment = {VERSION: version, "RAY_JOB_STOP_WAIT_TIME_S": str(GRACE_S)}
+    environment = {SUBMITTED_BY: version, "RAY_JOB_STOP_WAIT_TIME_S": str(GRACE_S)}
     environment |= {"MLFLOW_TRACKING_URI": uri} if uri and not config.tracking.uri else {}
     metadata = {
         "job_name": name,  # which Ray's dashboard shows

@@ -6,8 +6,8 @@ import sys
 import pytest
 
 from metadist.config import Config, load_config
-from metadist.core.errors import InputError
-from metadist.run.package import JOB_FILE, VERSION, check_client, check_job, check_portable, job_files, pack, sizes
+from metadist.core.errors import SUBMITTED_BY, InputError
+from metadist.run.package import JOB_FILE, check_client, check_job, check_portable, job_files, pack, sizes
 from metadist.run.trust import outside_code
 
 GOOD = ["data.family=digits", "run_dir=/shared/runs/x", "tracking.mlflow=false"]
@@ -202,6 +202,6 @@ def test_files_that_only_the_cluster_has_are_not_asked_for_here(project, overrid
 
 def test_a_job_submitted_by_another_version_ends_with_both_versions(monkeypatch):
     check_client()
-    monkeypatch.setenv(VERSION, "0.0.7")
+    monkeypatch.setenv(SUBMITTED_BY, "0.0.7")
     with pytest.raises(InputError, match=r"0\.0\.7"):
         check_client()
