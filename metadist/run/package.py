@@ -76,8 +76,8 @@ def check_portable(config: Config, on_this_machine: bool) -> None:
         )
     if config.tracking.mlflow and urlsplit(uri).hostname in _HERE and not on_this_machine:
         raise InputError(
-            f"the MLflow address {uri} is that of whichever machine uses it: give the server's own name, as the "
-            "cluster's nodes see it"
+            f"the MLflow address {uri} is that of whichever machine uses it: give the server's own NAME, as the "
+            f"cluster's nodes see it, and have it take that: `{_serve(urlsplit(uri).port or 5000)}`"
         )
     if config.fleet.address:
         raise InputError(f"fleet.address={config.fleet.address}: a submitted job uses its own cluster, leave it out")
@@ -88,6 +88,11 @@ def check_portable(config: Config, on_this_machine: bool) -> None:
             "see: leave it out here, and set it in the environment of the cluster's nodes (MLFLOW_TRACKING_USERNAME "
             "and MLFLOW_TRACKING_PASSWORD, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY)"
         )
+
+
+def _serve(port: int) -> str:
+    """What starts a server of MLflow that other machines may use: it answers 403 to names that it was not told."""
+    return f"mlflow server --host 0.0.0.0 --port {port} --allowed-hosts 'NAME:{port},localhost:{port}'"
 
 
 def _is_absolute(place: str) -> bool:

@@ -47,6 +47,9 @@ def _server(uri: str) -> str:
         return f"{address} does not answer ({redact(reason(_innermost(error)))[:200]})"
     if answer.ok or (answer.status_code == 400 and "RESOURCE_ALREADY_EXISTS" in answer.text):
         return ""
+    if answer.status_code == 403 and "Invalid Host header" in answer.text:
+        host = urlsplit(address).netloc
+        return f"{address} does not take this name (403, Invalid Host header): start it with --allowed-hosts '{host}'"
     if answer.status_code in (401, 403):
         return (
             f"{address} does not let this user write ({answer.status_code}): set MLFLOW_TRACKING_USERNAME and _PASSWORD"

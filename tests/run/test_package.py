@@ -173,6 +173,11 @@ def test_shared_places_are_taken(overrides):
     check_portable(job(*overrides), on_this_machine=False)
 
 
+def test_what_starts_an_mlflow_that_a_cluster_can_use_is_said():
+    with pytest.raises(InputError, match="--host 0.0.0.0 --port 5043 --allowed-hosts 'NAME:5043,localhost:5043'"):
+        check_portable(job("tracking.mlflow=true", "tracking.uri=http://127.0.0.1:5043"), on_this_machine=False)
+
+
 def test_an_address_of_this_machine_is_fine_for_a_cluster_on_it():
     check_portable(job("tracking.mlflow=true", "tracking.uri=http://localhost:5000"), on_this_machine=True)
 

@@ -42,6 +42,20 @@ class Taking(BaseHTTPRequestHandler):
         pass
 
 
+class OtherName(Taking):
+    """As MLflow's server answers to a name that it was not started with."""
+
+    def do_POST(self):
+        self.send_error(403, "Forbidden", "Invalid Host header - possible DNS rebinding attack detected")
+
+
+def test_a_server_that_was_not_told_its_name_is_not_one_that_wants_a_password():
+    with HTTPServer(("localhost", 0), OtherName) as server:
+        threading.Thread(target=server.handle_request, daemon=True).start()
+        said = unwritable(f"http://localhost:{server.server_port}")
+        assert said.endswith(f"--allowed-hosts 'localhost:{server.server_port}'") and "PASSWORD" not in said
+
+
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl, to make a certificate with")
 def test_a_server_is_asked_with_the_certificate_that_mlflow_is_told_of(tmp_path, monkeypatch):
     key, certificate = tmp_path / "key", tmp_path / "certificate"
