@@ -72,6 +72,7 @@ names() {
 start() {
   local name=$1 pid
   shift
+  echo "starting ${name/#head/the head}" >&2
   : >"$LOCAL_CLUSTER/$name.log"
   set -m  # a process group of its own: what ends this script or its terminal does not end it
   nohup ray start --block --node-ip-address=127.0.0.1 --object-store-memory="$STORE" --disable-usage-stats \
@@ -110,8 +111,8 @@ up() {
   (umask 077 && mkdir -p "$LOCAL_CLUSTER")
   [ -O "$LOCAL_CLUSTER" ] && [ ! -L "$LOCAL_CLUSTER" ] || fail "$LOCAL_CLUSTER is not yours: set LOCAL_CLUSTER"
   chmod 700 "$LOCAL_CLUSTER"
-  rm -f "$LOCAL_CLUSTER"/*.pid "$LOCAL_CLUSTER"/*.log
-  python -c 'import secrets; print(secrets.token_hex(32), end="")' >"$LOCAL_CLUSTER/token"
+  rm -f "$LOCAL_CLUSTER"/*.pid "$LOCAL_CLUSTER"/*.log "$LOCAL_CLUSTER/token"
+  (umask 077 && python -c 'import secrets; print(secrets.token_hex(32), end="")' >"$LOCAL_CLUSTER/token")
   environment
   port=$(free_port 6379)
   dashboard=$(free_port 8265)

@@ -27,7 +27,7 @@ FILES = {
     "config": ["schema", "yaml", "template", "load"],
     "checkpoint": ["format", "journal", "store", "saver"],
     "tracking": [
-        "best", "console", "database", "description", "jsonl", "logged_model", "models", "mlflow", "provenance", "reach"
+        "best", "console", "database", "description", "jsonl", "logged_model", "models", "reach", "mlflow", "provenance"
     ],
     "learners": [
         "inner_optimizers", "learner", "heads", "maml", "cavia", "imaml", "maml_plus_plus", "meta_curvature",

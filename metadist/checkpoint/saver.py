@@ -13,7 +13,7 @@ from pyarrow import ArrowException
 from metadist.checkpoint.format import Checkpoint, theta_sha256
 from metadist.checkpoint.journal import Journal
 from metadist.checkpoint.store import CheckpointStore
-from metadist.core.errors import PlaceLost, StorageFailed
+from metadist.core.errors import PlaceLost, StorageFailed, doing_it_again
 from metadist.core.files import reason
 
 MOST_FAILURES = 3
@@ -132,5 +132,5 @@ class Saver:
             return
         self._fatal = StorageFailed(
             f"{what}, the {MOST_FAILURES}rd failure in a row: make room in {self.store.location} or set "
-            "checkpoint.location, then --resume auto goes on from the newest checkpoint there"
+            f"checkpoint.location, then {doing_it_again()} goes on from the newest checkpoint there"
         )

@@ -28,7 +28,7 @@ from metadist.checkpoint.format import (
     sync_directory,
     write_synced,
 )
-from metadist.core.errors import InputError, PlaceLost
+from metadist.core.errors import InputError, PlaceLost, doing_it_again
 from metadist.core.files import Held, is_uri, join
 from metadist.core.redaction import to_stderr
 from metadist.core.storage import make_folder, open_location, read, write
@@ -145,7 +145,7 @@ class CheckpointStore:
         if damaged:
             raise InputError(
                 f"Every checkpoint is damaged in {self.location}: give the path of another checkpoint, or remove "
-                "these, then --resume auto computes the run again from its start."
+                f"these, then {doing_it_again()} computes the run again from its start."
             )
         raise InputError(
             f"There is no checkpoint in {self.location}: start a new run, or give the path of another checkpoint."

@@ -25,12 +25,13 @@ ADDRESS = click.option("--address", help="The cluster's dashboard, http://HOST:8
 @ADDRESS
 @click.option("--name", help="Of the job; default: that of its run directory.")
 @click.option("--include", multiple=True, help="A file or folder that the job needs beside its modules.")
+@click.option("--resume", type=click.Choice(["auto"]), help="As with train; submit always does it.")
 @click.option("--no-wait", is_flag=True, help="Do not follow the job.")
 @click.option("--dry-run", is_flag=True, help="Check the job, print what would be sent, submit nothing.")
 @click.pass_context
 def submit(
     context: click.Context, arguments: tuple[str, ...], address: str | None, name: str | None,
-    include: tuple[str, ...], no_wait: bool, dry_run: bool,
+    include: tuple[str, ...], resume: str | None, no_wait: bool, dry_run: bool,
 ) -> None:  # fmt: skip
     """Train JOB.yaml [key=value ...] as a job on a cluster, and follow it until its end.
 
@@ -45,6 +46,8 @@ def submit(
     files, overrides = split_arguments(arguments)
     if not files and not overrides:
         raise click.UsageError("name a job file, such as jobs/digits.yaml (`metadist config new` writes one)")
+    if resume:
+        to_stderr("--resume auto may be left out: a submitted job always goes on from its newest checkpoint")
     config = load_config(files, overrides)
     from metadist.run import submission as jobs
 

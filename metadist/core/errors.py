@@ -1,9 +1,19 @@
 """The errors that end a run with a meaning of their own; the command line turns them into exit codes."""
 
 import difflib
+import os
 from collections.abc import Iterable
 
 from metadist.core.redaction import redact
+
+SUBMITTED_BY = "METADIST_SUBMITTED_BY"
+"""Environment of a submitted job: the version of metadist that the client has, which the cluster's must be equal to."""
+
+
+def doing_it_again() -> str:
+    """What has a run go on from its newest checkpoint, to begin or end a sentence with: of a submitted job, which
+    always does, another thing than of a command that its user typed where it runs."""
+    return "submitting the job again" if SUBMITTED_BY in os.environ else "the same command with --resume auto"
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
-from metadist.core.errors import InputError, PlaceLost, StorageFailed
+from metadist.core.errors import InputError, PlaceLost, StorageFailed, doing_it_again
 from metadist.core.redaction import redact
 
 MOST_TEXT_BYTES = 1 << 24
@@ -71,8 +71,8 @@ def writing(what: str | Path) -> Iterator[None]:
         raise
     except OSError as error:
         raise StorageFailed(
-            f"{what} cannot be written ({reason(error)}): make room or get the right to write there, then the same "
-            "command with --resume auto goes on from the last checkpoint"
+            f"{what} cannot be written ({reason(error)}): make room or get the right to write there, then "
+            f"{doing_it_again()} goes on from the last checkpoint"
         ) from error
 
 
@@ -214,7 +214,7 @@ class Held:
         if not same:
             raise PlaceLost(
                 f"{self._path} was removed, replaced or moved while a run was writing to it, so that the run ends: "
-                "put it back if it was moved, then the same command with --resume auto goes on; else it begins anew"
+                f"put it back if it was moved, then {doing_it_again()} goes on; else it begins anew"
             )
 
 

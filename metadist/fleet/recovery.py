@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from metadist.core.errors import doing_it_again
 from metadist.core.messages import Weights
 from metadist.fleet.actors import join_weights
 from metadist.fleet.executor import Actor, Executor, Failure, Ref
@@ -252,7 +253,7 @@ class RecoveringServer:
         if self._failures > MOST_IN_A_ROW:
             raise ServerLost(
                 f"the parameter server was lost {self._failures} times in a row ({error}): "
-                "--resume auto goes on from the checkpoint"
+                f"{doing_it_again()} goes on from the checkpoint"
             ) from error
 
     def _restart(self) -> None:

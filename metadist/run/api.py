@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from metadist.config import Config
-from metadist.core.errors import Interrupted
+from metadist.core.errors import Interrupted, doing_it_again
 from metadist.run.directory import Run, RunLock
 from metadist.run.dry_run import dry_run as dry_run
 from metadist.run.export import unlogged
@@ -72,10 +72,7 @@ def _train(run: Run, start: Start, began: float) -> dict[str, Any]:
         if early := ended_early(config, ended_by, weights.version):
             run.say(early)
         if signals.received is not None:
-            run.say(
-                f"saved at step {weights.version} in {run.place}; the same command with --resume auto goes on from "
-                "there"
-            )
+            run.say(f"saved at step {weights.version} in {run.place}; {doing_it_again()} goes on from there")
             raise Interrupted(signals.received)
         results = conclude(prepared, fleet, run, weights, ended_by, trainer.progress.round_losses)
         results["resolved"] = prepared.resolved()

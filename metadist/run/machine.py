@@ -64,6 +64,11 @@ def token_file() -> Path:
     return Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
 
 
+def mode_of(path: Path) -> int:
+    """Who may do what with a file, as `chmod` takes it."""
+    return stat.S_IMODE(path.stat().st_mode)
+
+
 def token() -> Iterator[Finding]:
     mode, path = os.environ.get("RAY_AUTH_MODE", "").lower(), token_file()
     if mode == "disabled":
@@ -77,9 +82,9 @@ def token() -> Iterator[Finding]:
     elif not path.exists():
         status, what = ("fail", "is not there") if mode == "token" else ("ok", "is not there (one is made at need)")
         yield Finding(status, f"Ray's token file {path} {what}", "to join a cluster copy its ~/.ray/auth_token there")
-    elif open_to := stat.S_IMODE(path.stat().st_mode) & 0o077:
+    elif mode_of(path) & 0o077:
         yield Finding(
-            "warn", f"Ray's token file {path} can be used by others (mode {open_to:03o})", f"chmod 600 {path}"
+            "warn", f"Ray's token file {path} can be used by others (mode {mode_of(path):04o})", f"chmod 600 {path}"
         )
     else:
         yield Finding("ok", f"Ray's token is in {path}, readable by this user alone")

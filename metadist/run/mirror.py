@@ -17,7 +17,7 @@ from pathlib import Path
 
 from pyarrow import ArrowException, fs
 
-from metadist.core.errors import PlaceLost, StorageFailed
+from metadist.core.errors import PlaceLost, StorageFailed, doing_it_again
 from metadist.core.files import (
     LOCK_FILE,
     bare,
@@ -131,7 +131,7 @@ class Mirror:
                 time.sleep(_PAUSE_S)
         failure = StorageFailed(
             f"{self._place} does not have the last of the run's files, which are in {self._folder}: once it takes "
-            "them, --resume auto goes on from the newest checkpoint there"
+            f"them, {doing_it_again()} goes on from the newest checkpoint there"
         )
         if failed:
             self._say(str(failure))

@@ -13,17 +13,15 @@ from urllib.parse import urlsplit
 
 from metadist.config import Config, dump_config
 from metadist.config.load import shown
-from metadist.core.errors import InputError
+from metadist.core.errors import SUBMITTED_BY, InputError
 from metadist.run.build import Job
-from metadist.run.plugins import resolve
+from metadist.run.plugins import find_modules_here, resolve
 from metadist.run.prepare import prepare
 from metadist.run.resume import evaluated_splits
 from metadist.run.trust import outside_code
 
 JOB_FILE = "metadist-job.yaml"
 """Of no name that a file of the user's own has, which may be included."""
-VERSION = "METADIST_SUBMITTED_BY"
-"""Environment of a submitted job: the version that the client has, which the cluster's must be equal to."""
 LEFT_OUT = {
     ".git",
     ".hg",
@@ -78,8 +76,8 @@ def check_portable(config: Config, on_this_machine: bool) -> None:
         )
     if config.tracking.mlflow and urlsplit(uri).hostname in _HERE and not on_this_machine:
         raise InputError(
-            f"the MLflow address {uri} is that of whichever machine uses it: give the server's own name, as the "
-            "cluster's nodes see it"
+            f"the MLflow address {uri} is that of whichever machine uses it: give the server's own NAME, as the "
+            f"cluster's nodes see it, and have it take that: `{_serve(urlsplit(uri).port or 5000)}`"
         )
     if config.fleet.address:
         raise InputError(f"fleet.address={config.fleet.address}: a submitted job uses its own cluster, leave it out")
@@ -90,6 +88,11 @@ def check_portable(config: Config, on_this_machine: bool) -> None:
             "see: leave it out here, and set it in the environment of the cluster's nodes (MLFLOW_TRACKING_USERNAME "
             "and MLFLOW_TRACKING_PASSWORD, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY)"
         )
+
+
+def _serve(port: int) -> str:
+    """What starts a server of MLflow that other machines may use: it answers 403 to names that it was not told."""
+    return f"mlflow server --host 0.0.0.0 --port {port} --allowed-hosts 'NAME:{port},localhost:{port}'"
 
 
 def _is_absolute(place: str) -> bool:
@@ -121,9 +124,10 @@ def job_files(config: Config, include: Sequence[str | Path] = ()) -> tuple[dict[
 
     That is the job file, the modules it names with those modules beside them that they import, and what `include` adds
     by its path under the current directory; of an included folder without history, environments, runs, data and keys.
-    Raises InputError on a path that is not there, or elsewhere.
+    Raises InputError on a path that is not there, or elsewhere, and on a module that is no Python.
     """
     files: dict[str, Path | str] = {JOB_FILE: dump_config(config)}
+    find_modules_here()
     for name in outside_code(config).values():
         _add_module(name.partition(":")[0], files)
     here, left_out = Path.cwd(), []
@@ -137,7 +141,7 @@ def job_files(config: Config, include: Sequence[str | Path] = ()) -> tuple[dict[
                 files[name] = file
             else:
                 left_out.append(name)
-    return files, left_out
+    return files, [name for name in dict.fromkeys(left_out) if name not in files]
 
 
 def _add_module(name: str, files: dict[str, Path | str]) -> None:
@@ -165,7 +169,13 @@ def _add_module(name: str, files: dict[str, Path | str]) -> None:
 def _imports(path: Path, package: str) -> list[str]:
     """Full names of what a source file imports, anywhere in it; of `from a import b` both `a` and `a.b`."""
     names: list[str] = []
-    for node in ast.walk(ast.parse(path.read_bytes())):
+    try:
+        tree = ast.parse(path.read_bytes(), path)
+    except SyntaxError as error:
+        raise InputError(f"{path}, line {error.lineno}: {error.msg}") from None
+    except ValueError as error:  # zero bytes
+        raise InputError(f"{path}: {error}") from None
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -194,7 +204,7 @@ def sizes(files: Mapping[str, Path | str]) -> dict[str, int]:
 
 def check_client() -> None:
     """Raises InputError in a job that was submitted by another version of metadist than runs it."""
-    here, client = importlib.metadata.version("metadist"), os.environ.get(VERSION)
+    here, client = importlib.metadata.version("metadist"), os.environ.get(SUBMITTED_BY)
     if client not in (None, here):
         raise InputError(
             f"this cluster has metadist {here}, and the job was submitted by {client}: install metadist=={here} where "

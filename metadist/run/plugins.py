@@ -28,6 +28,12 @@ from metadist.models import MODELS, Model
 from metadist.models.losses import LOSSES, Loss
 
 
+def find_modules_here() -> None:
+    """Have modules of the current directory be found, as `python -m` does and an installed command does not."""
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+
+
 def resolve(name: str, known: Iterable[str] = ()) -> Any:
     """The object that `module:attribute` names, modules of the current directory included. Raises InputError, which
     lists the built-in names where the name is of no such form."""
@@ -36,8 +42,7 @@ def resolve(name: str, known: Iterable[str] = ()) -> Any:
         known = list(known)
         hint = did_you_mean(name.lower(), known) or (f"; known: {', '.join(known)}" if known else "")
         raise InputError(f"{name!r} is neither built in nor of the form module:attribute{hint}")
-    if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
+    find_modules_here()
     try:
         return getattr(importlib.import_module(module_name), attribute)
     except ModuleNotFoundError as error:

@@ -11,7 +11,7 @@ from metadist.checkpoint.format import META, Checkpoint, load_checkpoint
 from metadist.checkpoint.store import CheckpointStore
 from metadist.config import Config, load_config
 from metadist.config.load import parse_config
-from metadist.core.errors import InputError
+from metadist.core.errors import InputError, doing_it_again
 from metadist.core.files import bare, finite, is_uri, join, read_file, replace_text
 from metadist.core.redaction import redacted
 from metadist.core.storage import listed, local_folder, reaching
@@ -106,7 +106,7 @@ def find_checkpoint(config: Config, resume: str | Path | None, trust_code: bool 
         if lost and local_folder(store.location):  # where a checkpoint appears whole or not at all
             raise InputError(
                 f"no checkpoint in {store.location} is complete: restore the meta.json of {lost[-1]}, or remove these "
-                "directories, then --resume auto computes the run again from its start"
+                f"directories, then {doing_it_again()} computes the run again from its start"
             )
         return None
     if resume is None:

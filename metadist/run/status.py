@@ -31,8 +31,8 @@ def status(run: str | Path) -> dict[str, Any]:
     run at a URI, whose files are those of its newest checkpoint, or run by another machine); `step` of `meta_steps`;
     `loss`, as logged last; `best`, its `metric`, and `best_step` by validation; `workers` of `target`; `saved_step` and
     `saved_age_s` of the newest checkpoint that the run goes on from or has written since; `age_s` of the newest
-    metrics; `silent_s` since a running one wrote anything. What is not known yet is left out. Raises InputError where
-    it is no run.
+    metrics; `silent_s` since a running one wrote anything; `doing`: "evaluating" where a running one has done all its
+    meta-steps. What is not known yet is left out. Raises InputError where it is no run.
 
     Example:
         >>> from metadist.run.status import status
@@ -58,7 +58,8 @@ def status(run: str | Path) -> dict[str, Any]:
         found["silent_s"] = round(now - _last_written(working_folder(str(run))), 1)
     if best.step is not None:
         found |= {"best": best.value, "metric": best.metric, "best_step": best.step}
-    return found | _progress(read_journal(run_file(run, JOURNAL_FILE)), now)
+    found |= _progress(read_journal(run_file(run, JOURNAL_FILE)), now)
+    return found | ({"doing": "evaluating"} if driver and found["step"] >= config.meta_steps else {})
 
 
 _SHOWN = {"step": "step", "loss": "train/loss", "workers": "workers/alive", "target": "workers/target"}
@@ -145,8 +146,12 @@ def described(found: dict[str, Any]) -> str:
         lines.append(("saved", f"at step {found['saved_step']}{age}"))
     if "age_s" in found:
         lines.append(("metrics", _ago(found["age_s"])))
-    if found.get("silent_s", 0) > STALE_S:
-        lines.append(("silent", f"it last wrote something {_ago(found['silent_s'])}: see the job's log"))
+    if "doing" in found:
+        lines.append(("doing", f"{found['doing']}, which writes nothing until its end"))
+    elif found.get("silent_s", 0) > STALE_S:
+        saved = found["step"] == found.get("saved_step")  # as at an end before the last meta-step, too
+        see = "it evaluates if training has ended early, else see the job's log" if saved else "see the job's log"
+        lines.append(("silent", f"it last wrote something {_ago(found['silent_s'])}: {see}"))
     lines.append(("run_dir", found["run_dir"]))
     lines += [(key, str(found[key])) for key in ("job", "mlflow") if key in found]
     return "\n".join(f"{key:10} {value}" for key, value in lines)

@@ -27,11 +27,11 @@ from ray.job_submission import JobDetails, JobSubmissionClient
 
 from metadist.config import Config
 from metadist.config.load import shown
-from metadist.core.errors import InputError
+from metadist.core.errors import SUBMITTED_BY, InputError
 from metadist.core.files import reason
 from metadist.core.redaction import redact
 from metadist.fleet.ray.reach import no_token, use_token
-from metadist.run.package import JOB_FILE, VERSION, check_job, check_portable, job_files, pack, sizes
+from metadist.run.package import JOB_FILE, check_job, check_portable, job_files, pack, sizes
 from metadist.tracking.provenance import git_tags
 
 ADDRESSES = "RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"
@@ -157,7 +157,9 @@ def prepare_submission(
     check_portable(config, urlsplit(address or "").hostname in ("localhost", "127.0.0.1", "::1"))
     files, left_out = job_files(config, include)
     if left_out:
-        say(f"{len(left_out)} files are left out ({', '.join(left_out[:3])}, ...): name one to send it all the same")
+        which = ", ".join(left_out[:3]) + ", ..." * (len(left_out) > 3)
+        are = "1 file is" if len(left_out) == 1 else f"{len(left_out)} files are"
+        say(f"{are} left out ({which}): --include it by its own name to send it all the same")
     found = sizes(files)
     total = sum(found.values())
     if total > MOST_BYTES:
@@ -176,7 +178,7 @@ def prepare_submission(
             "without, and MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD in the environment of its nodes"
         )
     version = importlib.metadata.version("metadist")
-    environment = {VERSION: version, "RAY_JOB_STOP_WAIT_TIME_S": str(GRACE_S)}
+    environment = {SUBMITTED_BY: version, "RAY_JOB_STOP_WAIT_TIME_S": str(GRACE_S)}
     environment |= {"MLFLOW_TRACKING_URI": uri} if uri and not config.tracking.uri else {}
     metadata = {
         "job_name": name,  # which Ray's dashboard shows

@@ -14,7 +14,7 @@ import torch
 
 from metadist.checkpoint.format import Checkpoint
 from metadist.config import dump_config
-from metadist.core.errors import Diverged, HeadLost, Interrupted, StorageFailed
+from metadist.core.errors import Diverged, HeadLost, Interrupted, StorageFailed, doing_it_again
 from metadist.core.messages import PHASES, Weights, plan
 from metadist.evaluation.protocol import count_diverged, interval, measure, round_loss
 from metadist.fleet.dispatch import Ahead
@@ -102,7 +102,7 @@ class Trainer:
             if self.server.whole:
                 self._save(self.server.done(), best=False, now=True)
                 saved = f"is saved at step {self.server.done()}"
-            raise HeadLost(f"{error} with --resume auto: the run {saved}") from None
+            raise HeadLost(f"{error}, by {doing_it_again()}: the run {saved}") from None
         except Interrupted:
             if self.server.whole:
                 self._save(self.server.done(), best=False, now=True)

@@ -22,11 +22,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from metadist.core.errors import doing_it_again
 from metadist.core.files import parse_json_line, replace_text
 from metadist.core.redaction import redact, redacted
 from metadist.tracking import SavedModel, Status, Tracker
 from metadist.tracking.database import database_file, make_database
 from metadist.tracking.models import log_model
+from metadist.tracking.reach import shortened
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -45,7 +47,6 @@ _KEY_CHARS, _PARAM_CHARS, _TAG_CHARS, _DIGEST_CHARS = 250, 6000, 8000, 36  # MLf
 _REFUSED = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")
 _GONE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 _HALF_MADE = re.compile(r"duplicate column name|table \S+ already exists|no such table")
-_MOST_CHARS = 300
 
 
 class ParentGone(Exception):
@@ -154,8 +155,8 @@ class MlflowTracker(Tracker):
             lacking = sum(len(lines) for lines, _ in _batches(self._metrics, self._offset))
             self._say(
                 f"MLflow at {self._shown_uri} did not take the end of this run ({reason}): it lacks {lacking} lines of "
-                f"metrics.jsonl in {self._metrics.parent} and may show the run as running; once it answers, the same "
-                f"command{'' if self._parent else ' with --resume auto'} sends them"
+                f"metrics.jsonl in {self._metrics.parent} and may show the run as running; once it answers, "
+                f"{'the same command' if self._parent else doing_it_again()} sends them"
             )
 
     def _write(self) -> None:
@@ -324,7 +325,7 @@ class MlflowTracker(Tracker):
                 raise
             if not self._refusal_said:
                 self._say(
-                    f"MLflow at {self._shown_uri} refused some values ({_sentence(error)}); they are in metrics.jsonl."
+                    f"MLflow at {self._shown_uri} refused some values ({shortened(error)}); they are in metrics.jsonl."
                 )
             self._refusal_said = True
 
@@ -353,7 +354,7 @@ class MlflowTracker(Tracker):
                     with self._lock:
                         self._artifacts[path, folder] = attempts + 1
                     continue
-                self._say(f"MLflow at {self._shown_uri} did not take the file {path} ({_sentence(error)}).")
+                self._say(f"MLflow at {self._shown_uri} did not take the file {path} ({shortened(error)}).")
             with self._lock:
                 del self._artifacts[path, folder]
 
@@ -369,7 +370,7 @@ class MlflowTracker(Tracker):
                 log_model(client, str(self._run_id), model, own, self._register)
             except Exception as error:
                 self._say(
-                    f"MLflow at {self._shown_uri} did not take the {model.name} model ({_sentence(error)}); "
+                    f"MLflow at {self._shown_uri} did not take the {model.name} model ({shortened(error)}); "
                     f"`metadist.load` reads it from {self._metrics.parent}."
                 )
             with self._lock:
@@ -386,7 +387,7 @@ class MlflowTracker(Tracker):
                 f"MLflow keeps runs in files no longer: set tracking.uri=sqlite:///{self._run_root / 'mlflow.db'}, or "
                 "leave it and MLFLOW_TRACKING_URI out; `mlflow migrate-filestore` takes over what the files hold"
             )
-        return _sentence(error)
+        return shortened(error)
 
 
 def set_environment() -> None:
@@ -439,7 +440,7 @@ def close_run(uri: str, run_id: str, status: Status) -> str:
         client.set_terminated(run_id, status, heard_ms)
         return f"the run, killed and still shown as running, is {status} there now"
     except MlflowException as error:
-        return f"whether it shows the run as running is not known ({_sentence(error)})"
+        return f"whether it shows the run as running is not known ({shortened(error)})"
 
 
 def _reached(metrics: Path, run_id: str | None) -> int:
@@ -492,8 +493,3 @@ def _user() -> str:
         return getpass.getuser()
     except (KeyError, OSError):
         return str(os.getuid())
-
-
-def _sentence(error: Exception) -> str:
-    line = redact((str(error).strip().splitlines() or [type(error).__name__])[0])
-    return line if len(line) <= _MOST_CHARS else f"{line[:_MOST_CHARS]} ..."

@@ -1,6 +1,8 @@
 """Whether MLflow can be reached and written to, within seconds: its own client tries for minutes."""
 
 import os
+import socket
+import ssl
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -11,6 +13,7 @@ from metadist.core.files import reason
 from metadist.core.redaction import redact
 
 ANSWER_S = 5.0
+_MOST_CHARS = 300
 
 
 def unwritable(uri: str) -> str:
@@ -41,9 +44,12 @@ def _server(uri: str) -> str:
             json={"name": "Default"},
         )  # fmt: skip
     except (MlflowException, OSError) as error:
-        return f"{address} does not answer ({_innermost(error)})"
+        return f"{address} does not answer ({redact(reason(_innermost(error)))[:200]})"
     if answer.ok or (answer.status_code == 400 and "RESOURCE_ALREADY_EXISTS" in answer.text):
         return ""
+    if answer.status_code == 403 and "Invalid Host header" in answer.text:
+        host = urlsplit(address).netloc
+        return f"{address} does not take this name (403, Invalid Host header): start it with --allowed-hosts '{host}'"
     if answer.status_code in (401, 403):
         return (
             f"{address} does not let this user write ({answer.status_code}): set MLFLOW_TRACKING_USERNAME and _PASSWORD"
@@ -51,11 +57,19 @@ def _server(uri: str) -> str:
     return f"{address} answers {answer.status_code} {answer.reason}"
 
 
-def _innermost(error: BaseException) -> str:
-    """What the system said, without the layers around it, each of which repeats the address."""
+def shortened(error: BaseException) -> str:
+    """What an exception of MLflow says: where the network failed the system's own words, such as "Connection refused",
+    without the layers around them, each of which repeats the address; else its first line."""
+    if isinstance(_innermost(error), ConnectionError | TimeoutError | socket.gaierror | ssl.SSLError):
+        return redact(reason(_innermost(error)))
+    line = redact((str(error).strip().splitlines() or [type(error).__name__])[0])
+    return line if len(line) <= _MOST_CHARS else f"{line[:_MOST_CHARS]} ..."
+
+
+def _innermost(error: BaseException) -> BaseException:
     while cause := error.__cause__ or error.__context__:
         error = cause
-    return redact(reason(error))[:200]
+    return error
 
 
 def _file(uri: str) -> str:

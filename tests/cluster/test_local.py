@@ -62,6 +62,8 @@ def test_a_cluster_of_processes_takes_a_job_a_worker_and_leaves_nothing(folder, 
     try:
         made = local(folder, "up", "1")
         assert made.returncode == 0, made.stderr
+        assert made.stderr.splitlines() == ["starting the head", "starting worker-1"]
+        assert (folder / "token").stat().st_mode & 0o777 == 0o600
         exports = local(folder, "env").stdout.replace("export ", "").split()
         environment = {**os.environ, **dict(word.split("=", 1) for word in exports)}
         address = environment["RAY_API_SERVER_ADDRESS"]

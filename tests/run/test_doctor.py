@@ -78,7 +78,7 @@ def test_the_tokens_file_is_to_be_there_and_private(monkeypatch, tmp_path):
             path.touch()
             path.chmod(mode)
         (finding,) = machine.token()
-        assert str(path) in finding.what
+        assert str(path) in finding.what and ("(mode 0644)" in finding.what) == (mode == 0o644)
         statuses.append(finding.status)
     assert statuses == ["fail", "warn", "ok"]
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")

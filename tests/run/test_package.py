@@ -1,12 +1,14 @@
 """What a submitted job takes along, and what is refused before it is."""
 
+import json
 import sys
 
 import pytest
 
-from metadist.config import load_config
-from metadist.core.errors import InputError
-from metadist.run.package import JOB_FILE, VERSION, check_client, check_job, check_portable, job_files, pack, sizes
+from metadist.config import Config, load_config
+from metadist.core.errors import SUBMITTED_BY, InputError
+from metadist.run.package import JOB_FILE, check_client, check_job, check_portable, job_files, pack, sizes
+from metadist.run.trust import outside_code
 
 GOOD = ["data.family=digits", "run_dir=/shared/runs/x", "tracking.mlflow=false"]
 
@@ -52,6 +54,51 @@ def test_a_job_takes_the_modules_it_names_and_what_these_import_along(project):
         "parts/deep/__init__.py", "parts/deep/inner.py", "parts/lazy.py", "parts/sizes.py",
     ]  # fmt: skip
     assert not left_out
+
+
+OWN = {
+    "model.name": ["model.name=nets_own:Thing"],
+    "learner.name": ["learner.name=nets_own:Thing"],
+    "learner.inner_optimizer": ["learner.inner_optimizer=nets_own:Thing"],
+    "learner.inner_optimizer.name": ["learner.inner_optimizer={name: nets_own:Thing, rate: 1}"],
+    "loss": ["loss=nets_own:Thing"],
+    "data.source": ["data.family=null", "data.source=nets_own:Thing"],
+}
+
+
+@pytest.mark.parametrize("setting", OWN)
+def test_every_module_that_a_setting_may_name_is_sent_though_nothing_has_found_it_yet(setting, tmp_path, monkeypatch):
+    """An installed command, unlike `python -m`, does not have the current directory where modules are looked for."""
+    (tmp_path / "nets_own.py").write_text("import helper_own\nclass Thing: pass\n")
+    (tmp_path / "helper_own.py").write_text("")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if place != ""])
+    try:
+        files, _ = job_files(job(*OWN[setting]))
+    finally:
+        for name in ("nets_own", "helper_own"):
+            sys.modules.pop(name, None)
+    assert list(files) == [JOB_FILE, "nets_own.py", "helper_own.py"]
+
+
+def test_every_setting_that_names_code_of_the_users_own_is_known():
+    """The settings above are those that the schema offers, and no other is missing from what is sent."""
+    described = json.dumps(Config.model_json_schema())
+    assert described.count("`module:") == len({"model.name", "learner.name", "loss", "data.source"})
+    for setting, overrides in OWN.items():
+        assert list(outside_code(job(*overrides))) == [setting.removesuffix(".name") if "inner" in setting else setting]
+
+
+@pytest.mark.parametrize(("text", "said"), [("import x\ndef (\n", "bad_own.py, line 2: "), ("a\0b", "bad_own.py")])
+def test_a_module_that_is_no_python_is_named(text, said, project):
+    (project / "bad_own.py").write_text(text)
+    with pytest.raises(InputError, match=said):
+        job_files(job("loss=bad_own:x"))
+
+
+def test_what_is_left_out_is_counted_once_and_not_where_it_is_sent_all_the_same(project):
+    found = job_files(job(), ["vocabulary", ".", "vocabulary/.env"])[1]
+    assert sorted(found) == ["vocabulary/.git/config", "vocabulary/.gitignore", "vocabulary/runs/r/config.yaml"]
 
 
 def test_the_job_file_holds_every_setting_and_loads_as_the_same_configuration(tmp_path):
@@ -126,6 +173,11 @@ def test_shared_places_are_taken(overrides):
     check_portable(job(*overrides), on_this_machine=False)
 
 
+def test_what_starts_an_mlflow_that_a_cluster_can_use_is_said():
+    with pytest.raises(InputError, match="--host 0.0.0.0 --port 5043 --allowed-hosts 'NAME:5043,localhost:5043'"):
+        check_portable(job("tracking.mlflow=true", "tracking.uri=http://127.0.0.1:5043"), on_this_machine=False)
+
+
 def test_an_address_of_this_machine_is_fine_for_a_cluster_on_it():
     check_portable(job("tracking.mlflow=true", "tracking.uri=http://localhost:5000"), on_this_machine=True)
 
@@ -155,6 +207,6 @@ def test_files_that_only_the_cluster_has_are_not_asked_for_here(project, overrid
 
 def test_a_job_submitted_by_another_version_ends_with_both_versions(monkeypatch):
     check_client()
-    monkeypatch.setenv(VERSION, "0.0.7")
+    monkeypatch.setenv(SUBMITTED_BY, "0.0.7")
     with pytest.raises(InputError, match=r"0\.0\.7"):
         check_client()

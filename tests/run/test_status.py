@@ -87,6 +87,27 @@ def test_a_driver_that_writes_nothing_is_silent_and_one_that_has_just_begun_is_n
         assert 600 <= status(tmp_path)["silent_s"] < 660 and "silent" in described(status(tmp_path))
 
 
+def test_a_driver_that_evaluates_is_not_taken_for_one_that_hangs(tmp_path):
+    (tmp_path / "config.yaml").write_text("data: {family: digits}\nmeta_steps: 6\n")
+    before = time.time() - 600
+    texts = {}
+    for step in (5, 6):
+        done = {"done": step, "theta_sha256": "a", "time": before}
+        noted(tmp_path, "journal.jsonl", *applied(step - 1, step), *([done] if step == 6 else []))
+        with DriverLock(tmp_path):
+            for name in ("driver.lock", "journal.jsonl"):
+                os.utime(tmp_path / name, (before, before))
+            texts[step] = described(status(tmp_path))
+            assert status(tmp_path).get("doing") == ("evaluating" if step == 6 else None)
+    assert "10 min ago: see the job's log" in texts[5] and "evaluating" not in texts[5]
+    assert "evaluating" in texts[6] and "silent" not in texts[6]
+    assert status(tmp_path)["state"] == "stopped" and "doing" not in status(tmp_path)  # nobody has it
+    (tmp_path / "config.yaml").write_text("data: {family: digits}\nmeta_steps: 9\n")  # ended by its patience
+    with DriverLock(tmp_path):
+        os.utime(tmp_path / "driver.lock", (before, before))
+        assert "it evaluates if training has ended early, else see" in described(status(tmp_path))
+
+
 def test_a_run_that_has_not_logged_yet(tmp_path):
     (tmp_path / "config.yaml").write_text("data: {family: digits}\n")
     assert status(tmp_path)["state"] == "stopped"

@@ -74,7 +74,7 @@ def refusal(*arguments, cwd=None):
     assert time.monotonic() - began < WITHIN_S
     assert done.returncode == 2
     *notes, sentence = done.stderr.strip().splitlines()
-    assert all(note.startswith("x: ") for note in notes), notes
+    assert all(note.startswith(("x: ", "making the built-in data")) for note in notes), notes
     return sentence
 
 
@@ -180,6 +180,14 @@ def test_what_would_be_sent_is_shown_without_a_cluster(monkeypatch):
     assert plan["environment"]["RAY_JOB_STOP_WAIT_TIME_S"] == "120"
     assert plan["metadata"]["metadist.run_dir"] == "/shared/runs/x"
     assert plan["entrypoint"].endswith("--resume auto")
+
+
+def test_resume_auto_as_with_train_is_taken_and_said_to_be_needless():
+    done = command("submit", *JOB, "run_dir=/shared/runs/x", "--dry-run", "--resume", "auto")
+    assert json.loads(done.stdout)["entrypoint"].endswith("--resume auto")
+    assert "--resume auto may be left out" in done.stderr
+    other = command("submit", *JOB, "run_dir=/shared/runs/x", "--dry-run", "--resume", "/shared/runs/y")
+    assert other.returncode == 2 and "is not 'auto'" in other.stderr
 
 
 def test_a_job_at_a_uri_is_named_without_its_options():
@@ -292,7 +300,7 @@ def test_a_job_is_submitted_left_found_again_stopped_and_continued(head, tmp_pat
     found = json.loads(client.run(*status)[1])
     assert found["state"] == "running" and found["job"].endswith("running") and found["meta_steps"] == 6000
     code, output = client.run("stop", "d")
-    assert code == 0 and "saved at step" in output
+    assert code == 0 and "saved at step" in output and "submitting the job again goes on" in output
     output, _ = again.communicate(timeout=120)
     assert again.returncode == 143 and "nothing is submitted" in output and "was stopped" in output
     assert json.loads(client.run("status", str(run_dir), "--json")[1])["state"] == "stopped"

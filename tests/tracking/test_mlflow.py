@@ -12,6 +12,7 @@ import time
 
 import pytest
 
+from metadist.core.errors import SUBMITTED_BY
 from metadist.tracking import Trackers
 from metadist.tracking import mlflow as module
 from metadist.tracking.jsonl import JsonlTracker
@@ -272,7 +273,8 @@ def test_a_server_that_comes_back_gets_everything(root, run_dir, client, monkeyp
     assert client.get_run(run_id).info.status == "FINISHED"
 
 
-def test_what_a_server_that_was_down_lacks_is_sent_by_the_resumed_run(run_dir, client):
+def test_what_a_server_that_was_down_lacks_is_sent_by_the_resumed_run(run_dir, client, monkeypatch):
+    monkeypatch.setenv(SUBMITTED_BY, "1.0")
     said = []
     with refusing() as uri:
         first = start(run_dir, uri=uri, said=said)
@@ -280,6 +282,8 @@ def test_what_a_server_that_was_down_lacks_is_sent_by_the_resumed_run(run_dir, c
             first.metrics({"a": float(step)}, step)
         first.finish("KILLED", timeout_s=30)
     assert "lacks 3 lines" in said[-1] and first.wait_run_id(0) is None
+    assert said[-1].endswith("submitting the job again sends them") and "(Connection refused)" in " ".join(said)
+    monkeypatch.delenv(SUBMITTED_BY)
     said.clear()
     second = start(run_dir, said=said)
     second.metrics({"a": 3.0}, 3)

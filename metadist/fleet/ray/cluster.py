@@ -24,7 +24,7 @@ from ray._raylet import GcsClient  # pyright: ignore[reportAttributeAccessIssue]
 from ray.exceptions import RayError, RpcError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from metadist.core.errors import HeadLost, InputError
+from metadist.core.errors import HeadLost, InputError, doing_it_again
 from metadist.fleet.ray.reach import check_head, read_environment, use_token
 
 LONGEST_FOLDER = 107 - 64  # of the path of a unix socket, what Ray's session takes
@@ -203,7 +203,7 @@ class HeadWatch:
     def check(self) -> None:
         """Raises HeadLost once the head has been given up."""
         if self.lost:
-            raise HeadLost(f"{self._sentence()}: start Ray again, then repeat the command")
+            raise HeadLost(f"{self._sentence()}: start Ray again, then begin again")
 
     def close(self) -> None:
         """Look no more; nothing of it is under way when this returns, unless the head is silent."""
@@ -230,8 +230,7 @@ class HeadWatch:
                 self._say(f"{self._sentence()}: after {self._give_up_s:.0f} s the run is saved and ends")
             if self._silent_s >= EXIT_S and not self._closed.is_set():
                 self._say(f"{self._sentence()}, and this process waits for it in vain: it ends here; "
-                          "start Ray again, then the same command with --resume auto goes on from the newest "
-                          "checkpoint")  # fmt: skip
+                          f"start Ray again, then {doing_it_again()} goes on from the newest checkpoint")  # fmt: skip
                 os._exit(1)
 
     def _look(self) -> None:

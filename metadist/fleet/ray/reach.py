@@ -61,7 +61,16 @@ def no_token(address: str) -> str:
     """The sentence for a cluster that wants a token, or another one."""
     asked = os.environ.get("RAY_AUTH_MODE", "").lower() == "token"
     problem = f"{address} does not accept the token here" if asked else f"no token for {address}"
-    return f"{problem}: copy the cluster's ~/.ray/auth_token, or set RAY_AUTH_TOKEN_PATH"
+    if "RAY_AUTH_TOKEN" not in os.environ and (place := os.environ.get("RAY_AUTH_TOKEN_PATH")):
+        try:
+            Path(place).read_bytes()
+        except OSError as error:
+            there = f"there is no file {place}" if isinstance(error, FileNotFoundError) else f"{place}: {reason(error)}"
+            problem = f"{address} wants a token, and RAY_AUTH_TOKEN_PATH names none ({there})"
+    return (
+        f"{problem}: copy the cluster's ~/.ray/auth_token, or set RAY_AUTH_TOKEN_PATH; where cluster/local.sh started "
+        'it, eval "$(cluster/local.sh env)"'
+    )
 
 
 def _check_versions(address: str, there: dict[str, str]) -> None:

@@ -57,6 +57,23 @@ def test_a_head_that_wants_a_token_names_where_ours_is_looked_for():
         check_head(address)
 
 
+def test_of_a_cluster_that_wants_a_token_it_is_told_what_is_wrong_with_ours(tmp_path, monkeypatch):
+    place = tmp_path / "token"
+    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    monkeypatch.delenv("RAY_AUTH_TOKEN_PATH", raising=False)
+    assert reach.no_token("h:1").startswith("no token for h:1: ")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(place))
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    missing = reach.no_token("h:1")
+    assert f"(there is no file {place})" in missing and missing.endswith('eval "$(cluster/local.sh env)"')
+    place.mkdir()
+    assert f"({place}: Is a directory)" in reach.no_token("h:1")
+    place.rmdir()
+    place.write_text("another")
+    assert reach.no_token("h:1").startswith("h:1 does not accept the token here: ")
+
+
 def test_nothing_or_something_else_that_listens_is_told_soon(monkeypatch):
     monkeypatch.setattr(reach, "HELLO_S", 0.5)
     with socket.socket() as server:
