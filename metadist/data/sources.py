@@ -218,6 +218,12 @@ class LabelledSource(TableSource):
     def outputs(self) -> int:
         return self.ways
 
+    @property
+    def shared_labels(self) -> bool:
+        """Whether a label means the same in every task: all tasks have all labels that there are, in one order."""
+        known = [np.unique(table.column(_target(table))) for table in self.tables.values()]
+        return not self.permute_labels and len(np.unique(np.concatenate(known))) == self.ways
+
     def eligible(self, split: Split, table: Table) -> list[np.ndarray]:
         groups, rows = table.label_counts
         groups = np.flatnonzero(np.bincount(groups[rows >= self._needed]) >= self.ways)

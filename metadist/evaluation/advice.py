@@ -16,8 +16,8 @@ FEW = 50
 SHORT = 300
 """Meta-steps below which a run says little of what meta-learning can do."""
 FITTED_TO_ALL = {"pooled": "one model of all training rows", "joint": "one network of all tasks, fine-tuned on each"}
-"""What a baseline is to one who would use it; the others are"""
 OWN = "a model fitted to each task's own examples"
+"""What a baseline is to one who would use it: one of `FITTED_TO_ALL`, else `OWN`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,8 +30,8 @@ class Facts:
     descends: whether adaptation takes inner steps. closed_form: settings that name a learner of a closed form which the
     run's model allows, "" where there is none. groups: of training (classes, where tasks are made of these); None where
     that is not known. columns: of the inputs, the smallest deviation and the largest root of a mean square; None for
-    other inputs than numbers. pictures: whether inputs are imported pictures. evaluate, train, resume: commands that
-    take settings.
+    other inputs than numbers. pictures: whether inputs are imported pictures. pooled: how the learner stands to that
+    baseline, "" where it was not computed. evaluate, train, resume: commands that take settings.
     """
 
     metric: str
@@ -47,6 +47,7 @@ class Facts:
     groups: int | None = None
     columns: tuple[float, float] | None = None
     pictures: bool = False
+    pooled: str = ""
     evaluate: str = "metadist evaluate RUN"
     train: str = "metadist train RUN/config.yaml run_dir=ANOTHER"
     resume: str = "metadist train RUN/config.yaml --resume auto"
@@ -98,6 +99,17 @@ def scaling(facts: Facts) -> str:
         f"input columns are large or of very different sizes (a deviation of {smallest:.2g}, values of {largest:.2g}), "
         "and gradient steps follow the largest: import the table again with `--standardize` (in a source of your own, "
         "divide each column by its deviation in training), and train on that"
+    )
+
+
+def one_for_all(facts: Facts) -> str:
+    """One model of all training rows that is as good."""
+    if facts.pooled not in ("level with", "behind"):
+        return ""
+    how = "used as it is" if facts.metric == "accuracy" else "shifted by a task's own examples"
+    return (
+        f"the learner is {facts.pooled} one model of all training rows, {how} (pooled): one model for all may do, "
+        "since tasks differ little in what their inputs mean"
     )
 
 
@@ -185,6 +197,6 @@ def few_classes(facts: Facts) -> str:
 
 
 RULES: tuple[Callable[[Facts], str], ...] = (
-    scaling, overshooting, unadapted, stopping_short, unfinished, closed_form, few_classes
+    scaling, one_for_all, overshooting, unadapted, stopping_short, unfinished, closed_form, few_classes
 )  # fmt: skip
 """Facts -> advice, or "" where it does not apply."""

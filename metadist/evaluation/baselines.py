@@ -16,7 +16,7 @@ RIDGE = 1.0
 FITTING_TASKS, FITTING_NUMBERS = 200, 2_000_000
 """What `FITTED` baselines see of training: so many tasks, and of these no more than so many numbers of input."""
 MOST_VALUES = 8
-"""Of an example's targets, up to which `pooled` is computed unasked: it grows trees for each."""
+"""Of an example's targets, or labels, up to which `pooled` is computed unasked: it grows trees for each."""
 
 
 def features(inputs: tuple[np.ndarray, ...]) -> np.ndarray:
@@ -136,11 +136,17 @@ def _logistic(task: Task, support: np.ndarray, query: np.ndarray) -> np.ndarray:
 
 
 def pooled(training: Sequence[Task]) -> Baseline:
-    """Values [n, d]: one model of all training groups, gradient-boosted trees (scikit-learn's) of what an example's
-    target is above its group's mean, plus an offset that the support set gives: the mean of what is left there."""
+    """One model of all training groups, gradient-boosted trees (scikit-learn's).
+
+    Of values [n, d]: of what an example's target is above its group's mean, plus an offset that the support set gives:
+    the mean of what is left there. Of labels that mean the same in every task, logits [n, N]: of the label, used as it
+    is, whatever the support set.
+    """
+    rows = np.concatenate([features(_joined(task)) for task in training])
+    if np.issubdtype(training[0].support.targets[0].dtype, np.integer) and len(training[0].support.targets) == 1:
+        return _pooled_labels(rows, np.concatenate([part.targets[0] for task in training for part in task]))
     from sklearn.ensemble import HistGradientBoostingRegressor
 
-    rows = np.concatenate([features(_joined(task)) for task in training])
     values = [np.concatenate([_flat(part.targets) for part in task]) for task in training]
     above = np.concatenate([each - each.mean(axis=0) for each in values])
     trees = [HistGradientBoostingRegressor(random_state=0).fit(rows, column) for column in above.T]
@@ -150,6 +156,21 @@ def pooled(training: Sequence[Task]) -> Baseline:
         return query + (_flat(task.support.targets) - support).mean(axis=0)
 
     return predict
+
+
+def _pooled_labels(rows: np.ndarray, labels: np.ndarray) -> Baseline:
+    """Of features [n, d] of all training tasks and their labels [n], whose rows of no class (-1) are left out."""
+    from sklearn.ensemble import HistGradientBoostingClassifier
+
+    trees = HistGradientBoostingClassifier(random_state=0).fit(rows[labels >= 0], labels[labels >= 0])
+
+    def logits(task: Task) -> np.ndarray:
+        found = _no_class(task)
+        shares = trees.predict_proba(features(task.query.inputs))
+        found[:, trees.classes_] = np.log(np.maximum(shares, np.finfo(np.float64).tiny))
+        return found
+
+    return logits
 
 
 CLOSED_FORM: dict[str, Baseline] = {
@@ -166,17 +187,20 @@ FITTED: dict[str, Callable[[Sequence[Task]], Baseline]] = {
 
 
 def choose_baselines(
-    asked: Sequence[str] | None, classification: bool, known_loss: bool, text: bool = False, values: int = 1
-) -> list[str]:
+    asked: Sequence[str] | None, classification: bool, known_loss: bool, text: bool = False, values: int = 1,
+    shared_labels: bool = False,
+) -> list[str]:  # fmt: skip
     """The baselines of an evaluation: those asked for, else those that suit the kind of task.
 
     `known_loss`: the loss is metadist's own; by another one regression may mean something else by outputs and targets.
-    text: of inputs; values: of an example's targets. Raises InputError where one asked for does not suit.
+    text: of inputs; values: of an example's targets, or its labels; shared_labels: whether these mean the same in every
+    task. Raises InputError where one asked for does not suit.
     """
+    pooled = [] if text or (classification and not shared_labels) else ["pooled"]
     if classification:
-        suited = ["nearest_class_mean", "tfidf_logistic_regression" if text else "logistic_regression"]
+        suited = ["nearest_class_mean", "tfidf_logistic_regression" if text else "logistic_regression", *pooled]
     else:
-        suited = ["support_mean", "ridge", *([] if text else ["pooled"]), "joint"]
+        suited = ["support_mean", "ridge", *pooled, "joint"]
     suited.append("from_scratch")
     if asked is None:
         chosen = [name for name in suited if name != "pooled" or values <= MOST_VALUES]
@@ -184,6 +208,11 @@ def choose_baselines(
     unfit = [name for name in asked if name not in (*suited, "joint")]
     if unfit:
         kind = "classification" if classification else "regression"
+        if unfit[0] == "pooled":
+            needed = (
+                "labels that mean the same in every task (task.permute_labels=false, as many ways as there are labels)"
+            )
+            kind = "texts" if text else f"{kind} without {needed}"
         raise InputError(f"evaluation.baselines: {unfit[0]} does not suit {kind}; take of {', '.join(suited)}")
     return list(asked)
 

@@ -52,9 +52,20 @@ def compare(results: Mapping[str, np.ndarray]) -> Comparison | None:
     }
     surely = [name for name, lead in leads.items() if lead.mean > lead.ci95]
     best = max(surely, key=lambda name: leads[name].mean, default=best)
-    theirs = usable[best]
-    ahead = interval(better * (own[: len(theirs)] - theirs))
-    return Comparison(best, ahead.mean, ahead.ci95, len(theirs))
+    return compare_with(best, results)
+
+
+def compare_with(baseline: str, results: Mapping[str, np.ndarray]) -> Comparison | None:
+    """The comparison with that baseline, of `results` as `compare` takes them; None where that was not computed, or
+    tasks diverged."""
+    metric, theirs = _metric(results), _baselines(results).get(baseline)
+    if theirs is None:
+        return None
+    own = _after(results[metric])[: len(theirs)]
+    if count_diverged(theirs, own):
+        return None
+    ahead = interval(own - theirs if metric == "accuracy" else theirs - own)
+    return Comparison(baseline, ahead.mean, ahead.ci95, len(theirs))
 
 
 def verdict(results: Mapping[str, np.ndarray]) -> str:

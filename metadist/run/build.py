@@ -241,7 +241,9 @@ class Job:
         """The baselines of evaluation that suit the job. Raises InputError where one asked for does not."""
         asked, known_loss = self.config.evaluation.baselines, self.config.loss in ("auto", *LOSSES)
         shapes = self.shapes
-        chosen = choose_baselines(asked, shapes.classification, known_loss, shapes.tokens, shapes.outputs)
+        source = self._source(evaluation=True) if self.dataset is not None else None
+        shared = isinstance(source, LabelledSource) and source.shared_labels
+        chosen = choose_baselines(asked, shapes.classification, known_loss, shapes.tokens, shapes.outputs, shared)
         if "joint" in chosen:
             self.check_joint()
         return chosen

@@ -21,8 +21,10 @@ SMALL = 64 * 64
 WIDE = 1024
 
 
-def facts(prepared: Prepared, summary: dict[str, Any], found: Comparison, run: str, metrics: Path) -> Facts:
-    """What advice is given from, of the run at `run`."""
+def facts(
+    prepared: Prepared, summary: dict[str, Any], found: Comparison, run: str, metrics: Path, pooled: str = ""
+) -> Facts:
+    """What advice is given from, of the run at `run`, which stands to the pooled baseline as `pooled` says."""
     job, metric = prepared.job, "accuracy" if "accuracy" in summary else "loss"
     config, learner = job.config, job.evaluation_engine("cpu").learner
     curve = summary[metric]["by_inner_step"]
@@ -43,6 +45,7 @@ def facts(prepared: Prepared, summary: dict[str, Any], found: Comparison, run: s
         groups=groups,
         columns=columns(prepared),
         pictures=bool(config.data.path) and [len(shape) for shape in job.shapes.inputs] == [3],
+        pooled=pooled,
         evaluate=evaluate_command(config, run),
         train=f"metadist train {file}{flag} run_dir={shlex.quote(run.rstrip('/') + '_next')}",
         resume=f"metadist train {file}{flag} --resume auto",

@@ -9,7 +9,7 @@ from metadist.core.files import writing
 from metadist.core.messages import Weights
 from metadist.evaluation.advice import advise
 from metadist.evaluation.protocol import Doing, draw_curve, write_results
-from metadist.evaluation.verdict import compare
+from metadist.evaluation.verdict import compare, compare_with
 from metadist.run.facts import facts
 from metadist.run.identity import evaluation_tasks, figure_title
 from metadist.run.prepare import Prepared
@@ -26,7 +26,9 @@ def evaluate_weights(
     summary, results = prepared.job.evaluation(prepared.engine, prepared.baselines).run(fleet, weights, say, *shown)
     found = compare(results)
     if found is not None and found.standing in ("level with", "behind"):
-        summary["advice"] = advise(facts(prepared, summary, found, run, metrics))
+        pooled = compare_with("pooled", results)
+        known = facts(prepared, summary, found, run, metrics, pooled.standing if pooled else "")
+        summary["advice"] = advise(known)
     if few := prepared.job.few_tasks(own.split, own.test_tasks):
         summary["few_tasks"] = few
     caption = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in summary["protocol"].items())

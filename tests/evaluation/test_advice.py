@@ -42,6 +42,15 @@ def test_a_run_that_was_short_or_still_improved_is_no_reason_to_give_up(changes,
     assert ("`RESUME meta_steps=" in found) == bool(why)
 
 
+def test_where_one_model_of_all_rows_is_as_good_it_may_do():
+    for standing in ("level with", "behind"):
+        assert f"is {standing} one model of all training rows, used as it is (pooled): one model for all may do" in (
+            the_only(advice(pooled=standing))
+        )
+    assert "shifted by a task's own examples" in advice(pooled="behind", metric="loss")[0]
+    assert "one model" not in the_only(advice(pooled="ahead of")) + the_only(advice(pooled=""))
+
+
 def test_what_the_numbers_do_not_tell_can_still_be_tried():
     found = the_only(advice(groups=66, pictures=True))
     for told in ("more classes or groups in training (now 66)", "`metadist learners`", "`--size` at import"):

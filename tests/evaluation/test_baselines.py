@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.neighbors import NearestCentroid
@@ -199,6 +200,26 @@ def test_pooled_has_trees_for_every_value_of_a_target():
     assert np.abs(found - task.query.targets[0]).max() < 0.3
 
 
+def user(seed: int, flipped: bool = False) -> Task:
+    """Three labels of five support and five query rows each, told apart by a first column, the same for every user."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(3).repeat(5)
+    support, query = (np.stack([labels + 0.1 * rng.normal(size=15), rng.normal(size=15)], axis=1) for _ in range(2))
+    return Task.of(support, labels[::-1].copy() if flipped else labels, query, labels)
+
+
+def test_pooled_of_labels_is_one_classifier_of_all_training_rows_whatever_the_support_set():
+    training = [user(seed) for seed in range(20)]
+    found = pooled(training)
+    rows = np.concatenate([part.inputs[0] for task in training for part in task])
+    labels = np.concatenate([part.targets[0] for task in training for part in task])
+    expected = HistGradientBoostingClassifier(random_state=0).fit(rows, labels)
+    logits = found(user(99))
+    assert np.allclose(np.exp(logits), expected.predict_proba(user(99).query.inputs[0]), rtol=1e-9)
+    assert np.array_equal(logits, found(user(99, flipped=True)))
+    assert (logits.argmax(axis=1) == user(99).query.targets[0]).mean() > 0.9
+
+
 def test_what_is_seen_of_training_is_limited_by_tasks_and_by_numbers():
     def seen(size: int) -> list[int]:
         asked: list[int] = []
@@ -224,3 +245,14 @@ def test_baselines_are_chosen_by_the_kind_of_task():
     assert choose_baselines(["pooled"], False, True, values=784) == ["pooled"]
     with pytest.raises(InputError, match="tfidf_logistic_regression"):
         choose_baselines(["tfidf_logistic_regression"], True, True)
+
+
+def test_pooled_is_chosen_for_labels_that_mean_the_same_in_every_task():
+    shared = choose_baselines(None, True, True, values=4, shared_labels=True)
+    assert shared == ["nearest_class_mean", "logistic_regression", "pooled", "from_scratch"]
+    assert "pooled" not in choose_baselines(None, True, True, values=20, shared_labels=True)
+    assert "pooled" not in choose_baselines(None, True, True, text=True, shared_labels=True)
+    with pytest.raises(InputError, match="pooled does not suit classification without labels that mean the same"):
+        choose_baselines(["pooled"], True, True)
+    with pytest.raises(InputError, match="pooled does not suit texts"):
+        choose_baselines(["pooled"], True, True, text=True, shared_labels=True)

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from metadist.evaluation.verdict import compare, verdict
+from metadist.evaluation.verdict import compare, compare_with, verdict
 
 OWN = np.array([[0.0, 0.5], [0.0, 0.7], [0.0, 0.6], [0.0, 0.8]])
 
@@ -52,6 +52,14 @@ def test_of_a_loss_the_baseline_that_is_lower_is_the_best():
     assert found is not None and found.baseline == "ridge" and found.ahead == pytest.approx(0.1)
     found = compare(losses | {"from_scratch/loss": OWN[:2, -1]})
     assert found is not None and (found.baseline, found.tasks) == ("from_scratch", 2)
+
+
+def test_any_baseline_can_be_compared_with_by_name():
+    results = {"loss": OWN, "pooled/loss": OWN[:, -1] - [0.1, 0.2, 0.1, 0.2], "ridge/loss": OWN[:, -1] - 1}
+    found = compare_with("pooled", results)
+    assert found is not None and found.ahead == pytest.approx(-0.15) and found.standing == "behind"
+    assert compare_with("joint", results) is None
+    assert compare_with("ridge", results | {"ridge/loss": np.array([np.nan, 1, 1, 1])}) is None
 
 
 def test_what_cannot_be_compared_has_no_verdict():

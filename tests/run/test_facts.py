@@ -6,6 +6,7 @@ import pytest
 
 from metadist.config import load_config
 from metadist.core.task import Examples, Task
+from metadist.data import importers
 from metadist.run.api import train
 from metadist.run.build import Job
 from metadist.run.evaluate import evaluate
@@ -98,3 +99,21 @@ def test_an_evaluation_says_it_too_and_a_run_without_a_comparison_says_nothing(t
     config = load_config([run / "config.yaml"], ["evaluation.baselines=[logistic_regression]"])
     results = evaluate(config, run, say=lambda text: None)
     assert results["verdict"].startswith(("behind", "level")) and str(run) in str(results["advice"])
+
+
+def test_where_labels_mean_the_same_for_all_one_model_of_all_rows_is_a_baseline(tmp_path):
+    """The sign of a column is the label of every user: trees know it before they see one of his rows."""
+    rng = np.random.default_rng(0)
+    lines = [f"u{user},{x},{rng.normal()},{int(x > 0)}" for user in range(20) for x in rng.uniform(-1, 1, 24)]
+    (tmp_path / "table.csv").write_text("\n".join(["user,a,b,sign", *lines]) + "\n")
+    importers.table(tmp_path / "table.csv", tmp_path / "users", group="user", inputs=("x=a,b",), targets=("sign",))
+    job = [
+        f"data.path={tmp_path / 'users'}", "task.scheme=labelled", "task.ways=2", "task.shots=1", "task.queries=3",
+        "model.name=mlp", "model.hidden=[4]", "meta_batch_size=4", "meta_steps=2", "evaluation.every=0",
+        "evaluation.test_tasks=20", "evaluation.baseline_tasks=0", "fleet.backend=local", "tracking.mlflow=false",
+    ]  # fmt: skip
+    assert "pooled" not in Job(load_config([], job)).baselines()
+    results = train(load_config([], [*job, "task.permute_labels=false", f"run_dir={tmp_path / 'run'}"]), quiet=True)
+    assert results["baselines"]["pooled"]["accuracy"]["mean"] > 0.9
+    assert results["verdict"].startswith("behind its best baseline, pooled")
+    assert any("one model for all may do" in text for text in results["advice"])
