@@ -59,7 +59,13 @@ def check_out(out: Path | None) -> None:
 
 
 def learner_for(
-    run: str, checkpoint: str, support: str | None, label: str | None, settings: dict[str, Any], trust_code: bool
+    run: str,
+    checkpoint: str,
+    support: str | None,
+    label: str | None,
+    settings: dict[str, Any],
+    trust_code: bool,
+    skip_bad: bool = False,
 ) -> "Adapted":
     """The adapted learner: of a run and the labelled examples in `support`, or a saved one."""
     from metadist.run.predictor import load, load_adapted
@@ -75,17 +81,19 @@ def learner_for(
         return adapted
     learner = load(run, checkpoint, trust_code=trust_code, **settings)
     learner.inputs.say = _say
-    examples = read(learner, [support], label, labelled=True)
+    examples = read(learner, [support], label, labelled=True, skip_bad=skip_bad)
     return learner.adapt(examples.x, examples.y)
 
 
-def read(learner: "FewShotLearner", sources: Sequence[str], label: str | None, labelled: bool) -> "RawExamples":
-    """The examples in files and folders; what was left out of them is said."""
+def read(
+    learner: "FewShotLearner", sources: Sequence[str], label: str | None, labelled: bool, skip_bad: bool = False
+) -> "RawExamples":
+    """The examples in files and folders; what is left out (with `skip_bad`, what cannot be used) is said."""
     from metadist.data.notes import Notes, sentence
     from metadist.data.raw_files import read_examples
 
     notes = Notes()
-    examples = read_examples(sources, learner.inputs.about, label, labelled, notes)
+    examples = read_examples(sources, learner.inputs.about, label, labelled, notes, skip_bad)
     for note in notes.as_list():
         _say(sentence(note))
     return examples

@@ -17,6 +17,7 @@ from metadist.core.redaction import redact, to_stderr
 )
 @click.option("--query", "queries", multiple=True, help="What to predict: a picture, text, table, or folder; several.")
 @click.option("--label", help="Column of the labels, by default that of the run's own data.")
+@click.option("--skip-bad", is_flag=True, help="Leave out pictures, texts, JSON lines that cannot be used, and say so.")
 @click.option("--out", type=click.Path(path_type=Path), help="Write the predictions to a .csv or .jsonl file.")
 @click.option("--save", help="Save the adapted learner to a new folder, a RUN that needs no --support.")
 @click.option("--checkpoint", default="best", show_default=True, help="best, latest or step_...")
@@ -24,7 +25,7 @@ from metadist.core.redaction import redact, to_stderr
 @TRUST
 def predict(
     run_directory: str, arguments: tuple[str, ...], support: str | None, queries: tuple[str, ...], label: str | None,
-    out: Path | None, save: str | None, checkpoint: str, as_json: bool, trust_code: bool,
+    skip_bad: bool, out: Path | None, save: str | None, checkpoint: str, as_json: bool, trust_code: bool,
 ) -> None:  # fmt: skip
     """Adapt a RUN to a few labelled examples and predict others, all as files.
 
@@ -44,13 +45,15 @@ def predict(
     if not asked and not save:
         raise click.UsageError("name what to predict with --query (or keep the adapted learner with --save)")
     predicting.check_out(out)
-    adapted = predicting.learner_for(run_directory, checkpoint, support, label, settings, trust_code)
+    adapted = predicting.learner_for(run_directory, checkpoint, support, label, settings, trust_code, skip_bad)
     if save:
         adapted.save(save)
         to_stderr(f"saved {save}")
     if not asked:
         return
-    rows = predicting.predictions(adapted, predicting.read(adapted.learner, asked, label, labelled=False))
+    rows = predicting.predictions(
+        adapted, predicting.read(adapted.learner, asked, label, labelled=False, skip_bad=skip_bad)
+    )
     if out:
         predicting.write(rows, out)
         to_stderr(f"{len(rows)} predictions in {out}")

@@ -4,6 +4,7 @@ of texts, tables. They are read by what imports read them with.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,11 @@ import numpy as np
 import pyarrow as pa
 
 from metadist.core.errors import InputError, did_you_mean
-from metadist.data.files import entries, files_below, within
+from metadist.data.files import entries, files_below, read_regular, within
 from metadist.data.importers.arrays import strings
 from metadist.data.importers.class_folders import ClassFolders
 from metadist.data.importers.delimited import suffix
-from metadist.data.importers.pictures import SUFFIXES
+from metadist.data.importers.pictures import FILE_BYTES, SUFFIXES, Decoder, Picture, PictureForm
 from metadist.data.importers.survey import stacked
 from metadist.data.importers.table_files import FORMATS as TABLES
 from metadist.data.importers.table_files import Rows
@@ -43,21 +44,29 @@ class RawExamples:
 
 
 def read_examples(
-    sources: Sequence[str], about: Preprocessing, label: str | None, labelled: bool, notes: Notes
+    sources: Sequence[str],
+    about: Preprocessing,
+    label: str | None,
+    labelled: bool,
+    notes: Notes,
+    skip_bad: bool = False,
 ) -> RawExamples:
     """The examples of some files and folders (or, of texts, these themselves), of the kind that a run takes.
 
     `label`: the column of labels, by default that of the run's own data. `labelled`: it must be there. What is left out
-    is noted. Raises InputError where a file cannot be read or has not what it needs.
+    is noted: with `skip_bad` also pictures, texts and lines that cannot be used. Raises InputError where a file cannot
+    be read or has not what it needs.
     """
     if about.pictures:
         parts = [_pictures(Path(source), labelled, notes) for source in sources]
+        parts = [_readable(part, about.pictures, notes) for part in parts] if skip_bad else parts
     elif about.texts:
         parts = [
-            _texts(source, about.texts.column, label or about.label or "label", labelled, notes) for source in sources
+            _texts(source, about.texts.column, label or about.label or "label", labelled, notes, skip_bad)
+            for source in sources
         ]
     elif about.table:
-        parts = [_rows(Path(source), about, label or about.label, labelled, notes) for source in sources]
+        parts = [_rows(Path(source), about, label or about.label, labelled, notes, skip_bad) for source in sources]
     else:
         raise InputError(
             "this run was trained on arrays that no files are known for: use it in Python, with metadist.load"
@@ -103,7 +112,29 @@ def _pictures(source: Path, labelled: bool, notes: Notes) -> RawExamples:
     return RawExamples([within(file, source) for file in files], files)
 
 
-def _texts(source: str, column: str, label: str, labelled: bool, notes: Notes) -> RawExamples:
+def _readable(examples: RawExamples, form: PictureForm, notes: Notes) -> RawExamples:
+    """Those of some pictures that can be used; the others, and classes that are gone with them, are noted."""
+    decoder, kept = Decoder(form, Notes()), []
+    for number, (name, path) in enumerate(zip(examples.names, examples.x, strict=True)):
+        if decoder(Picture(name, partial(read_regular, path, FILE_BYTES))) is not None:
+            kept.append(number)
+    if not kept:
+        decoder.faults.refuse("what was given", len(examples.x), "give at least one that can be read")
+    decoder.faults.note(notes, "replace or remove them")
+    y = None if examples.y is None else [examples.y[number] for number in kept]
+    for name in dict.fromkeys(examples.y or []):
+        if name not in (y or []):
+            notes.add("classes left out", "all their pictures are left out", shown(name), "give them another picture")
+    return RawExamples([examples.names[number] for number in kept], [examples.x[number] for number in kept], y)
+
+
+def _refuse_or_note(faults: Faults, source: Path | str, good: int, remedy: str, notes: Notes, skip_bad: bool) -> None:
+    if not skip_bad:
+        faults.refuse(source, faults.count + good, f"{remedy}, or leave it out with --skip-bad")
+    faults.note(notes, "mend or remove them")
+
+
+def _texts(source: str, column: str, label: str, labelled: bool, notes: Notes, skip_bad: bool) -> RawExamples:
     """The records of a file or folder; or a text itself, where a file is not meant."""
     path, is_file = Path(source), suffix(Path(source)) in (*TEXT_FILES, ".txt") and " " not in source
     if not labelled and suffix(path) == ".txt" and path.is_file():
@@ -115,20 +146,23 @@ def _texts(source: str, column: str, label: str, labelled: bool, notes: Notes) -
     files, faults = TextFiles([path], notes, classes_only=True), Faults("rows", f" of {shown(source)}")
     known = labelled or files.has(label)
     rows = list(rows_in(files, Columns(column, label if known else None, None, None), notes, faults))
-    faults.refuse(source, faults.count + len(rows), "mend or remove it, or name the column with --label")
+    remedy = "mend or remove it, or name the column with --label"
+    _refuse_or_note(faults, source, len(rows), remedy, notes, skip_bad)
     if not rows:
         raise InputError(f"{shown(source)} holds no texts; give a file with one in each row")
     texts = [row.text for row in rows]
     return RawExamples(texts, texts, [row.label for row in rows] if known else None)
 
 
-def _rows(source: Path, about: Preprocessing, label: str | None, labelled: bool, notes: Notes) -> RawExamples:
+def _rows(
+    source: Path, about: Preprocessing, label: str | None, labelled: bool, notes: Notes, skip_bad: bool
+) -> RawExamples:
     """The rows of a table; of a regression with the values of its targets."""
     table = TablePreprocessor(about, [{}] * len(about.inputs))
     targets = [each for each in about.table or () if each.role == "target"] if about.label is None else []
     answers = [column for each in targets for column in each.columns] if about.label is None else [str(label)]
     if suffix(source) in JSON_LINES and source.is_file():
-        found, known = _json_rows(source, table, answers, labelled, notes)
+        found, known = _json_rows(source, table, answers, labelled, notes, skip_bad)
     else:
         found, known = _stored_rows(source, table, answers, about.label is None, labelled, notes)
     names, inputs = [f"row {number + 1}" for number in range(len(found))], found.select(table.columns)
@@ -167,7 +201,7 @@ def _stored_rows(
 
 
 def _json_rows(
-    source: Path, table: TablePreprocessor, answers: list[str], labelled: bool, notes: Notes
+    source: Path, table: TablePreprocessor, answers: list[str], labelled: bool, notes: Notes, skip_bad: bool
 ) -> tuple[pa.Table, bool]:
     """The same of a file with a JSON object in each line."""
     faults, rows = Faults("rows", f" of {shown(source)}"), []
@@ -176,7 +210,7 @@ def _json_rows(
             rows.append(record)
         else:
             faults.add(f"line {line}", str(record))
-    faults.refuse(source, faults.count + len(rows), "mend or remove it")
+    _refuse_or_note(faults, source, len(rows), "mend or remove it", notes, skip_bad)
     if not rows:
         raise InputError(f"{shown(source)} holds no rows; give a table with at least one")
     there = list(dict.fromkeys(name for row in rows for name in row))

@@ -1,7 +1,9 @@
 """Which group belongs to which split, and raw uniform draws: both fixed by a seed for good, on any numpy release."""
 
 import hashlib
+import re
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -11,6 +13,7 @@ from metadist.data.notes import Notes, shown
 
 FRACTIONS = (0.64, 0.16, 0.20)
 
+_STEM = re.compile(r"([A-Za-z]+)([-_.].*)?")
 _NAMES: dict[str, Split] = {
     **{split: split for split in SPLITS},
     "training": "train",
@@ -23,6 +26,13 @@ _NAMES: dict[str, Split] = {
 def split_named(text: str) -> Split | None:
     """The split a folder or column value stands for ("val" and "valid" are validation), or None."""
     return _NAMES.get(text.strip().lower())
+
+
+def split_of_file(path: Path, source: Path | None = None) -> Split | None:
+    """The split that a file's name says, or that of its folder in the source (train/data-00000-of-00001.arrow)."""
+    stem = _STEM.fullmatch(path.name.split(".")[0])
+    folder = split_named(path.parent.name) if source is not None and path.parent != source else None
+    return (split_named(stem[1]) if stem else None) or folder
 
 
 def merged_or_refused(

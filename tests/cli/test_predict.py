@@ -171,6 +171,28 @@ def test_what_cannot_be_predicted_from_texts_and_tables_is_told(files, run_direc
     assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr and done.stdout == ""
 
 
+def test_what_is_broken_is_left_out_where_that_is_asked(files, tmp_path):
+    for name in ("garden", "park"):
+        shutil.copytree(files / name, tmp_path / name)
+        (tmp_path / name / "bird1" / "torn.png").write_bytes(b"no picture")
+    (tmp_path / "garden" / "ghost").mkdir()
+    (tmp_path / "garden" / "ghost" / "0.png").write_bytes(b"")
+    asked = ["--support", str(tmp_path / "garden"), "--query", str(tmp_path / "park"), "--json"]
+    assert "torn.png" in run("predict", "../runs/pictures_maml", *asked, cwd=files).stderr
+    done = predict(files, "../runs/pictures_maml", *asked, "--skip-bad")
+    whole = predict(files, "../runs/pictures_maml", "--support", "garden", "--query", "park", "--json")
+    assert done.stdout == whole.stdout and "pictures left out: 2" in done.stderr and "torn.png" in done.stderr
+    assert "classes left out: 1" in done.stderr and "ghost" in done.stderr
+    nothing = run("predict", "../runs/pictures_maml", *asked[:3], str(tmp_path / "park" / "bird1" / "torn.png"),
+                  "--skip-bad", cwd=files)  # fmt: skip
+    assert nothing.returncode == 2 and "give at least one that can be read" in nothing.stderr
+    (tmp_path / "more.jsonl").write_text('{"text": "open it"}\nno json\n{"text": "pay"}\n')
+    asked = ["--support", "few.jsonl", "--query", str(tmp_path / "more.jsonl"), "--json"]
+    assert "--skip-bad" in run("predict", "../runs/texts_maml", *asked, cwd=files).stderr
+    done = predict(files, "../runs/texts_maml", *asked, "--skip-bad")
+    assert len(done.stdout.splitlines()) == 2 and "rows left out: 1" in done.stderr and "line 2" in done.stderr
+
+
 def test_classes_that_the_support_set_has_not_are_told(files, tmp_path):
     shutil.copytree(files / "park", tmp_path / "park")
     (tmp_path / "park" / "bird4").rename(tmp_path / "park" / "heron")

@@ -28,13 +28,14 @@ import pyarrow as pa
 
 from metadist.core.errors import InputError
 from metadist.core.task import Split
+from metadist.data.files import within
 from metadist.data.importers.arrays import instants, strings
 from metadist.data.importers.categories import Categories
 from metadist.data.importers.names import note_lookalikes
 from metadist.data.importers.survey import EXACT, Asked, Kind, Labels, Survey
 from metadist.data.importers.table_files import Rows
 from metadist.data.notes import Notes, Progress, shown
-from metadist.data.splits import FRACTIONS, divide, split_named
+from metadist.data.splits import FRACTIONS, divide, split_named, split_of_file
 from metadist.data.table import Field
 from metadist.data.writer import ORDER, About, DatasetWriter, Group, options_of, staging
 
@@ -168,6 +169,7 @@ def _find_categories(survey: Survey, splits: dict[str, Split], most: int) -> Non
 
 def _splits(survey: Survey, fractions: Sequence[float], seed: int) -> dict[str, Split]:
     if survey.labels.split is None:
+        _note_names_of_splits(survey)
         return divide(survey.group_rows, fractions, seed)
     splits: dict[str, Split] = {}
     for name, text in survey.splits.items():
@@ -177,6 +179,17 @@ def _splits(survey: Survey, fractions: Sequence[float], seed: int) -> dict[str, 
             raise InputError(f"column {column!r} of {survey.source} says {text!r}; write train, validation or test")
         splits[name] = split
     return splits
+
+
+def _note_names_of_splits(survey: Survey) -> None:
+    """Say that files called train or test, beside others, are put together and their groups divided anew."""
+    paths = survey.rows.paths
+    for path in paths if len(paths) > 1 else ():
+        if split_of_file(path, survey.source):
+            why = "their rows are put together, and whole groups are given to the splits anew, by --fractions"
+            remedy = "to keep them apart, add a column to the files that says train, validation or test, and name it "
+            remedy += "with --split-column (each group in one split alone)"
+            survey.notes.add("file names not taken as splits", why, within(path, survey.source), remedy)
 
 
 def _fields(survey: Survey, scaling: Scaling) -> tuple[list[Field], dict[str, Any]]:

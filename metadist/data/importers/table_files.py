@@ -83,6 +83,11 @@ class Rows:
         self._types: dict[str, pa.DataType] = {}  # of all columns but those that are labels alone
         self._texts: dict[str, TextColumn] = {}
 
+    @property
+    def paths(self) -> list[Path]:
+        """The files, in order."""
+        return [file.path for file in self._files]
+
     def column(self, asked: str) -> str:
         """The column that is meant by a name, spaces around it or not. Raises InputError when there is none."""
         near = [name for name in self.names if name == asked] or [n for n in self.names if clean(n) == clean(asked)]

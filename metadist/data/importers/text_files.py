@@ -6,7 +6,6 @@ these splits, where there are several files.
 
 import csv
 import json
-import re
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -24,14 +23,13 @@ from metadist.data.importers.delimited import limited_lines, open_text, sniff, s
 from metadist.data.importers.names import clean, lacking
 from metadist.data.importers.table_files import schema_of, typed_batches
 from metadist.data.notes import Notes, shown
-from metadist.data.splits import split_named
+from metadist.data.splits import split_of_file
 
 DIGITS = 4300  # of a whole number, as Python reads them
 TXT_BYTES = 1 << 24
 TABLES = (".parquet", ".arrow")
 FORMATS = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", *TABLES)
 _SIDE_FILES = ("dataset_info.json", "dataset_infos.json", "state.json")  # what Hugging Face's library lays beside data
-_STEM = re.compile(r"([A-Za-z]+)([-_.].*)?")
 
 
 class Unusable(Exception):
@@ -61,7 +59,9 @@ class TextFiles:
         self.files: list[_File] = []
         folders = ClassFolders("texts", ".txt files", (".txt",), classes_only, merge)
         for source in sources:
-            self.files += _files_in(source, folders, notes) if source.is_dir() else [_File(source, _split_of(source))]
+            self.files += (
+                _files_in(source, folders, notes) if source.is_dir() else [_File(source, split_of_file(source))]
+            )
         self._check_splits()
         self._names_in_schema: dict[Path, dict[str, list[str]]] = {}
 
@@ -125,13 +125,6 @@ class TextFiles:
             )
 
 
-def _split_of(path: Path, source: Path | None = None) -> Split | None:
-    """The split that a file's name says, or that of its folder in the source (train/data-00000-of-00001.arrow)."""
-    stem = _STEM.fullmatch(path.name.split(".")[0])
-    folder = split_named(path.parent.name) if source is not None and path.parent != source else None
-    return (split_named(stem[1]) if stem else None) or folder
-
-
 def _files_in(source: Path, folders: ClassFolders, notes: Notes) -> list[_File]:
     listed = list(files_below(source, source, Notes()))
     if not any(_is_table(file) for file in listed) and any(suffix(file) == ".txt" for file in listed):
@@ -140,7 +133,7 @@ def _files_in(source: Path, folders: ClassFolders, notes: Notes) -> list[_File]:
     found = []
     for file in files_below(source, source, notes):
         if _is_table(file):
-            found.append(_File(file, _split_of(file, source)))
+            found.append(_File(file, split_of_file(file, source)))
         else:
             remedy = "convert or rename them to have them imported"
             notes.add("files left out", f"no {', '.join(FORMATS)} files", within(file, source), remedy)

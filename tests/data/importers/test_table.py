@@ -80,6 +80,19 @@ def test_a_folder_of_files_is_read_in_order_of_their_names(tmp_path: Path) -> No
     assert open_dataset(table(tmp_path / "parts", tmp_path / "two", **asked)).digest == one.digest
 
 
+def test_files_named_for_splits_are_told_to_be_put_together(tmp_path: Path) -> None:
+    (tmp_path / "parts").mkdir()
+    for name in ("train", "test", "val-00000-of-00001"):
+        pa.parquet.write_table(columns(), tmp_path / "parts" / f"{name}.parquet")
+    asked: dict[str, Any] = {"group": "group", "inputs": ["age"]}
+    for more, count in (({}, 3), ({"split_column": "part"}, None)):
+        dataset = open_dataset(table(tmp_path / "parts", tmp_path / str(count), **asked, **more))
+        told = {note["what"]: note for note in dataset.metadata["notes"]}
+        assert told.get("file names not taken as splits", {}).get("count") == count
+    told = open_dataset(table(tmp_path / "parts" / "train.parquet", tmp_path / "one", **asked)).metadata["notes"]
+    assert "file names not taken as splits" not in [note["what"] for note in told]
+
+
 def test_kinds_follow_the_targets(tmp_path: Path) -> None:
     source = save(tmp_path, columns(flag=[n % 2 == 0 for n in range(N)]))
     classes = open_dataset(table(source, tmp_path / "classes", group="group", inputs=["vector"]))
