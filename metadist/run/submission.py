@@ -28,7 +28,7 @@ from ray.job_submission import JobDetails, JobSubmissionClient
 from metadist.config import Config
 from metadist.config.load import shown
 from metadist.core.errors import SUBMITTED_BY, InputError
-from metadist.core.files import reason
+from metadist.core.files import bare, is_uri, reason
 from metadist.core.redaction import redact
 from metadist.fleet.ray.reach import no_token, use_token
 from metadist.run.package import JOB_FILE, check_job, check_portable, job_files, pack, sizes
@@ -213,18 +213,29 @@ def submit(server: JobServer, submission: Submission, say: Callable[[str], None]
     """The submission id of the job's attempt that runs: one that does already, or a new one, which goes on from the
     checkpoints of those before.
 
-    Raises InputError where the one that runs has other settings.
+    Raises InputError where the one that runs has other settings, or another one has its run_dir.
     """
-    running = next((job for job in attempts(server, submission.name) if job.status not in OVER), None)
-    if running is not None:
-        differing = [
-            key for key in ("metadist.run_dir", "metadist.settings")
-            if (running.metadata or {}).get(key) != submission.metadata[key]
-        ]  # fmt: skip
-        if differing:
+    name, run_dir = submission.name, submission.metadata["metadist.run_dir"]
+    running_jobs = [job for job in attempts(server) if job.status not in OVER]
+    for job in running_jobs:
+        own = job.metadata or {}
+        if own["metadist.job"] != name and _place(own.get("metadist.run_dir", "")) == _place(run_dir):
             raise InputError(
-                f"{running.submission_id} runs with other settings than these: `metadist stop {submission.name}` "
-                "first, then the same command; or submit this one under another --name"
+                f"{job.submission_id} runs in run_dir={run_dir} already, where only one job can write: follow it with "
+                f"--name {own['metadist.job']}, `metadist stop {own['metadist.job']}` first, or set another run_dir"
+            )
+    running = next((job for job in running_jobs if (job.metadata or {})["metadist.job"] == name), None)
+    if running is not None:
+        own = running.metadata or {}
+        if _place(own.get("metadist.run_dir", "")) != _place(run_dir):
+            raise InputError(
+                f"{running.submission_id} runs with another run_dir, {own.get('metadist.run_dir')}, under the name "
+                f"{name}: submit this one under another --name, or `metadist stop {name}` first"
+            )
+        if own.get("metadist.settings") != submission.metadata["metadist.settings"]:
+            raise InputError(
+                f"{running.submission_id} runs with other settings than these: `metadist stop {name}` "
+                "first, then the same command; or submit this one under another --name, with another run_dir"
             )
         say(f"{running.submission_id} is {running.status.lower()} already: nothing is submitted")
         return str(running.submission_id)
@@ -237,6 +248,11 @@ def submit(server: JobServer, submission: Submission, say: Callable[[str], None]
         )  # fmt: skip
     say(f"{submission_id} is submitted to {server.url}")
     return submission_id
+
+
+def _place(run_dir: str) -> str:
+    """One text for all ways to write a directory, or a URI, whose options say only how it is reached."""
+    return bare(run_dir).rstrip("/") if is_uri(run_dir) else os.path.normpath(run_dir)
 
 
 def submit_when_ready(server: JobServer, **job: Any) -> str:

@@ -153,6 +153,23 @@ def test_an_unknown_job_is_said_with_those_there_are():
         assert "it has y" in refusal("status", "x", f"--address={address}")
 
 
+@pytest.mark.parametrize(
+    ("other", "arguments", "said"),
+    [
+        (("y", "/shared/runs//x/"), [], ["y-1 runs in run_dir=/shared/runs/x already", "metadist stop y", "--name y"]),
+        (("x", "/shared/runs/z"), [], ["y-1 runs with another run_dir, /shared/runs/z,", "--name"]),
+        (("x", "/shared/runs/x"), [], ["y-1 runs with other settings"]),
+        (("y", "s3://b/x?region=a"), ["run_dir=s3://b/x/?region=b"], ["y-1 runs in run_dir=s3://b/x/"]),
+    ],
+)
+def test_a_job_that_would_get_in_the_way_of_one_that_runs_is_refused(other, arguments, said):
+    metadata = {"metadist.job": other[0], "metadist.run_dir": other[1], "metadist.settings": "0"}
+    known = {"submission_id": "y-1", "type": "SUBMISSION", "status": "RUNNING", "entrypoint": "x", "metadata": metadata}
+    with server({**cluster(), "/api/jobs/": (200, [known])}) as address:
+        sentence = submit(address, *arguments)
+    assert all(words in sentence for words in said), sentence
+
+
 def test_an_upload_that_is_too_large_names_the_largest(tmp_path):
     for name, mib in (("small.bin", 1), ("large.bin", 150)):
         with (tmp_path / name).open("wb") as file:

@@ -75,8 +75,8 @@ def announce(target: int, wanted: Resources, started: bool, say: Callable[[str],
 
 def why_missing(wanted: Resources, unplaced: int, building: int, silent: int, joined: int | None = None) -> str:
     """Why workers have not joined: so many have no place to run yet, are being built, do not answer. `joined`: those
-    that have, where nobody else uses this Ray: what is taken is then taken by workers, and if there is room for all of
-    them, those without a place are being started in it."""
+    that have, where what is taken may be so by workers alone, as nobody else uses this Ray, or none has been missing
+    for long: if the nodes can hold all of them, those without a place are being started."""
     count = unplaced + building + (joined or 0)
     if joined is not None and _room(wanted.asked, count, _totals()) == count:
         unplaced, building = 0, unplaced + building

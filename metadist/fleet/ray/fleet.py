@@ -29,6 +29,7 @@ from metadist.fleet.ray.metrics import RunMetrics
 from metadist.fleet.server import Shard, Stats
 
 ANSWER_S = 600.0  # of an actor that nothing is known of
+STARTING_S = 30.0  # that workers' processes may take to start on a busy node
 NODE_LABEL = "ray.io/node-id"  # which Ray gives every node
 Ref = ray.ObjectRef
 
@@ -63,6 +64,7 @@ class RayExecutor:
         self._worker_actor, self._server_actor = make(WorkerActor), ray.remote(ServerActor)
         self._make_worker = ray.put(make_worker)
         self._resources = resources
+        self._shortage = ((0, 0), self.now())  # (workers without a place, workers that have joined), since when
 
     def now(self) -> float:
         return time.monotonic()
@@ -76,8 +78,16 @@ class RayExecutor:
     def shortage(self, unplaced: int, building: int, silent: int, joined: int = 0) -> str:
         if self.head.ask():
             with suppress(RayError):  # it has stopped answering meanwhile
-                return why_missing(self._resources, unplaced, building, silent, joined if self._alone else None)
+                own = self._alone or self._is_new((unplaced, joined))
+                return why_missing(self._resources, unplaced, building, silent, joined if own else None)
         return "Ray's head does not answer"
+
+    def _is_new(self, shortage: tuple[int, int]) -> bool:
+        """Whether it has been so for less time than the start of a worker's process may take, as far as it was asked
+        about."""
+        if shortage != self._shortage[0]:
+            self._shortage = shortage, self.now()
+        return self.now() - self._shortage[1] < STARTING_S
 
     def start_worker(self, worker: int, avoid: frozenset[str]) -> Any:
         wanted, elsewhere = self._resources, None

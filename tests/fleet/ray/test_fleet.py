@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import textwrap
+import time
 
 import numpy as np
 import pyarrow as pa
@@ -157,6 +158,31 @@ def test_actors_are_named_for_their_run_also_where_another_run_has_that_name(ray
         executor.end(actor)
         executor.close()
     assert first == "twins-worker-3" and second.startswith("twins-worker-3-") and len(second) > len(first) + 1
+
+
+def test_what_is_taken_is_at_first_that_of_workers_being_started_also_where_others_use_the_cluster(ray_cluster):
+    """Ray does not say whose it is; others have it where nothing changes for long."""
+    from metadist.fleet.ray.fleet import STARTING_S, RayExecutor, Resources
+
+    class Holder:
+        def there(self):
+            return True
+
+    cpus = ray.cluster_resources()["CPU"]
+    holder = ray.remote(num_cpus=cpus)(Holder).remote()
+    assert ray.get(holder.there.remote())
+    deadline = time.monotonic() + 60
+    while ray.available_resources().get("CPU", 0) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    executor, now = RayExecutor(lambda: None, Resources(cpus=cpus / 2), print), 100.0
+    executor.now = lambda: now
+    assert executor.shortage(2, 0, 0, 0) == "2 being started"
+    now += STARTING_S + 1
+    assert f"2 for want of room: each asks for {cpus / 2:g} CPU, and the cluster has 0 of" in executor.shortage(2, 0, 0)
+    assert executor.shortage(1, 0, 0, 1) == "1 being started"  # which has changed
+    assert "for want of room" in executor.shortage(2, 0, 0, 1)  # three of them, for which there is no room at all
+    executor.close()
+    ray.kill(holder)
 
 
 def test_a_run_that_waits_for_workers_follows_a_new_target(ray_cluster, tmp_path):
