@@ -4,7 +4,7 @@ import pytest
 import ray
 
 from metadist.core.errors import InputError
-from metadist.fleet.ray import capacity
+from metadist.fleet.ray import capacity, fleet
 from metadist.fleet.ray.capacity import Resources, announce, misfit, why_missing
 from metadist.fleet.ray.fleet import RayExecutor
 from tests.fleet.ray import nodes
@@ -92,6 +92,7 @@ def test_a_head_that_does_not_answer_in_time_is_told_and_ends_nothing(num_cpus, 
     executor = RayExecutor(lambda: None, Resources(), print)
     try:
         assert executor.shortage(1, 0, 0) == "1 being started"
+        monkeypatch.setattr(fleet, "STARTING_S", 0)  # as it is later: what workers wait for is asked
         monkeypatch.setattr(capacity, "ANSWER_S", 1e-9)
         assert "head does not answer" in executor.shortage(1, 0, 0)
     finally:
