@@ -94,6 +94,7 @@ def test_a_head_that_does_not_answer_in_time_is_told_and_ends_nothing(num_cpus, 
         assert executor.shortage(1, 0, 0) == "1 being started"
         monkeypatch.setattr(fleet, "STARTING_S", 0)  # as it is later: what workers wait for is asked
         monkeypatch.setattr(capacity, "ANSWER_S", 1e-9)
-        assert "head does not answer" in executor.shortage(1, 0, 0)
+        said = {executor.shortage(1, 0, 0) for _ in range(20)}  # now and then it answers even in that time
+        assert any("head does not answer" in each for each in said)
     finally:
         executor.close()
