@@ -107,7 +107,7 @@ def ended_early(config: Config, ended_by: str, step: int) -> str:
     if not why:
         return ""
     key = "evaluation.patience" if ended_by == "no improvement" else "max_time_s"
-    return f"stopped at step {step} of {config.meta_steps}: {why}; {key}=null with --resume auto goes on"
+    return f"stopped at step {step} of {config.meta_steps}: {why}; with {key}=null, {doing_it_again()} goes on"
 
 
 def first_steps(config: Config) -> list[str]:
