@@ -2,6 +2,7 @@
 
 import base64
 import html
+import importlib
 import io
 import threading
 from collections.abc import Callable, Sequence
@@ -13,7 +14,6 @@ from metadist.core.errors import Diverged, InputError
 from metadist.run.few_shot import FewShotLearner
 
 if TYPE_CHECKING:
-    import gradio as gr
     from PIL import Image
 
 CANVAS, STROKE = 320, 14
@@ -112,15 +112,10 @@ def _figures(learner: FewShotLearner, taught: Sequence[Taught]) -> str:
     return "".join(figures)
 
 
-def page(learner: FewShotLearner, name: str) -> "gr.Blocks":
-    """The page of a run called `name`. Raises InputError where its examples can be neither drawn nor typed, or gradio
-    is not installed."""
-    try:
-        import gradio as gr
-    except ImportError:
-        raise InputError(
-            "the demo needs gradio: pip install 'gradio>=6,<7' (or metadist with its extra, demo)"
-        ) from None
+def page(learner: FewShotLearner, name: str) -> Any:
+    """The page of a run called `name`, gradio's Blocks. Raises InputError where its examples can be neither drawn nor
+    typed, or gradio is not installed."""
+    gr = _gradio()
     about = learner.inputs.about
     if not learner.shapes.classification or not (about.pictures or about.texts):
         raise InputError(
@@ -129,7 +124,17 @@ def page(learner: FewShotLearner, name: str) -> "gr.Blocks":
     return (_pictures if about.pictures else _texts)(gr, learner, name)
 
 
-def _pictures(gr: Any, learner: FewShotLearner, name: str) -> "gr.Blocks":
+def _gradio() -> Any:
+    """The module, which is an extra: types are checked without it too."""
+    try:
+        return importlib.import_module("gradio")
+    except ImportError:
+        raise InputError(
+            "the demo needs gradio: pip install 'gradio>=6,<7' (or metadist with its extra, demo)"
+        ) from None
+
+
+def _pictures(gr: Any, learner: FewShotLearner, name: str) -> Any:
     def canvas(label: str, id: str) -> Any:
         paper = f"<div>{label}</div><canvas width={CANVAS} height={CANVAS}></canvas><br><button>Wipe it</button>"
         style = "canvas {background: white; border: 1px solid #888; touch-action: none; cursor: crosshair}"
@@ -176,7 +181,7 @@ def _pictures(gr: Any, learner: FewShotLearner, name: str) -> "gr.Blocks":
     return blocks
 
 
-def _texts(gr: Any, learner: FewShotLearner, name: str) -> "gr.Blocks":
+def _texts(gr: Any, learner: FewShotLearner, name: str) -> Any:
     def add(taught: list[Taught], label: str, text: str) -> tuple[Any, ...]:
         return (*_added(gr, learner, taught, [text], label), "")
 
@@ -252,9 +257,7 @@ def _answer(gr: Any, learner: FewShotLearner, taught: Sequence[Taught], asked: A
 def serve(learner: FewShotLearner, name: str, port: int | None, browser: bool, say: Callable[[str], None]) -> None:
     """Serve the page on this machine's loopback until interrupted, without a network. Raises InputError as `page`."""
     blocks = page(learner, name)
-    import gradio as gr
-
-    fonts = gr.themes.Default(font="sans-serif", font_mono="monospace")  # others are fetched from elsewhere
+    fonts = _gradio().themes.Default(font="sans-serif", font_mono="monospace")  # others are fetched from elsewhere
     try:
         _, address, _ = blocks.launch(
             server_name="127.0.0.1", server_port=port, inbrowser=browser, share=False, footer_links=[],
