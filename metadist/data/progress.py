@@ -20,14 +20,14 @@ class RowProgress:
         self._live = sys.stderr.isatty()
         self._began = self._shown = time.monotonic()
 
-    def __call__(self, done: int, total: int, unit: str = "rows") -> None:
+    def __call__(self, done: int, total: int, what: str = "rows") -> None:
         now = time.monotonic()
         every = REDRAW_S if self._live else LINE_S
         if now - self._began < self._after_s or (done < total and now - self._shown < every):
             return
         self._shown = now
-        text = f"{self._what}: {done} of {total} {unit}"
+        text = f"{self._what}: {done} of {total} {what}"
         if self._live:
             bar = "#" * (BAR * done // max(total, 1))  # less than a MB is 0 MB
-            text = f"\r[{bar:.<{BAR}}] {text}"
+            text = f"\r[{bar:.<{BAR}}] {text}\x1b[K"  # to the end: the one before may be longer
         print(text, end="" if self._live and done < total else "\n", file=sys.stderr)

@@ -1,6 +1,8 @@
 """What a meta-learner must beat on the same task: simple learners of its support set, some with a look at training."""
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
 
 import numpy as np
 import torch
@@ -149,24 +151,35 @@ def pooled(training: Sequence[Task]) -> Baseline:
 
     values = [np.concatenate([_flat(part.targets) for part in task]) for task in training]
     above = np.concatenate([each - each.mean(axis=0) for each in values])
-    trees = [HistGradientBoostingRegressor(random_state=0).fit(rows, column) for column in above.T]
+    with _one_thread():
+        trees = [HistGradientBoostingRegressor(random_state=0).fit(rows, column) for column in above.T]
 
     def predict(task: Task) -> np.ndarray:
-        support, query = (np.stack([each.predict(part) for each in trees], axis=1) for part in _both(task))
+        with _one_thread():
+            support, query = (np.stack([each.predict(part) for each in trees], axis=1) for part in _both(task))
         return query + (_flat(task.support.targets) - support).mean(axis=0)
 
     return predict
+
+
+def _one_thread() -> AbstractContextManager[Any]:
+    """Trees grown and asked by one thread: with more, sums have another order, and workers get in each other's way."""
+    from threadpoolctl import threadpool_limits
+
+    return threadpool_limits(1, user_api="openmp")
 
 
 def _pooled_labels(rows: np.ndarray, labels: np.ndarray) -> Baseline:
     """Of features [n, d] of all training tasks and their labels [n], whose rows of no class (-1) are left out."""
     from sklearn.ensemble import HistGradientBoostingClassifier
 
-    trees = HistGradientBoostingClassifier(random_state=0).fit(rows[labels >= 0], labels[labels >= 0])
+    with _one_thread():
+        trees = HistGradientBoostingClassifier(random_state=0).fit(rows[labels >= 0], labels[labels >= 0])
 
     def logits(task: Task) -> np.ndarray:
         found = _no_class(task)
-        shares = trees.predict_proba(features(task.query.inputs))
+        with _one_thread():
+            shares = trees.predict_proba(features(task.query.inputs))
         found[:, trees.classes_] = np.log(np.maximum(shares, np.finfo(np.float64).tiny))
         return found
 

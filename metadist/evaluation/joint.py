@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from metadist.config.schema import EvaluationConfig
 from metadist.core.errors import Diverged
-from metadist.core.messages import Chunk, ChunkReport, Watch, plan
+from metadist.core.messages import Chunk, ChunkReport, Progress, plan, unseen
 from metadist.core.random import LEARNER_STREAM, Draws
 from metadist.core.task import TaskId
 from metadist.data.sources import ClassSource, Source, sample
@@ -28,10 +28,6 @@ EXAMPLES, TASKS = 64, 25
 """A batch: so many examples of all training classes; without classes, the query sets of so many tasks."""
 CLASS_RATE, VALUE_RATE, STEPS = 0.4, 0.01, 10
 """Of the fine-tuning, where neither the job nor the learner says. Rates of Finn et al. 2017 (Omniglot, sinusoid)."""
-
-
-def _unseen(done: int, total: int) -> None:
-    del done, total
 
 
 def fine_tuning(settings: EvaluationConfig, classification: bool, learner: Learner) -> tuple[float, int]:
@@ -68,11 +64,11 @@ class Joint:
     chunk_size: Callable[[Engine], int]
     last_step: int | None = None
 
-    def results(self, watch: Watch = _unseen) -> dict[str, np.ndarray]:
-        """{metric: [T, inner_steps + 1]} of the tasks of evaluation; `watch` is told how many training steps are
+    def results(self, progress: Progress = unseen) -> dict[str, np.ndarray]:
+        """{metric: [T, inner_steps + 1]} of the tasks of evaluation; `progress` is told how many training steps are
         done."""
         engine = self.make_engine(self.outputs, inner_lr=self.inner_lr, inner_steps=self.inner_steps)
-        theta = engine.layout.flatten(self.weights(watch))
+        theta = engine.layout.flatten(self.weights(progress))
         own = self.evaluator
         evaluator = Evaluator(engine, own.source, own.metrics, own.transductive, 0)
         chunks = plan(self.settings.split, 0, self.settings.test_tasks, self.chunk_size(engine))
@@ -83,10 +79,10 @@ class Joint:
             results.append(evaluator.evaluate(theta.clone(), tasks, draws, self.settings.joint_steps, 1))
         return {name: np.concatenate([result[name] for result in results]) for name in own.metrics}
 
-    def weights(self, watch: Watch = _unseen) -> dict[str, torch.Tensor]:
+    def weights(self, progress: Progress = unseen) -> dict[str, torch.Tensor]:
         """The model's weights, trained by Adam on all tasks as if they were one, without an inner loop: on values, or
         to tell all training classes apart, with a head of zeros in the place of that classifier's."""
-        return self._classifier(watch) if self.classification else self._regressor(watch)
+        return self._classifier(progress) if self.classification else self._regressor(progress)
 
     def arrived(self, task: TaskId) -> TaskId:
         """The task itself, or, online, one of the run's last meta-step, before which all tasks have arrived."""
@@ -94,7 +90,7 @@ class Joint:
             return task
         return TaskId("train", self.last_step, task.step * TASKS + task.index)
 
-    def _regressor(self, watch: Watch) -> dict[str, torch.Tensor]:
+    def _regressor(self, progress: Progress) -> dict[str, torch.Tensor]:
         engine = self.make_engine(self.outputs, inner_steps=0)
         server = Server(engine.initial_theta().numpy(), Optimization(meta_lr=self.settings.joint_lr))
         weights = server.weights()
@@ -109,10 +105,10 @@ class Joint:
                 weights, _ = server.apply(step, (report, rows.numpy()))
             except Diverged:  # which its figures, all NaN, then say: no reason to lose those of the run
                 return engine.layout.unflatten(torch.full_like(theta, torch.nan))
-            watch(step + 1, self.settings.joint_steps)
+            progress(step + 1, self.settings.joint_steps)
         return engine.layout.unflatten(torch.from_numpy(weights.theta))
 
-    def _classifier(self, watch: Watch) -> dict[str, torch.Tensor]:
+    def _classifier(self, progress: Progress) -> dict[str, torch.Tensor]:
         assert isinstance(self.source, ClassSource)
         table, plain = self.source.tables["train"], self.make_model(self.outputs)
         model = self.make_model(len(table.counts))
@@ -127,7 +123,7 @@ class Joint:
             with model.in_place():
                 F.cross_entropy(model(weights, *inputs), labels).backward()
             optimizer.step()
-            watch(step + 1, self.settings.joint_steps)
+            progress(step + 1, self.settings.joint_steps)
         return {
             name: torch.zeros_like(value) if name.startswith(HEAD) else weights[name].detach()
             for name, value in plain.parameters.items()

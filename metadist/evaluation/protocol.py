@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from metadist.config.schema import EvaluationConfig
-from metadist.core.messages import Chunk, Watch, plan
+from metadist.core.messages import Chunk, Progress, plan, unseen
 from metadist.core.task import Split
 from metadist.evaluation.figures import CurvePoint, adaptation_curve
 from metadist.evaluation.intervals import count_diverged, interval
@@ -19,17 +19,14 @@ from metadist.evaluation.verdict import verdict
 from metadist.learners import Learner
 
 Doing = Callable[[str, int, int], None]
-
-
-def _unseen(what: str, done: int, total: int) -> None:
-    del what, done, total
+"""Takes what is being done, how much of it is, and of how much."""
 
 
 class EvaluatingFleet(Protocol):
     """The part of a fleet that evaluation needs."""
 
     def evaluate(
-        self, weights: Any, chunks: Sequence[Chunk], baselines: tuple[str, ...] = (), watch: Watch | None = None
+        self, weights: Any, chunks: Sequence[Chunk], baselines: tuple[str, ...] = (), progress: Progress = unseen
     ) -> list[dict[str, np.ndarray]]: ...
 
 
@@ -41,17 +38,16 @@ def measure(
     size: int,
     baselines: tuple[str, ...] = (),
     step: int = 0,
-    watch: Watch | None = None,
+    progress: Progress = unseen,
 ) -> dict[str, np.ndarray]:
     """Per-task results of tasks 0..num_tasks-1 of a split: {metric: [T, inner_steps + 1]}, {"baseline/metric": [T]}.
-    `watch` is told how many tasks are done."""
+    `progress` is told how many tasks are done."""
 
     def chunks_done(done: int, total: int) -> None:
-        assert watch
-        watch(num_tasks if done == total else done * size, num_tasks)
+        progress(num_tasks if done == total else done * size, num_tasks)
 
     chunks = plan(split, step, num_tasks, size)
-    results = fleet.evaluate(weights, chunks, baselines, chunks_done if watch else None)
+    results = fleet.evaluate(weights, chunks, baselines, chunks_done)
     return {name: np.concatenate([result[name] for result in results]) for name in results[0]}
 
 
@@ -71,7 +67,7 @@ class Evaluation:
     joint: Joint | None = None
 
     def run(
-        self, fleet: EvaluatingFleet, weights: Any, say: Callable[[str], None], doing: Doing = _unseen
+        self, fleet: EvaluatingFleet, weights: Any, say: Callable[[str], None], doing: Doing = unseen
     ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """Evaluate weights on `evaluation.split`: a summary as plain types, and per-task results.
 
@@ -82,12 +78,14 @@ class Evaluation:
         split, tasks = settings.split, settings.test_tasks
         quick = tuple(name for name in self.baselines if name not in ("from_scratch", "joint"))
         say(f"evaluating {tasks} tasks of split {split!r}")
-        results = measure(fleet, weights, split, tasks, self.chunk_size, quick, watch=partial(doing, "evaluated tasks"))
+        results = measure(
+            fleet, weights, split, tasks, self.chunk_size, quick, progress=partial(doing, "evaluated tasks")
+        )
         few = min(settings.baseline_tasks, tasks)
         if "from_scratch" in self.baselines and few:
             say(f"training from scratch on {few} of them (evaluation.baseline_tasks=0 leaves that out)")
-            watch = partial(doing, "tasks trained from scratch")
-            scratch = measure(fleet, weights, split, few, self.chunk_size, ("from_scratch",), watch=watch)
+            progress = partial(doing, "tasks trained from scratch")
+            scratch = measure(fleet, weights, split, few, self.chunk_size, ("from_scratch",), progress=progress)
             results |= {name: values for name, values in scratch.items() if name.startswith("from_scratch/")}
         caption = dict(self.caption)
         if self.joint is not None and "joint" in self.baselines:

@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from metadist.core.errors import InputError, Interrupted
-from metadist.core.messages import Chunk, ChunkReport, Watch, Weights, plan
+from metadist.core.messages import Chunk, ChunkReport, Progress, Weights, plan, unseen
 from metadist.fleet import events
 from metadist.fleet.actors import CACHED, Bundle, join_weights
 from metadist.fleet.controller import REMEMBERED, Controller
@@ -58,7 +58,7 @@ class Batch:
     bundles: Sequence[Bundle]
     weights: tuple[Ref, ...] | None
     baselines: tuple[str, ...] = ()
-    watch: Watch | None = None
+    progress: Progress = unseen
     results: dict[Bundle, Result] = field(default_factory=dict)
     returned: dict[Attempt, list[Any]] = field(default_factory=dict)
     num_attempts: Counter[Bundle] = field(default_factory=Counter)
@@ -261,13 +261,13 @@ class Fleet:
 
     def evaluate(
         self, weights: Sequence[Ref] | Weights, chunks: Sequence[Chunk], baselines: tuple[str, ...] = (),
-        watch: Watch | None = None,
+        progress: Progress = unseen,
     ) -> list[dict[str, np.ndarray]]:  # fmt: skip
-        """What `Worker.evaluate` returns for each chunk, in order; `watch` is told how many are done, of how many."""
+        """What `Worker.evaluate` returns for each chunk, in order; `progress` is told how many are done."""
         refs, bundles = self._refs(weights), [(chunk,) for chunk in chunks]
         while True:
             try:
-                number = self._begin(Batch("evaluate", bundles, refs, baselines, watch))
+                number = self._begin(Batch("evaluate", bundles, refs, baselines, progress))
                 self._finish(number)
                 return self._batches[number].values()
             except WeightsLost as error:
@@ -377,8 +377,7 @@ class Fleet:
                     raise Interrupted(signal)
                 self.resize(self._asked_target() or self.target)
             sent = self._send_ahead(sent, batch)
-            if batch.watch:
-                batch.watch(len(batch.results), len(batch.bundles))
+            batch.progress(len(batch.results), len(batch.bundles))
         self.roster.run_has_begun = True
         results = [batch.results[bundle] for bundle in batch.bundles]
         batch.results = dict.fromkeys(batch.results, ())  # gradients must not stay in the object store

@@ -72,7 +72,12 @@ def _measured(run: str, results: dict[str, Any]) -> Measured:
         steps = len(results[metric]["by_inner_step"]) - 1
         table = pa.ipc.open_file(pa.BufferReader(read_file(run_file(run, "tasks.arrow"), MOST_BYTES))).read_all()
         values = table[f"{metric}_after_{steps}"].to_numpy().astype(np.float64)
-        _ = results[metric]["after"]["mean"], results[metric]["after"]["ci95"], results["protocol"]["learner"]
+        results[metric]["after"] = {
+            name: math.nan if results[metric]["after"][name] is None else float(results[metric]["after"][name])
+            for name in ("mean", "ci95")
+        }
+        results["protocol"]["learner"] = str(results["protocol"]["learner"])
+        results["tasks_of"]["data"] = str(results["tasks_of"].get("data"))
     except FileNotFoundError:
         raise InputError(f"{run} has no tasks.arrow, the figures of its tasks: evaluate it again") from None
     except (OSError, KeyError, TypeError, ValueError, pa.ArrowException) as error:
@@ -83,10 +88,9 @@ def _measured(run: str, results: dict[str, Any]) -> Measured:
 
 
 def _row(run: str, results: dict[str, Any], own: Measured, reference: Measured | None) -> dict[str, Any]:
-    after, protocol = results[own.metric]["after"], results["protocol"]
-    mean, ci95 = (math.nan if after[name] is None else after[name] for name in ("mean", "ci95"))
-    row = {"run": bare(run), "data": own.tasks.get("data"), "learner": protocol["learner"], "metric": own.metric}
-    row |= {"mean": mean, "ci95": ci95, "tasks": len(own.values)}
+    learner = results["protocol"]["learner"]
+    row = {"run": bare(run), "data": own.tasks["data"], "learner": learner, "metric": own.metric}
+    row |= {**results[own.metric]["after"], "tasks": len(own.values)}
     if reference is not None:
         found: Difference = difference(own, reference)
         row |= {"better": found.better, "better_ci95": found.ci95, "word": found.word, "paired_tasks": found.tasks}

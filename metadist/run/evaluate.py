@@ -32,7 +32,7 @@ def evaluate(
     *,
     checkpoint: str = "best",
     say: Callable[[str], None] = print,
-    doing: Callable[[str, int, int], None] | None = None,
+    doing: Callable[[str, int, int], None] = lambda *progress: None,
     trust_code: bool = False,
     own: Collection[str] = (),
 ) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from metadist.checkpoint.format import theta_sha256
 from metadist.core.files import writing
-from metadist.core.messages import Weights
+from metadist.core.messages import Weights, unseen
 from metadist.evaluation.advice import advise
 from metadist.evaluation.protocol import Doing, draw_curve, write_results
 from metadist.evaluation.verdict import compare, compare_with
@@ -17,13 +17,12 @@ from metadist.run.prepare import Prepared
 
 def evaluate_weights(
     prepared: Prepared, fleet: Any, weights: Weights, folder: Path, say: Callable[[str], None], run: str, metrics: Path,
-    doing: Doing | None = None,
+    doing: Doing = unseen,
 ) -> dict[str, Any]:  # fmt: skip
     """The summary of the full evaluation of weights of the run at `run`, whose numbers of training are in `metrics`;
     results of each task and the adaptation curve are written to `folder`."""
     own = prepared.job.config.evaluation
-    shown = (doing,) if doing else ()
-    summary, results = prepared.job.evaluation(prepared.engine, prepared.baselines).run(fleet, weights, say, *shown)
+    summary, results = prepared.job.evaluation(prepared.engine, prepared.baselines).run(fleet, weights, say, doing)
     found = compare(results)
     if found is not None and found.standing in ("level with", "behind"):
         pooled = compare_with("pooled", results)

@@ -12,7 +12,7 @@ import numpy as np
 from metadist.checkpoint.format import Checkpoint
 from metadist.core.errors import InputError
 from metadist.core.files import reason
-from metadist.core.messages import Chunk, Watch, Weights
+from metadist.core.messages import Chunk, Progress, Weights, unseen
 from metadist.core.task import Split, Task, TaskId
 from metadist.engine import Engine, Method
 from metadist.engine.gradient_check import Found, check_gradient, claims_derivative, plain
@@ -178,9 +178,9 @@ class _Here:
         self.worker = job.worker(constants)
 
     def evaluate(
-        self, weights: Weights, chunks: Sequence[Chunk], baselines: tuple[str, ...] = (), watch: Watch | None = None
+        self, weights: Weights, chunks: Sequence[Chunk], baselines: tuple[str, ...] = (), progress: Progress = unseen
     ) -> list[dict[str, np.ndarray]]:
-        del watch
+        del progress
         return [self.worker.evaluate(weights, chunk, baselines) for chunk in chunks]
 
 

@@ -244,7 +244,7 @@ class Trainer:
         began, seen = time.perf_counter(), partial(self._run.doing, "validation tasks")
         beside = self._watch.baselines
         weights = self.server.weights()
-        results = measure(self.fleet, weights, "validation", own.tasks, self.chunk_size, beside, watch=seen)
+        results = measure(self.fleet, weights, "validation", own.tasks, self.chunk_size, beside, progress=seen)
         self._watch.validation(results, done)
         results = {name: by_step for name, by_step in results.items() if "/" not in name}
         diverged = count_diverged(*(by_step[:, -1] for by_step in results.values()))

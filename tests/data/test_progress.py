@@ -21,11 +21,11 @@ def test_a_terminal_gets_a_bar(capsys, monkeypatch):
     progress(50, 100)
     progress(100, 100)
     half, whole = capsys.readouterr().err.removeprefix("\r").split("\r")
-    assert half == f"[{'#' * 10}{'.' * 10}] letters: 50 of 100 rows"
-    assert whole == f"[{'#' * 20}] letters: 100 of 100 rows\n"
+    assert half == f"[{'#' * 10}{'.' * 10}] letters: 50 of 100 rows\x1b[K"  # to its end
+    assert whole == f"[{'#' * 20}] letters: 100 of 100 rows\x1b[K\n"
 
 
 def test_of_less_than_a_unit_the_bar_is_empty(capsys, monkeypatch):
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     RowProgress("omniglot")(0, 0, "MB of omniglot.zip")
-    assert capsys.readouterr().err == f"\r[{'.' * 20}] omniglot: 0 of 0 MB of omniglot.zip\n"
+    assert capsys.readouterr().err == f"\r[{'.' * 20}] omniglot: 0 of 0 MB of omniglot.zip\x1b[K\n"

@@ -1,10 +1,12 @@
 import numpy as np
 import pytest
 import torch
-from sklearn.ensemble import HistGradientBoostingClassifier
+from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.neighbors import NearestCentroid
+from sklearn.utils._openmp_helpers import _openmp_effective_n_threads
+from threadpoolctl import threadpool_limits
 
 from metadist.core.errors import InputError
 from metadist.core.task import Examples, Task
@@ -218,6 +220,31 @@ def test_pooled_of_labels_is_one_classifier_of_all_training_rows_whatever_the_su
     assert np.allclose(np.exp(logits), expected.predict_proba(user(99).query.inputs[0]), rtol=1e-9)
     assert np.array_equal(logits, found(user(99, flipped=True)))
     assert (logits.argmax(axis=1) == user(99).query.targets[0]).mean() > 0.9
+
+
+def test_pooled_uses_one_thread_whatever_the_process_has(monkeypatch):
+    threads = []
+
+    def noted(kind, name):
+        real = getattr(kind, name)
+
+        def method(self, *arguments):
+            threads.append(_openmp_effective_n_threads())
+            return real(self, *arguments)
+
+        monkeypatch.setattr(kind, name, method)
+
+    for kind, names in ((HistGradientBoostingClassifier, ("fit", "predict_proba")),
+                        (HistGradientBoostingRegressor, ("fit", "predict"))):  # fmt: skip
+        for name in names:
+            noted(kind, name)
+    with threadpool_limits(2, user_api="openmp"):
+        if _openmp_effective_n_threads() < 2:
+            pytest.skip("one core")
+        for make in (user, lambda seed: group(1.0, seed)):
+            pooled([make(seed) for seed in range(3)])(make(9))
+        assert threads == [1, 1, 1, 1, 1]  # of the regression support and query apart
+        assert _openmp_effective_n_threads() == 2
 
 
 def test_what_is_seen_of_training_is_limited_by_tasks_and_by_numbers():

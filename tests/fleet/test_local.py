@@ -166,7 +166,7 @@ def test_an_evaluation_tells_how_many_chunks_are_done_up_to_all():
     told: list[tuple[int, int]] = []
     faults = [Fault(1.5, "kill", 0)]
     fleet = LocalFleet(lambda: WORKER, 2, faults=faults)
-    measured = fleet.evaluate(WEIGHTS, plan("test", 0, 11, 2), watch=lambda done, total: told.append((done, total)))
+    measured = fleet.evaluate(WEIGHTS, plan("test", 0, 11, 2), progress=lambda done, total: told.append((done, total)))
     assert len(measured) == 6 and told == sorted(told) and told[-1] == (6, 6)
     assert {total for _, total in told} == {6} and len({done for done, _ in told}) > 2
 

@@ -113,6 +113,16 @@ def test_what_cannot_be_compared_is_told_with_what_to_type(runs, tmp_path):
     assert run("compare", "maml", cwd=runs).returncode == 2
 
 
+@pytest.mark.parametrize("after", [{"mean": "high", "ci95": 0.1}, {"mean": [0.5], "ci95": 0.1}, [], "x"])
+def test_results_of_other_types_than_metadist_writes_are_told_as_such(runs, tmp_path, after):
+    other = shutil.copytree(runs / "maml", tmp_path / "other")
+    results = json.loads((other / "results.json").read_text())
+    results["accuracy"]["after"] = after
+    (other / "results.json").write_text(json.dumps(results))
+    with pytest.raises(InputError, match="do not fit .*: evaluate it again"):
+        compare([str(runs / "maml"), str(other)])
+
+
 def test_a_run_with_diverged_tasks_has_no_figure_and_says_so(runs, tmp_path):
     bad = shutil.copytree(runs / "maml", tmp_path / "bad")
     table = pa.ipc.open_file(bad / "tasks.arrow").read_all()
