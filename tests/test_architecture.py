@@ -14,7 +14,7 @@ FLOORS = [
 ]  # fmt: skip
 """From the ground up: a room imports from lower floors only."""
 FILES = {
-    "core": ["redaction", "errors", "files", "storage", "task", "messages", "random"],
+    "core": ["redaction", "errors", "files", "storage", "measure", "task", "messages", "random"],
     "data": [
         "mapped", "notes", "progress", "duplicates", "files", "download", "importers.names", "importers.arrays",
         "importers.delimited", "importers.pictures", "importers.table_files", "importers.columns",
@@ -46,9 +46,9 @@ FILES = {
     ],
     "run": [
         "auto", "machine", "plugins", "job_file", "build", "trust", "resolved", "task_sizes", "learner_settings",
-        "new_job", "bench", "identity", "prepare", "preflight", "signals", "tracker", "mirror", "compare", "saved",
-        "places", "directory", "fleets", "inputs", "few_shot", "predictor", "demo", "export", "facts",
-        "remedies", "judge", "measures", "pictures", "replay", "results", "evaluate", "resume", "watch", "trainer",
+        "new_job", "bench", "identity", "prepare", "pictures", "preflight", "signals", "tracker", "mirror", "compare",
+        "saved", "places", "directory", "fleets", "inputs", "few_shot", "predictor", "demo", "export", "facts",
+        "remedies", "judge", "measures", "replay", "results", "evaluate", "resume", "watch", "trainer",
         "dry_run", "api", "package", "status", "submission", "doctor"
     ],
     "cli": ["tables", "predictions", "bench", "config", "cluster", "data", "report", "runs", "train", "use", "main"],

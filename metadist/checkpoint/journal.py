@@ -1,10 +1,11 @@
-"""The journal of a run, `journal.jsonl`: the batches it planned, and the hash of theta at each checkpoint."""
+"""The journal of a run, `journal.jsonl`: what it is judged by, the batches it planned, theta's hash at checkpoints."""
 
 from pathlib import Path
 from typing import Any
 
 from metadist.core.errors import InputError
 from metadist.core.files import JsonLines, read_json_lines
+from metadist.core.measure import Measure
 from metadist.core.redaction import redacted
 
 MOST_TASKS = 10**12
@@ -44,3 +45,13 @@ def journalled_hashes(records: list[dict[str, Any]]) -> dict[int, str]:
                 raise InputError(f"the journal has {hashed!r} as theta's hash at {done!r}: restore it from a copy")
             found[done] = hashed
     return found
+
+
+def journalled_measure(records: list[dict[str, Any]]) -> Measure | None:
+    """What the run is judged by, as its last try says; None of a run from before that was journalled. Raises
+    InputError."""
+    said = [record["measure"] for record in records if "measure" in record]
+    try:
+        return Measure.parse(said[-1]) if said else None
+    except ValueError as error:
+        raise InputError(f"the journal is damaged ({error}): restore the file from a copy") from None

@@ -1,20 +1,15 @@
 """`metadist evaluate`, `compare`, `scale` and `replay`: what is done with runs that are there."""
 
 import json
-import math
-from typing import Any
 
 import click
 
 from metadist.cli.config import ANY_ARGUMENTS
-from metadist.cli.report import report
-from metadist.cli.tables import table
+from metadist.cli.report import compared, report
 from metadist.core.files import finite
 from metadist.core.redaction import redact, to_stderr
 
 TRUST = click.option("--trust-code", is_flag=True, help="Follow the code, address and places that a saved run names.")
-OTHER_DATA = "not comparable"
-"""The word of a run whose data is other than the first one's."""
 
 
 @click.command(context_settings=ANY_ARGUMENTS)
@@ -71,50 +66,9 @@ def compare(runs: tuple[str, ...], figure: str | None, as_json: bool) -> None:
     if len(runs) < 2:
         raise click.UsageError("name two runs or more, the first of which the others are compared with")
     rows = comparing.compare(runs, figure)
-    click.echo(json.dumps(finite(rows), indent=2) if as_json else _compared(rows))
+    click.echo(json.dumps(finite(rows), indent=2) if as_json else compared(rows))
     if figure:
         to_stderr(f"wrote {figure}")
-
-
-def _compared(rows: list[dict[str, Any]]) -> str:
-    """The runs as a table, and why some are not paired with the first."""
-    metric, first = rows[0]["metric"], rows[0]["run"]
-    by, digits, unit, points = (100, 2, " %", ", points") if metric == "accuracy" else (1, 4, "", "")
-
-    def figure(mean: float, ci95: float, form: str = "") -> str:
-        if math.isnan(mean):
-            return "none: tasks diverged"
-        return f"{by * mean:{form}.{digits}f}{'' if form else unit} ± {by * ci95:.{digits}f}"
-
-    shown = [
-        {
-            "run": row["run"],
-            **({"data": row["data"]} if len({row["data"] for row in rows}) > 1 else {}),
-            "learner": row["learner"],
-            metric: figure(row["mean"], row["ci95"]),
-            "tasks": str(row["tasks"]),
-            f"better{points}": figure(row["better"], row["better_ci95"], "+") if "better" in row else "the first",
-            "": "" if row.get("word") == OTHER_DATA else row.get("word", ""),
-        }
-        for row in rows
-    ]
-    lines = [table(shown, left=len(shown[0]) - 4)]
-    lines += [_unpaired(row, first) for row in rows if "unpaired" in row]
-    pairs = {row["paired_tasks"] for row in rows if row.get("paired_tasks")}
-    lines += [f"paired over {' and '.join(map(str, sorted(pairs)))} tasks"] if pairs else []
-    return "\n".join(lines)
-
-
-def _unpaired(row: dict[str, Any], first: str) -> str:
-    if row["word"] == OTHER_DATA:
-        return (
-            f"{row['run']} is on other data: {OTHER_DATA} with {first} ({row['unpaired']}); the difference of the two "
-            "means may be that of the data"
-        )
-    return (
-        f"{row['run']} is not paired with {first}, since their tasks are others ({row['unpaired']}): its interval is "
-        "that of a difference of two means, which is wider"
-    )
 
 
 @click.command(context_settings={"ignore_unknown_options": True})  # so that -1 is a number

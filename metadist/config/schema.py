@@ -1,10 +1,22 @@
 """Everything a job can say, with its default, allowed range and meaning."""
 
+import re
 import warnings
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidatorFunctionWrapHandler, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidatorFunctionWrapHandler,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
+
+from metadist.core.errors import did_you_mean
+from metadist.core.measure import BUILT_IN
 
 BUILT_IN_MODELS = ("mlp", "conv4", "resnet12", "bag")
 LEARNER_OPTIONS = ("inner_lr", "inner_steps", "first_order")
@@ -15,10 +27,24 @@ Tasks = Annotated[int, Field(ge=1, le=10**7)]
 Workers = Annotated[int, Field(ge=1, le=100_000)]
 Natural = Annotated[int, Field(ge=0, le=10**12)]
 Rate = Annotated[float, Field(gt=0)]
-BaselineName = Literal[
+BASELINES = (
     "nearest_class_mean", "logistic_regression", "tfidf_logistic_regression", "support_mean", "ridge", "pooled",
-    "from_scratch", "joint"
-]  # fmt: skip
+    "from_scratch", "joint", "initial",
+)  # fmt: skip
+FIGURES = ("adaptation_curve", "training_curve", "scaling", "task")
+OWN_CODE = re.compile(r"[\w.]+:\w+")
+
+
+def _known_or_own(name: str) -> str:
+    if name not in BASELINES and not OWN_CODE.fullmatch(name):
+        hint = did_you_mean(name.lower(), BASELINES) or f"; known: {', '.join(BASELINES)}"
+        raise PydanticCustomError("baseline", f"neither built in nor of the form module:callable{hint}")
+    return name
+
+
+BaselineName = Annotated[str, AfterValidator(_known_or_own)]
+Code = Annotated[str, Field(pattern=rf"^{OWN_CODE.pattern}$")]
+Label = Annotated[str, Field(pattern=r"^[a-zA-Z]\w{0,99}$")]
 Place = Annotated[str, Field(pattern=r"^[^\x00]+$")]
 
 
@@ -182,9 +208,21 @@ class EvaluationConfig(Section):
     transductive: bool = Field(
         True, description="query examples share one batch; false: each is predicted with the support set only"
     )
-    baselines: list[BaselineName] | None = Field(
-        None, description="default: those that suit the kind of task (joint: not for classes, where it takes long)"
+    metrics: dict[Label, Code] = Field(
+        {}, description="of your own, `name: module:callable` of (outputs, *targets); the first is the measure of "
+        "success: of the best checkpoint, patience and the verdict"
+    )  # fmt: skip
+    better: Literal["higher", "lower"] | None = Field(
+        None, description="on which side the first of your own metrics is better"
     )
+    figures: dict[Label, Code] = Field(
+        {}, description="of your own, `name: module:callable` of (learner, theta, fasts, task), which gives a figure "
+        "of matplotlib: drawn of the first task, as NAME.png"
+    )  # fmt: skip
+    baselines: list[BaselineName] | None = Field(
+        None, description=f"of {', '.join(BASELINES)}, or `module:callable` of a task; default: those that suit the "
+        "kind of task (joint: not for classes, where it takes long)"
+    )  # fmt: skip
     baseline_tasks: Natural = Field(100, description="tasks for from_scratch, which is slow; the others use all")
     scratch_lr: Rate = Field(0.01, description="Adam's rate in the from-scratch baseline")
     scratch_steps: Count = Field(50, description="Adam steps of the from-scratch baseline")
@@ -198,6 +236,22 @@ class EvaluationConfig(Section):
         None, description="steps of its fine-tuning; default: those of the learner, 10 where it has none"
     )
     patience: Count | None = Field(None, description="stop after this many validations without improvement")
+
+    @model_validator(mode="after")
+    def _own_metrics(self) -> "EvaluationConfig":
+        named = [name.partition(":")[2] or name for name in self.baselines or []]
+        if twice := [name for name in named if ":" not in name and named.count(name) > 1]:
+            raise ValueError(f"baselines has {twice[0]} twice: name it once, or call a function of your own otherwise")
+        if bool(self.metrics) != bool(self.better):
+            raise ValueError(
+                "metrics of your own need better=higher or better=lower, on which side the first of them is better"
+                if self.metrics else "better is about metrics of your own, and there are none"
+            )  # fmt: skip
+        if built_in := [name for name in self.metrics if name in BUILT_IN]:
+            raise ValueError(f"{built_in[0]} is metadist's own metric: call yours otherwise")
+        if taken := [name for name in self.figures if name in FIGURES]:
+            raise ValueError(f"{taken[0]}.png is a figure of metadist's own: call yours otherwise")
+        return self
 
 
 class CheckpointConfig(Section):

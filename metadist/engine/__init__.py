@@ -3,6 +3,10 @@
 from metadist.engine.differentiation import Mode
 from metadist.engine.engine import Engine, MetaGradients
 from metadist.engine.estimate import Memory, estimate
+from metadist.engine.gradient_check import Found, check_gradient, claims_derivative, plain
 from metadist.engine.method import Kind, Method
 
-__all__ = ["Engine", "Kind", "Memory", "MetaGradients", "Method", "Mode", "estimate"]
+__all__ = [
+    "Engine", "Found", "Kind", "Memory", "MetaGradients", "Method", "Mode", "check_gradient", "claims_derivative",
+    "estimate", "plain",
+]  # fmt: skip

@@ -22,7 +22,7 @@ from metadist.engine.graph_cache import Program, Watched, record
 from metadist.engine.layout import Layout
 from metadist.engine.method import Kind, Method
 from metadist.engine.remedies import remedy
-from metadist.learners.learner import Context, Learner, predict_query
+from metadist.learners.learner import Context, Fast, Learner, predict_query
 from metadist.models.losses import Loss
 from metadist.models.model import DROPOUT
 
@@ -171,7 +171,8 @@ class Engine:
         step: int = 0,
         meta_steps: int = 1,
     ) -> dict[str, Tensor]:
-        """{metric: [T, inner_steps + 1]}: each metric on the query set before adaptation and after every inner step.
+        """{metric: [T, inner_steps + 1]}: each metric on the query set before adaptation and after every inner step. Of
+        a learner with `measures` it is these in the place of `metrics`.
 
         `transductive`: all query examples are predicted as one batch, sharing its normalisation statistics. Otherwise
         each is predicted in a batch with the support set, without the other queries (Nichol et al. 2018, section 6.1).
@@ -188,7 +189,8 @@ class Engine:
                 return torch.func.vmap(one)(task, drawn) if self.kind == "vmap" else one(task, drawn)
 
             cases = self._cases(tasks, step, meta_steps)
-            return dict(zip(metrics, self._each(compute, tasks, draws, 0, cases, training=False), strict=True))
+            names = self.learner.measures or metrics
+            return dict(zip(names, self._each(compute, tasks, draws, 0, cases, training=False), strict=True))
 
     def adapt(self, theta: Tensor, support: Examples) -> Callable[..., Tensor]:
         """Adapt to a support set; returns `predict(*inputs, transductive=True) -> outputs [n, ...]`, see `evaluate`."""
@@ -219,6 +221,19 @@ class Engine:
                 loss = float(learner.inner_loss(weights, fast, task.support, last).detach()) if steps else float("nan")
                 traced.append((loss, sum(float(w.detach().square().sum()) for w in fast.weights.values()) ** 0.5))
         return traced
+
+    def trajectory(self, theta: Tensor, task: Task, draws: Draws) -> tuple[Tensors, list[Fast], Task]:
+        """theta by name, the fast weights before and after every inner step of a task of evaluation, and the task, all
+        as tensors without a gradient."""
+        weights, task = self._weights(theta), self.tensors(task)
+        drawn = self._draw(len(task.support.inputs[0]), draws, training=False)
+        context = Context(0, 1, drawn, *self._cases([task], 0, 1)[0])
+        with self._computing(1):
+            fasts = [
+                Fast(*({name: value.detach() for name, value in part.items()} for part in fast))
+                for fast in self._ops.trajectory(self.learner, weights, task.support, context)
+            ]
+        return weights, fasts, task
 
     @torch.no_grad()
     def outer_loss(
@@ -302,14 +317,18 @@ class Engine:
     ) -> list[Tensor]:
         """Of one task, each metric [inner_steps + 1]."""
         learner = self.learner
-        if self._trunk and transductive:
+        if self._trunk and transductive and not learner.measures:
             theta, task = self._trunk.rest(theta, task, self._trunk.features(theta, task))
             learner = self._trunk.learner
         measured: list[list[Tensor]] = []
         for fast in self._ops.trajectory(learner, theta, task.support, context):
             with torch.no_grad():
-                outputs = learner.predict_query(theta, fast, task, transductive)
-                measured.append([metric(outputs, *task.query.targets) for metric in metrics])
+                if learner.measures:
+                    found = learner.measure(theta, fast, task.query)
+                    measured.append([found[name] for name in learner.measures])
+                else:
+                    outputs = learner.predict_query(theta, fast, task, transductive)
+                    measured.append([metric(outputs, *task.query.targets) for metric in metrics])
         return [torch.stack(values) for values in zip(*measured, strict=True)]
 
     def _each(

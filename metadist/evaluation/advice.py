@@ -3,6 +3,8 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from metadist.core.measure import ACCURACY, Measure
+
 MOST = 3
 """Pieces of advice given at once."""
 UNLIKE = 50
@@ -22,7 +24,7 @@ OWN = "a model fitted to each task's own examples"
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """A run's numbers, in the units of its metric ("accuracy": higher is better, "loss": lower).
+    """A run's numbers, in the unit of what it is judged by, the `measure`.
 
     baseline: the best one. curve, ci95: the mean before and after each inner step, and the interval after the last.
     validation: (meta-step, mean, half-width of its interval) of each, in order. inner_lr: of evaluation; None where
@@ -34,7 +36,7 @@ class Facts:
     baseline, "" where it was not computed. evaluate, train, resume: commands that take settings.
     """
 
-    metric: str
+    measure: Measure
     baseline: str
     curve: Sequence[float]
     ci95: float
@@ -60,8 +62,8 @@ class Facts:
         return FITTED_TO_ALL.get(self.baseline, self.baseline.replace("_", " "))
 
     def gains(self, values: Sequence[float]) -> list[float]:
-        """Means of the metric, so that higher is better."""
-        return [value if self.metric == "accuracy" else -value for value in values]
+        """Means of the measure, so that higher is better."""
+        return [self.measure.sign * value for value in values]
 
 
 def advise(facts: Facts) -> list[str]:
@@ -106,7 +108,7 @@ def one_for_all(facts: Facts) -> str:
     """One model of all training rows that is as good."""
     if facts.pooled not in ("level with", "behind"):
         return ""
-    how = "used as it is" if facts.metric == "accuracy" else "shifted by a task's own examples"
+    how = "used as it is" if facts.measure == ACCURACY else "shifted by a task's own examples"
     return (
         f"the learner is {facts.pooled} one model of all training rows, {how} (pooled): one model for all may do, "
         "since tasks differ little in what their inputs mean"
@@ -144,7 +146,7 @@ def unadapted(facts: Facts) -> str:
     if not facts.descends or rate is None or len(curve) < 2 or max(curve) - min(curve) > facts.ci95:
         return ""
     return (
-        f"{len(curve) - 1} inner steps change the {facts.metric} by less than its interval: take larger ones, "
+        f"{len(curve) - 1} inner steps change the {facts.measure.name} by less than its interval: take larger ones, "
         f"`{facts.train} learner.inner_lr={10 * rate:.3g}`"
     )
 
@@ -169,7 +171,7 @@ def unfinished(facts: Facts) -> str:
     rise = values[-1] - values[(len(values) - 1) // 2]
     if not rise > facts.validation[-1][2] / 2:
         return ""
-    unit = f"{100 * rise:.1f} percentage points" if facts.metric == "accuracy" else f"{rise:.3g}"
+    unit = f"{100 * rise:.1f} percentage points" if facts.measure == ACCURACY else f"{rise:.3g}"
     return (
         f"validation was still getting better when training ended (by {unit} from step {first} to {last}): go on, "
         f"`{facts.resume} meta_steps={3 * facts.meta_steps}`"

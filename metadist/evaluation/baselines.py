@@ -1,6 +1,6 @@
 """What a meta-learner must beat on the same task: simple learners of its support set, some with a look at training."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -14,6 +14,8 @@ from metadist.data.shapes import is_text
 from metadist.learners import Learner
 
 Baseline = Callable[[Task], np.ndarray]
+OwnBaseline = Callable[[Task], Any]
+"""A user's: outputs [n, ...] for the query set, or, of a learner with measures, {measure: value}."""
 RIDGE = 1.0
 FITTING_TASKS, FITTING_NUMBERS = 200, 2_000_000
 """What `FITTED` baselines see of training: so many tasks, and of these no more than so many numbers of input."""
@@ -201,14 +203,19 @@ FITTED: dict[str, Callable[[Sequence[Task]], Baseline]] = {
 
 def choose_baselines(
     asked: Sequence[str] | None, classification: bool, known_loss: bool, text: bool = False, values: int = 1,
-    shared_labels: bool = False,
+    shared_labels: bool = False, learner: type[Learner] = Learner, own: Collection[str] = (),
 ) -> list[str]:  # fmt: skip
     """The baselines of an evaluation: those asked for, else those that suit the kind of task.
 
     `known_loss`: the loss is metadist's own; by another one regression may mean something else by outputs and targets.
     text: of inputs; values: of an example's targets, or its labels; shared_labels: whether these mean the same in every
-    task. Raises InputError where one asked for does not suit.
+    task. learner: the kind that is judged; own: names of baselines of the user's. Raises InputError where one asked for
+    does not suit.
     """
+    if learner.measures:
+        return _measured_by_learner(asked, learner, own)
+    if asked is None and learner.baselines is not None:
+        return list(learner.baselines)
     pooled = [] if text or (classification and not shared_labels) else ["pooled"]
     if classification:
         suited = ["nearest_class_mean", "tfidf_logistic_regression" if text else "logistic_regression", *pooled]
@@ -218,7 +225,7 @@ def choose_baselines(
     if asked is None:
         chosen = [name for name in suited if name != "pooled" or values <= MOST_VALUES]
         return chosen if classification or known_loss else []
-    unfit = [name for name in asked if name not in (*suited, "joint")]
+    unfit = [name for name in asked if name not in (*suited, "joint", "initial", *own)]
     if unfit:
         kind = "classification" if classification else "regression"
         if unfit[0] == "pooled":
@@ -227,6 +234,19 @@ def choose_baselines(
             )
             kind = "texts" if text else f"{kind} without {needed}"
         raise InputError(f"evaluation.baselines: {unfit[0]} does not suit {kind}; take of {', '.join(suited)}")
+    return list(asked)
+
+
+def _measured_by_learner(asked: Sequence[str] | None, learner: type[Learner], own: Collection[str]) -> list[str]:
+    """Of a learner that is judged by its own measures, where no model of inputs and targets can be compared."""
+    suited = ("initial", "joint")
+    if asked is None:
+        return list(suited if learner.baselines is None else learner.baselines)
+    if unfit := [name for name in asked if name not in (*suited, *own)]:
+        raise InputError(
+            f"evaluation.baselines: {unfit[0]} predicts targets, and this learner is judged by "
+            f"{next(iter(learner.measures))}: take of {', '.join(suited)}, or a function of your own, module:callable"
+        )
     return list(asked)
 
 

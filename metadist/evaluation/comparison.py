@@ -6,20 +6,21 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.special import stdtrit
 
+from metadist.core.measure import Measure
 from metadist.evaluation.intervals import Interval, count_diverged, interval
 
 
 class Measured(NamedTuple):
-    """What an evaluation found: the `metric` of each task after its last inner step, values [T]; `tasks`: all that the
-    tasks depend on, by name. Where two evaluations agree in that, their tasks of one number are the same."""
+    """What an evaluation found: the `measure` of each task after its last inner step, values [T]; `tasks`: all that
+    the tasks depend on, by name. Where two evaluations agree in that, their tasks of one number are the same."""
 
-    metric: str
+    measure: Measure
     values: np.ndarray
     tasks: Mapping[str, Any]
 
 
 class Difference(NamedTuple):
-    """How much better one run is than another (accuracies: higher, losses: lower), in the metric's unit, with the
+    """How much better one run is than another in their measure's unit, with the
     half-width of its 95 % interval; NaN where a task diverged. tasks: paired over so many; 0 where it is not paired,
     and `why` not. comparable: whether the two are of the same data; of other data a difference says nothing of runs."""
 
@@ -40,9 +41,9 @@ class Difference(NamedTuple):
 
 
 def difference(run: Measured, reference: Measured) -> Difference:
-    """How much better `run` is than `reference`, of the same metric: over the tasks that both have, or, where their
+    """How much better `run` is than `reference`, by the same measure: over the tasks that both have, or, where their
     tasks are others, of the two means."""
-    sign, count = 1 if run.metric == "accuracy" else -1, min(len(run.values), len(reference.values))
+    sign, count = run.measure.sign, min(len(run.values), len(reference.values))
     if why := _unlike(run.tasks, reference.tasks):
         means = unpaired(sign * run.values, sign * reference.values)
         return Difference(*means, 0, why, _data(run.tasks) == _data(reference.tasks))

@@ -1,16 +1,18 @@
 """Tasks adapted and measured at fixed weights, with baselines on the same tasks."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
+from metadist.core.errors import InputError
+from metadist.core.measure import Better
 from metadist.core.random import Draws
 from metadist.core.task import Task, TaskId
 from metadist.data.sources import Source
 from metadist.engine import Engine
-from metadist.evaluation.baselines import Baseline, fitted, from_scratch
+from metadist.evaluation.baselines import Baseline, OwnBaseline, fitted, from_scratch
 from metadist.models.losses import Loss
 
 
@@ -18,9 +20,9 @@ from metadist.models.losses import Loss
 class Evaluator:
     """Measures tasks of `source` with an engine, whose learner has the inner steps of evaluation.
 
-    metrics: by name, (outputs, targets) -> scalar. transductive: query examples share one batch. scratch_steps,
-    scratch_lr: Adam steps and rate of the from-scratch baseline. training_step: the meta-step whose training tasks some
-    baselines look at.
+    metrics: by name, (outputs, targets) -> scalar, where the learner has no measures. transductive: query examples
+    share one batch. scratch_steps, scratch_lr: Adam steps and rate of the from-scratch baseline. training_step: the
+    meta-step whose training tasks some baselines look at. own_baselines: the user's, by name.
     """
 
     engine: Engine
@@ -30,6 +32,7 @@ class Evaluator:
     scratch_steps: int
     scratch_lr: float = 0.01
     training_step: int = 0
+    own_baselines: Mapping[str, OwnBaseline] = field(default_factory=dict)
     _fitted: dict[str, Baseline] = field(default_factory=dict, repr=False, compare=False)
 
     def evaluate(
@@ -42,23 +45,36 @@ class Evaluator:
         baselines: Sequence[str] = (),
     ) -> dict[str, np.ndarray]:
         """{metric: float64 [n, inner_steps + 1]} of n tasks at theta [P], before adaptation and after every inner step,
-        and {"baseline/metric": [n]} of each baseline named. `draws` are the tasks' own random streams."""
+        and {"baseline/metric": [n]} (of `initial` [n, inner_steps + 1]) of each baseline named. `draws` are the tasks'
+        own random streams."""
         measured = self.engine.evaluate(theta, tasks, self.metrics, self.transductive, draws, step, meta_steps)
-        results = {name: values.cpu().numpy().astype(np.float64) for name, values in measured.items()}
-        return results | self.evaluate_baselines(baselines, tasks)
+        return _arrays(measured) | self.evaluate_baselines(baselines, tasks, draws)
 
-    def evaluate_baselines(self, baselines: Sequence[str], tasks: Sequence[Task]) -> dict[str, np.ndarray]:
-        """{"baseline/metric": [n]} of each baseline named."""
+    def evaluate_baselines(
+        self, baselines: Sequence[str], tasks: Sequence[Task], draws: Sequence[Draws] | None = None
+    ) -> dict[str, np.ndarray]:
+        """{"baseline/metric": [n]} (of `initial` [n, inner_steps + 1]) of each baseline named."""
         results = {}
         for baseline in baselines:
+            if baseline == "initial":
+                theta = self.engine.initial_theta()
+                found = _arrays(self.engine.evaluate(theta, tasks, self.metrics, self.transductive, draws))
+                results |= {f"initial/{metric}": values for metric, values in found.items()}
+                continue
             rows = [self._baseline(baseline, task) for task in tasks]
-            for metric in self.metrics:
+            for metric in rows[0]:
                 results[f"{baseline}/{metric}"] = np.array([row[metric] for row in rows])
         return results
 
-    def _baseline(self, name: str, task: Task) -> dict[str, float]:
-        tensors = self.engine.tensors(task)
-        if name == "from_scratch":
+    def _baseline(self, name: str, task: Task) -> Mapping[str, float]:
+        """One task's metrics by a baseline."""
+        tensors, measures = self.engine.tensors(task), self.engine.learner.measures
+        if name in self.own_baselines:
+            found = self.own_baselines[name](task)
+            if measures:
+                return _measured(name, found, measures)
+            outputs = torch.as_tensor(found).to(tensors.query.inputs[0].device)
+        elif name == "from_scratch":
             weights = from_scratch(self.engine.learner, tensors, self.scratch_steps, self.scratch_lr)
             with torch.no_grad():
                 outputs = self.engine.outputs(weights, tensors, self.transductive)
@@ -68,3 +84,20 @@ class Evaluator:
             outputs = torch.from_numpy(self._fitted[name](task)).to(tensors.query.inputs[0].device)
         targets = tensors.query.targets
         return {metric: float(measure(outputs, *targets)) for metric, measure in self.metrics.items()}
+
+
+def _arrays(measured: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
+    return {name: values.cpu().numpy().astype(np.float64) for name, values in measured.items()}
+
+
+def _measured(name: str, found: object, measures: Mapping[str, Better]) -> dict[str, float]:
+    """What a user's baseline says of a task of a learner with `measures`. Raises InputError where that is not their
+    values."""
+    first = next(iter(measures))
+    if not isinstance(found, Mapping) or first not in found or not found.keys() <= measures.keys():
+        given = f"{list(found)}" if isinstance(found, Mapping) else f"a {type(found).__name__}"
+        raise InputError(
+            f"baseline {name} gave {given}: the learner is judged by {', '.join(measures)}, so it must give a mapping "
+            f"that has {first!r}"
+        )
+    return {key: float(value) for key, value in found.items()}

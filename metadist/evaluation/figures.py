@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from metadist.core.errors import InputError
+from metadist.core.measure import ACCURACY, LOSS, Measure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -43,8 +44,8 @@ class Compared(NamedTuple):
     paired: bool
 
 
-def adaptation_curve(rows: Iterable[CurvePoint], title: str, path: Path, metric: str = "accuracy") -> None:
-    """Writes a PNG of the metric on query examples against the number of inner steps, one curve a name; where there is
+def adaptation_curve(rows: Iterable[CurvePoint], title: str, path: Path, measure: Measure) -> None:
+    """Writes a PNG of the measure on query examples against the number of inner steps, one curve a name; where there is
     one step at most, a bar each.
 
     Accuracies are fractions, shown in per cent. Raises InputError when there is nothing to draw.
@@ -56,19 +57,18 @@ def adaptation_curve(rows: Iterable[CurvePoint], title: str, path: Path, metric:
         curves.setdefault(row.name, []).append(row)
     if not curves:
         raise InputError(f"There are no results to draw in {path}: evaluate the run first.")
-    scale = 100.0 if metric == "accuracy" else 1.0
     steps = sorted({row.inner_steps for points in curves.values() for row in points if row.inner_steps is not None})
     if steps and steps[-1] <= 1:
-        _bars(curves, scale, metric, title, path)
+        _bars(curves, measure, title, path)
         return
     figure, (axes,) = _figure(width=7.2, heights=(4.5,))
     for index, (name, points) in enumerate(curves.items()):
-        _draw_curve(axes, name, points, scale, index)
+        _draw_curve(axes, name, points, measure.scale, index)
     if steps:
         axes.set_xlim(steps[0] - 0.02 * (steps[-1] - steps[0]) - 0.1, steps[-1] + 0.02 * (steps[-1] - steps[0]) + 0.1)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("inner steps")
-    axes.set_ylabel(_measure(metric))
+    axes.set_ylabel(_label(measure))
     axes.set_title(title, wrap=True, fontsize=9)
     figure.legend(loc="outside lower center", ncols=min(3, len(curves)), frameon=False, title="mean, 95 % interval")
     _save(figure, path)
@@ -100,10 +100,10 @@ def scaling(metrics: Sequence[Mapping[str, Any]], path: Path, title: str = "") -
     _save(figure, path)
 
 
-def comparison(rows: Sequence[Compared], title: str, path: Path, metric: str = "accuracy") -> None:
+def comparison(rows: Sequence[Compared], title: str, path: Path, measure: Measure) -> None:
     """Writes a PNG of runs, a line each: their means with intervals, and beside them how much better they are than the
     first."""
-    scale = 100.0 if metric == "accuracy" else 1.0
+    scale = measure.scale
     figure = _canvas((8.0, 1.6 + 0.55 * len(rows)))
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
     for place, row in enumerate(rows):
@@ -117,8 +117,8 @@ def comparison(rows: Sequence[Compared], title: str, path: Path, metric: str = "
     right.axvline(0, color=_COLOURS[6], linewidth=1)
     left.set_yticks(range(len(rows)), [row.name for row in rows], fontsize=8)
     left.set_ylim(len(rows) - 0.5, -0.5)
-    left.set_xlabel(f"{_measure(metric)}, 95 % interval")
-    unit = " (points)" if metric == "accuracy" else ""
+    left.set_xlabel(f"{_label(measure)}, 95 % interval")
+    unit = " (points)" if measure == ACCURACY else ""
     hollow = "" if all(row.paired for row in rows) else "\nhollow: not paired over tasks"
     right.set_xlabel(f"better than the first{unit}{hollow}")
     figure.suptitle(title, fontsize=9)
@@ -160,17 +160,20 @@ def task_picture(images: np.ndarray, labels: np.ndarray, confusion: np.ndarray, 
     _save(figure, path)
 
 
-def training_curve(metrics: Sequence[Mapping[str, Any]], path: Path, title: str = "") -> None:
-    """Writes a PNG of train loss, validation with its 95 % interval and throughput over meta-steps, one below the
-    other. Losses that span decades are on a log axis; numbers that were logged closer together than a two-hundredth of
-    the run are drawn as their mean.
+def training_curve(
+    metrics: Sequence[Mapping[str, Any]], path: Path, title: str = "", measure: Measure = ACCURACY
+) -> None:
+    """Writes a PNG of losses, of the measure on validation tasks with its 95 % interval and of throughput over
+    meta-steps, one below the other. Losses that span decades are on a log axis; numbers that were logged closer
+    together than a two-hundredth of the run are drawn as their mean.
 
     `metrics` are the rows of `read_metrics`; panels without numbers are left out, the non-finite are not drawn. Raises
-    InputError when there is none of `train/loss`, `validation/accuracy`, `validation/loss`, `workers/tasks_per_s`.
+    InputError when there is none of `train/loss`, `validation/loss`, the measure's and `workers/tasks_per_s`.
     """
+    own = "validation\n" + _label(measure).removeprefix("query ")
     panels = {
         "loss": {"train": _series(metrics, "train/loss"), "validation": _series(metrics, "validation/loss")},
-        "validation\naccuracy (%)": {"validation": _series(metrics, "validation/accuracy", scale=100.0)},
+        own: {} if measure == LOSS else {"validation": _series(metrics, f"validation/{measure.name}", measure.scale)},
         "throughput\n(tasks/s)": {"throughput": _series(metrics, "workers/tasks_per_s")},
     }
     drawn = {label: {name: xy for name, xy in lines.items() if xy[0]} for label, lines in panels.items()}
@@ -182,7 +185,7 @@ def training_curve(metrics: Sequence[Mapping[str, Any]], path: Path, title: str 
         for name, (steps, values) in lines.items():
             _draw_series(axes, name, steps, values)
             if label.startswith("validation"):
-                _draw_interval(axes, metrics, dict(zip(steps, values, strict=True)))
+                _draw_interval(axes, metrics, measure, dict(zip(steps, values, strict=True)))
         axes.set_ylabel(label)
         if label == "loss":
             _set_scale(axes, [value for _, values in lines.values() for value in values])
@@ -237,14 +240,16 @@ def _set_scale(axes: "Axes", values: Sequence[float]) -> None:
         axes.set_yscale("log")
 
 
-def _draw_interval(axes: "Axes", metrics: Sequence[Mapping[str, Any]], accuracies: Mapping[float, float]) -> None:
-    halves = dict(zip(*_series(metrics, "validation/accuracy_ci95", scale=100.0), strict=True))
-    steps = [step for step in accuracies if step in halves]
-    low, high = ([accuracies[step] + sign * halves[step] for step in steps] for sign in (-1, 1))
+def _draw_interval(
+    axes: "Axes", metrics: Sequence[Mapping[str, Any]], measure: Measure, means: Mapping[float, float]
+) -> None:
+    halves = dict(zip(*_series(metrics, f"validation/{measure.name}_ci95", measure.scale), strict=True))
+    steps = [step for step in means if step in halves]
+    low, high = ([means[step] + sign * halves[step] for step in steps] for sign in (-1, 1))
     axes.fill_between(steps, low, high, color=_COLOURS[1], alpha=0.2, linewidth=0)
 
 
-def _bars(curves: Mapping[str, list[CurvePoint]], scale: float, metric: str, title: str, path: Path) -> None:
+def _bars(curves: Mapping[str, list[CurvePoint]], measure: Measure, title: str, path: Path) -> None:
     """One bar a measurement: before and after the step, and the baselines."""
     named = {0: "before", 1: "after 1 step"}
     bars = [
@@ -255,17 +260,17 @@ def _bars(curves: Mapping[str, list[CurvePoint]], scale: float, metric: str, tit
     figure, (axes,) = _figure(width=max(4.5, 1.3 * len(bars)), heights=(4.0,))
     colours = [_COLOURS[list(curves).index(point.name) % len(_COLOURS)] for _, point in bars]
     heights, halves = (
-        [scale * value for value in each] for each in zip(*[point[2:] for _, point in bars], strict=True)
+        [measure.scale * value for value in each] for each in zip(*[point[2:] for _, point in bars], strict=True)
     )
     axes.bar(range(len(bars)), heights, yerr=halves, color=colours, alpha=0.85, width=0.6, capsize=4)
     axes.set_xticks(range(len(bars)), [label for label, _ in bars], fontsize=8)
-    axes.set_ylabel(f"{_measure(metric)}, 95 % interval")
+    axes.set_ylabel(f"{_label(measure)}, 95 % interval")
     axes.set_title(title, wrap=True, fontsize=9)
     _save(figure, path)
 
 
-def _measure(metric: str) -> str:
-    return "query accuracy (%)" if metric == "accuracy" else f"query {metric}"
+def _label(measure: Measure) -> str:
+    return f"query {measure.name.replace('_', ' ')}{' (%)' if measure == ACCURACY else ''}"
 
 
 def _thinned(steps: list[float], values: list[float]) -> tuple[list[float], list[float]]:

@@ -34,6 +34,8 @@ def fine_tuning(settings: EvaluationConfig, classification: bool, learner: Learn
     """The rate and the number of steps of plain gradient descent on all weights, in every task."""
     steps = learner.inner_steps or STEPS
     rate = CLASS_RATE if classification else VALUE_RATE
+    if learner.measures:
+        rate = settings.inner_lr or learner.inner_lr
     plain = isinstance(learner, MAML) and learner.inner_optimizer == SGD() and not learner.learned_rates
     if plain and set(learner.adapted_names()) == set(learner.model.parameters):
         rate = settings.inner_lr or learner.inner_lr
@@ -47,7 +49,8 @@ class Joint:
     """The joint baseline of one job.
 
     source: of training tasks. evaluator: the run's, whose tasks and metrics are used. make_model: a fresh model with
-    that many outputs. make_engine: an engine of plain MAML on the CPU, from outputs and options. inner_lr, inner_steps:
+    that many outputs. make_engine: an engine of plain MAML (of a learner with measures: of itself) on
+    the CPU, from outputs and options. inner_lr, inner_steps:
     of the fine-tuning. last_step: online, the meta-step before which all tasks have arrived; else None.
     """
 
@@ -77,7 +80,7 @@ class Joint:
             draws = [Draws(self.seed, task, LEARNER_STREAM) for task in chunk.tasks]
             tasks = sample(own.source, chunk.tasks)
             results.append(evaluator.evaluate(theta.clone(), tasks, draws, self.settings.joint_steps, 1))
-        return {name: np.concatenate([result[name] for result in results]) for name in own.metrics}
+        return {name: np.concatenate([result[name] for result in results]) for name in results[0]}
 
     def weights(self, progress: Progress = unseen) -> dict[str, torch.Tensor]:
         """The model's weights, trained by Adam on all tasks as if they were one, without an inner loop: on values, or

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from metadist.config.schema import EvaluationConfig
+from metadist.core.measure import Measure
 from metadist.core.messages import Chunk, Progress, plan, unseen
 from metadist.core.task import Split
 from metadist.evaluation.figures import CurvePoint, adaptation_curve
@@ -55,12 +56,13 @@ def measure(
 class Evaluation:
     """The full evaluation of one job's weights: its tasks, baselines and caption.
 
-    caption: how the figures come about, in the words of a paper's table. learner: the run's. joint: the joint baseline,
-    where `baselines` has it.
+    caption: how the figures come about, in the words of a paper's table. measure: what tasks are judged by. learner:
+    the run's. joint: the joint baseline, where `baselines` has it.
     """
 
     settings: EvaluationConfig
     caption: Mapping[str, Any]
+    measure: Measure
     learner: Learner
     chunk_size: int
     baselines: Sequence[str]
@@ -96,11 +98,12 @@ class Evaluation:
             results |= {f"joint/{name}": values for name, values in found.items()}
             caption["joint_inner_lr"] = self.joint.inner_lr
         figures = summary(results)
-        figures["verdict"] = verdict(results)
+        figures["verdict"] = verdict(results, self.measure)
         if text := divergence(figures, self.learner, tasks):
             say(text)
             figures["divergence"] = text
-        return {"protocol": caption, "begun": self.learner.before, **figures}, results
+        about = {"protocol": caption, "measure": self.measure.saved(), "begun": self.learner.before}
+        return about | figures, results
 
 
 def divergence(figures: Mapping[str, Any], learner: Learner, num_tasks: int) -> str:
@@ -160,15 +163,15 @@ def write_results(results: Mapping[str, np.ndarray], path: Path) -> None:
 
 def draw_curve(figures: Mapping[str, Any], title: str, path: Path) -> None:
     """The adaptation curve with its baselines, as a PNG."""
-    metric = "accuracy" if "accuracy" in figures else "loss"
-    curves = {"meta-learned": figures[metric]["by_inner_step"]}
-    curves |= {name.replace("_", " "): measured[metric] for name, measured in figures["baselines"].items()}
+    measure = Measure.of(figures)
+    curves = {"meta-learned": figures[measure.name]["by_inner_step"]}
+    curves |= {name.replace("_", " "): measured[measure.name] for name, measured in figures["baselines"].items()}
     points = []
     for name, curve in curves.items():
         steps = list(enumerate(curve)) if isinstance(curve, list) else [(None, curve)]
         label = f"{name} (diverged)" if any(point.get("diverged_tasks") for _, point in steps) else name
         points += [CurvePoint(label, k, point["mean"], point["ci95"]) for k, point in steps]
-    adaptation_curve(points, title, path, metric)
+    adaptation_curve(points, title, path, measure)
 
 
 def round_loss(fleet: EvaluatingFleet, weights: Any, number: int, tasks: int, size: int) -> float:

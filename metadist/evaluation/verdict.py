@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from metadist.core.measure import Measure
 from metadist.evaluation.intervals import count_diverged, interval
 
 
@@ -27,7 +28,7 @@ class Comparison(NamedTuple):
         return "ahead of" if self.ahead > 0 else "behind"
 
 
-def compare(results: Mapping[str, np.ndarray]) -> Comparison | None:
+def compare(results: Mapping[str, np.ndarray], measure: Measure) -> Comparison | None:
     """The comparison with the best baseline; None where there is none to compare with. `results`: {metric: [T,
     inner_steps + 1]} and {"baseline/metric": [T'] or [T', steps + 1]}, whose tasks are the first T' of the learner's.
 
@@ -35,11 +36,11 @@ def compare(results: Mapping[str, np.ndarray]) -> Comparison | None:
     solved fewer is taken only where it is better than that one beyond the 95 % interval, paired over its own tasks: a
     mean over a few tasks says nothing beside a mean over many.
     """
-    metric = _metric(results)
-    better = 1 if metric == "accuracy" else -1
-    own = _after(results[metric])
+    better, own = measure.sign, _after(results[measure.name])
     usable = {
-        name: theirs for name, theirs in _baselines(results).items() if not count_diverged(theirs, own[: len(theirs)])
+        name: theirs
+        for name, theirs in _baselines(results, measure).items()
+        if not count_diverged(theirs, own[: len(theirs)])
     }
     if not usable:
         return None
@@ -52,50 +53,43 @@ def compare(results: Mapping[str, np.ndarray]) -> Comparison | None:
     }
     surely = [name for name, lead in leads.items() if lead.mean > lead.ci95]
     best = max(surely, key=lambda name: leads[name].mean, default=best)
-    return compare_with(best, results)
+    return compare_with(best, results, measure)
 
 
-def compare_with(baseline: str, results: Mapping[str, np.ndarray]) -> Comparison | None:
+def compare_with(baseline: str, results: Mapping[str, np.ndarray], measure: Measure) -> Comparison | None:
     """The comparison with that baseline, of `results` as `compare` takes them; None where that was not computed, or
     tasks diverged."""
-    metric, theirs = _metric(results), _baselines(results).get(baseline)
+    theirs = _baselines(results, measure).get(baseline)
     if theirs is None:
         return None
-    own = _after(results[metric])[: len(theirs)]
+    own = _after(results[measure.name])[: len(theirs)]
     if count_diverged(theirs, own):
         return None
-    ahead = interval(own - theirs if metric == "accuracy" else theirs - own)
+    ahead = interval(measure.sign * (own - theirs))
     return Comparison(baseline, ahead.mean, ahead.ci95, len(theirs))
 
 
-def verdict(results: Mapping[str, np.ndarray]) -> str:
+def verdict(results: Mapping[str, np.ndarray], measure: Measure) -> str:
     """A sentence on whether the learner is ahead of its best baseline, level with it, or behind, without its stop."""
-    found = compare(results)
-    metric, baselines = _metric(results), _baselines(results)
-    if count_diverged(_after(results[metric])):
+    found, baselines = compare(results, measure), _baselines(results, measure)
+    if count_diverged(_after(results[measure.name])):
         return "no verdict, since tasks diverged"
     left_out = ", ".join(name.replace("_", " ") for name, theirs in baselines.items() if count_diverged(theirs))
     if found is None:
         return f"no verdict, since tasks of {left_out} diverged" if left_out else "no baseline to compare with"
-    by, unit = (100, " percentage points") if metric == "accuracy" else (1, "")
-    name = found.baseline.replace("_", " ")
-    figure = f"{by * abs(found.ahead):.{2 if by > 1 else 4}f} ± {by * found.ci95:.{2 if by > 1 else 4}f}{unit}"
+    name, figure = found.baseline.replace("_", " "), measure.difference(found.ahead, found.ci95)
     over = f"paired over {found.tasks} tasks{f'; tasks of {left_out} diverged' if left_out else ''}"
     if not found.standing:
         return "no verdict, since one task is too few to compare"
     if found.standing == "level with":
-        return f"level with its best baseline, {name} (a difference in {metric} of {figure}, {over})"
+        return f"level with its best baseline, {name} (a difference in {measure.name} of {figure}, {over})"
     return f"{found.standing} its best baseline, {name}, by {figure} ({over})"
 
 
-def _metric(results: Mapping[str, np.ndarray]) -> str:
-    return "accuracy" if "accuracy" in results else "loss"
-
-
-def _baselines(results: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _baselines(results: Mapping[str, np.ndarray], measure: Measure) -> dict[str, np.ndarray]:
     """Of each baseline what its tasks have after their last step, in the metric that is compared."""
     named = {name.rpartition("/"): values for name, values in results.items() if "/" in name}
-    return {name: _after(values) for (name, _, metric), values in named.items() if metric == _metric(results)}
+    return {name: _after(values) for (name, _, metric), values in named.items() if metric == measure.name}
 
 
 def _after(values: np.ndarray) -> np.ndarray:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from metadist.core.errors import InputError
+from metadist.core.measure import Better
 from metadist.core.random import Draws
 from metadist.core.task import Examples, Task
 from metadist.models import Model
@@ -114,6 +115,11 @@ class Learner(ABC):
     diagnostics: ClassVar[tuple[str, ...]] = ()
     """Names of numbers of each task that a `meta_gradient` of its own adds to the gradient it returns. They are no part
     of theta; their means over tasks are logged as train/NAME."""
+    measures: ClassVar[Mapping[str, Better]] = {}
+    """What tasks are judged by where they have no labelled queries: names of what `measure` gives, each with the side
+    on which it is better; the first is the measure of success. Empty: by the job's metrics of `predict_query`."""
+    baselines: ClassVar[tuple[str, ...] | None] = None
+    """Names of the baselines that it is compared with where the job names none; None: by the kind of its tasks."""
     before: ClassVar[str] = "before adaptation"
     """What results before the first inner step are called: not so, where `begin` already uses the support set."""
 
@@ -192,6 +198,15 @@ class Learner(ABC):
     def predict_query(self, theta: Tensors, fast: Fast, task: Task, transductive: bool) -> Tensor:
         """Outputs for the query set: as one batch, or each without the others (by default with the support set)."""
         return predict_query(lambda inputs: self.predict(theta, fast, inputs), task, transductive)
+
+    def measure(self, theta: Tensors, fast: Fast, query: Examples) -> Tensors:
+        """A scalar for each of the names of `measures`: how well `fast` does on the query set, without a gradient."""
+        raise NotImplementedError(f"{type(self).__name__} has `measures`, and needs a method measure that gives them")
+
+    def check(self, theta: Tensors, task: Task) -> object:
+        """Use the model as the learner will, so that the driver finds out before a run whether it can be; the outputs
+        for the support set, or None where there are none to look at. By default the model takes the support inputs."""
+        return self.model({name: theta[name] for name in self.model.parameters}, *task.support.inputs)
 
     def meta_gradient(
         self, ops: Differentiation, theta: Tensors, task: Task, context: Context

@@ -1,12 +1,13 @@
 """A run from its job to its results."""
 
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from metadist.config import Config
 from metadist.core.errors import Interrupted, doing_it_again
-from metadist.run.directory import Run, RunLock
+from metadist.run.directory import Run, RunLock, RunTracker
 from metadist.run.dry_run import dry_run as dry_run
 from metadist.run.export import unlogged
 from metadist.run.fleets import check_cluster, open_fleet
@@ -49,7 +50,8 @@ def train(
     with RunLock(config) as lock:
         start = find_start(config, resume, trust_code, quiet)
         lock.take()
-        with Run(config, start.checkpoint, start.identity, start.drifted, lock, quiet) as run:
+        open_tracker = partial(RunTracker, quiet=quiet, measure=start.prepared.job.measure)
+        with Run(config, start.checkpoint, start.identity, start.drifted, lock, open_tracker) as run:
             return _train(run, start, began)
 
 

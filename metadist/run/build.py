@@ -2,12 +2,12 @@
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from metadist.config import Config
 from metadist.core.errors import InputError
@@ -28,7 +28,7 @@ from metadist.data import (
     task_shapes,
 )
 from metadist.engine import Engine
-from metadist.evaluation import Evaluation, Evaluator, Joint, choose_baselines, fine_tuning
+from metadist.evaluation import Evaluation, Evaluator, Joint, Measure, choose_baselines, fine_tuning
 from metadist.fleet.server import Optimization
 from metadist.fleet.worker import Worker
 from metadist.learners import MAML
@@ -164,22 +164,61 @@ class Job:
         own = self.config.evaluation
         return Evaluator(
             engine, self.evaluation_source, self.metrics(self.evaluation_source.outputs), own.transductive,
-            own.scratch_steps, own.scratch_lr, self._last_step or 0,
+            own.scratch_steps, own.scratch_lr, self._last_step or 0, self.own_baselines,
         )  # fmt: skip
 
+    @cached_property
+    def measure(self) -> Measure:
+        """What tasks are judged by. Raises InputError where the learner's own measures leave no room for what the job
+        asks for."""
+        own, learner = self.config.evaluation, self.engine("cpu").learner
+        if not learner.measures:
+            if own.metrics and own.better:
+                return Measure(next(iter(own.metrics)), own.better)
+            return Measure.of({"accuracy": 0} if self.shapes.classification else {})
+        judged = f"learner {self.config.learner.name} is judged by its own measures ({', '.join(learner.measures)})"
+        if own.metrics:
+            raise InputError(f"evaluation.metrics: {judged}: leave them out")
+        if self.config.task.steps_per_round:
+            raise InputError(f"task.steps_per_round: {judged}, and rounds by the loss of queries: leave it out")
+        return Measure(*next(iter(learner.measures.items())))
+
+    @cached_property
+    def own_baselines(self) -> dict[str, Callable[..., Any]]:
+        """The user's baselines, by the name of the function."""
+        return {
+            name.partition(":")[2]: self._own("evaluation.baselines", name)
+            for name in self.config.evaluation.baselines or []
+            if ":" in name
+        }
+
+    @cached_property
+    def own_figures(self) -> dict[str, Callable[..., Any]]:
+        """The user's figures of a task, by name."""
+        return {
+            name: self._own(f"evaluation.figures.{name}", code) for name, code in self.config.evaluation.figures.items()
+        }
+
+    def _own(self, key: str, name: str) -> Callable[..., Any]:
+        found = resolve(name)
+        if not callable(found):
+            raise InputError(f"{key}={name} is a {type(found).__name__}: it must be a function")
+        return found
+
     def metrics(self, ways: int | None = None) -> dict[str, Loss]:
-        """What evaluation measures, the measure of success first: accuracy where there are classes, then how sure the
-        learner was, and the loss. Of more outputs than `ways` the first count: the others are no class of the task."""
+        """What evaluation measures of outputs, the measure of success first: the user's own, then accuracy where there
+        are classes, how sure the learner was, and the loss. Of more outputs than `ways` the first count: the others are
+        no class of the task."""
+        codes = self.config.evaluation.metrics
+        own = {name: self._own(f"evaluation.metrics.{name}", code) for name, code in codes.items()}
         if not self.shapes.classification:
-            return {"loss": self.loss}
+            return {**own, "loss": self.loss}
 
-        def among_ways(outputs: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-            return accuracy(outputs[:, :ways], target)
+        def among_ways(metric: Loss) -> Loss:
+            return lambda outputs, target: metric(outputs[:, :ways], target)
 
-        def sure(outputs: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-            return confidence(outputs[:, :ways], target)
-
-        return {"accuracy": among_ways, "confidence": sure, "loss": self.loss}
+        first = {name: among_ways(metric) for name, metric in own.items()}
+        return {**first, "accuracy": among_ways(accuracy), "confidence": among_ways(confidence), "loss": self.loss}
 
     def worker(self, constants: Mapping[str, np.ndarray] | None = None) -> Worker:
         """A worker on the workers' device. `constants`: frozen weights and buffers to take from the driver."""
@@ -239,11 +278,14 @@ class Job:
 
     def baselines(self) -> list[str]:
         """The baselines of evaluation that suit the job. Raises InputError where one asked for does not."""
-        asked, known_loss = self.config.evaluation.baselines, self.config.loss in ("auto", *LOSSES)
-        shapes = self.shapes
+        given, known_loss = self.config.evaluation.baselines, self.config.loss in ("auto", *LOSSES)
+        asked = None if given is None else [name.partition(":")[2] or name for name in given]
+        shapes, kind = self.shapes, type(self.engine("cpu").learner)
         source = self._source(evaluation=True) if self.dataset is not None else None
         shared = isinstance(source, LabelledSource) and source.shared_labels
-        chosen = choose_baselines(asked, shapes.classification, known_loss, shapes.tokens, shapes.outputs, shared)
+        chosen = choose_baselines(
+            asked, shapes.classification, known_loss, shapes.tokens, shapes.outputs, shared, kind, self.own_baselines
+        )
         if "joint" in chosen:
             self.check_joint()
         return chosen
@@ -265,18 +307,22 @@ class Job:
 
     def joint(self, engine: Engine) -> Joint:
         """The joint baseline; `engine` is the run's."""
-        config, classification = self.config, self.shapes.classification
+        config, classification, measured = self.config, self.shapes.classification, engine.learner.measures
         self.check_joint()
 
-        def plain_maml(outputs: int, **options: Any) -> Engine:
-            learner = MAML(model=self.fresh_model(outputs), loss=self.loss, **options)
+        def plain(outputs: int, **options: Any) -> Engine:
+            model = self.fresh_model(outputs)
+            if measured:
+                learner = replace(engine.learner, model=model, **options)
+            else:
+                learner = MAML(model=model, loss=self.loss, **options)
             return Engine(learner, make_method(config, learner, self.shapes.inputs).kind)
 
         rate, steps = fine_tuning(config.evaluation, classification, engine.learner)
         return Joint(
             config.evaluation, config.seed, self.source, self.evaluator(engine), classification,
             outputs=self.evaluation_source.outputs if classification else self.shapes.outputs,
-            make_model=self.fresh_model, make_engine=plain_maml, inner_lr=rate, inner_steps=steps,
+            make_model=self.fresh_model, make_engine=plain, inner_lr=rate, inner_steps=steps,
             chunk_size=partial(chunk_size, config),
             last_step=self._last_step,
         )  # fmt: skip
@@ -290,7 +336,9 @@ class Job:
         """The full evaluation; `engine` is the run's."""
         joint = self.joint(engine) if "joint" in baselines else None
         size = chunk_size(self.config, engine)
-        return Evaluation(self.config.evaluation, self._caption(engine), engine.learner, size, baselines, joint)
+        return Evaluation(
+            self.config.evaluation, self._caption(engine), self.measure, engine.learner, size, baselines, joint
+        )
 
     def _caption(self, engine: Engine) -> dict[str, Any]:
         """How the figures come about, in the words of a paper's table."""

@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from metadist.core.errors import InputError
 from metadist.core.files import bare, read_file
+from metadist.core.measure import Measure
 from metadist.evaluation.comparison import Difference, Measured, difference
 from metadist.evaluation.figures import Compared, comparison
 from metadist.run.mirror import run_file
@@ -26,10 +27,10 @@ def compare(runs: Sequence[str], figure: str | Path | None = None) -> list[dict[
         runs: run directories or URIs, or folders that `metadist evaluate` has left.
         figure: where to write a PNG of the comparison.
 
-    Returns one row each: run, learner, metric, mean, ci95, tasks; and, but for the first, `better` (how much better it
-    is than the first, in the metric's unit, with `better_ci95`), `word` (ahead, level, behind, unknown, or "not
-    comparable" where its data is other), `paired_tasks` and, where it is not paired, `unpaired`, the reason. NaN where
-    a task diverged.
+    Returns one row each: run, learner, metric, higher_is_better, mean, ci95, tasks; and, but for the first, `better`
+    (how much better it is than the first, in the metric's unit, with `better_ci95`), `word` (ahead, level, behind,
+    unknown, or "not comparable" where its data is other), `paired_tasks` and, where it is not paired, `unpaired`, the
+    reason. NaN where a task diverged.
 
     Raises InputError where a folder has no results that can be compared; it says what to type.
 
@@ -39,13 +40,16 @@ def compare(runs: Sequence[str], figure: str | Path | None = None) -> list[dict[
     """
     found = [_results(run) for run in runs]
     measured = [_measured(run, results) for run, results in zip(runs, found, strict=True)]
-    if len({each.metric for each in measured}) > 1:
-        named = (f"{run} {each.metric}" for run, each in zip(runs, measured, strict=True))
+    if len({each.measure for each in measured}) > 1:
+        named = (
+            f"{run} {each.measure.name}, where {each.measure.better} is better"
+            for run, each in zip(runs, measured, strict=True)
+        )
         raise InputError(f"runs that measure different things cannot be compared: {', '.join(named)}")
     rows = [_row(*each, measured[0] if n else None) for n, each in enumerate(zip(runs, found, measured, strict=True))]
     if figure is not None:
         title = ", ".join(dict.fromkeys(str(row["data"]) for row in rows))
-        comparison([_drawn(row) for row in rows], title, Path(figure), measured[0].metric)
+        comparison([_drawn(row) for row in rows], title, Path(figure), measured[0].measure)
     return rows
 
 
@@ -67,8 +71,9 @@ def _results(run: str) -> dict[str, Any]:
 
 def _measured(run: str, results: dict[str, Any]) -> Measured:
     """The figures of its tasks. Raises InputError where tasks.arrow does not have those of results.json."""
-    metric = "accuracy" if "accuracy" in results else "loss"
     try:
+        measure = Measure.of(results)
+        metric = measure.name
         steps = len(results[metric]["by_inner_step"]) - 1
         table = pa.ipc.open_file(pa.BufferReader(read_file(run_file(run, "tasks.arrow"), MOST_BYTES))).read_all()
         values = table[f"{metric}_after_{steps}"].to_numpy().astype(np.float64)
@@ -84,13 +89,14 @@ def _measured(run: str, results: dict[str, Any]) -> Measured:
         raise InputError(
             f"the results.json and tasks.arrow of {run} do not fit ({error!r}): evaluate it again"
         ) from None
-    return Measured(metric, values, results["tasks_of"])
+    return Measured(measure, values, results["tasks_of"])
 
 
 def _row(run: str, results: dict[str, Any], own: Measured, reference: Measured | None) -> dict[str, Any]:
     learner = results["protocol"]["learner"]
-    row = {"run": bare(run), "data": own.tasks["data"], "learner": learner, "metric": own.metric}
-    row |= {**results[own.metric]["after"], "tasks": len(own.values)}
+    row = {"run": bare(run), "data": own.tasks["data"], "learner": learner, "metric": own.measure.name}
+    row["higher_is_better"] = own.measure.better == "higher"
+    row |= {**results[own.measure.name]["after"], "tasks": len(own.values)}
     if reference is not None:
         found: Difference = difference(own, reference)
         row |= {"better": found.better, "better_ci95": found.ci95, "word": found.word, "paired_tasks": found.tasks}

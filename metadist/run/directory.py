@@ -1,6 +1,6 @@
 """A run directory: its paths, and the run that writes it."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -72,13 +72,14 @@ class Run:
 
     config, path: the job and the directory (or the folder that stands for one at a URI); `place` is its name for people
     and their commands, `name` without options. checkpoint: where it goes on from, None at its start. identity: what its
-    bits depend on; drifted: whether they may differ from those of an uninterrupted run of that identity. A context:
-    entering writes config.yaml and opens the trackers, leaving closes them with a truthful status.
+    bits depend on; drifted: whether they may differ from those of an uninterrupted run of that identity. open_tracker:
+    takes config, path and checkpoint. A context: entering writes config.yaml and opens the trackers, leaving closes
+    them with a truthful status.
     """
 
     def __init__(
         self, config: Config, checkpoint: Checkpoint | None, identity: dict[str, Any], drifted: bool, lock: RunLock,
-        quiet: bool = False,
+        open_tracker: Callable[..., RunTracker] = RunTracker,
     ):  # fmt: skip
         assert config.run_dir
         self.config = config
@@ -87,13 +88,13 @@ class Run:
         self.identity = identity
         self.drifted = drifted
         self._lock = lock
-        self._quiet = quiet
+        self._open_tracker = open_tracker
 
     def __enter__(self) -> "Run":
         begin_directory(self.config, self.path, self.checkpoint)
         if self._lock.mirror and self.checkpoint:
             self._lock.mirror.rewind(self.checkpoint.step)
-        self._tracker = RunTracker(self.config, self.path, self.checkpoint, self._quiet)
+        self._tracker = self._open_tracker(self.config, self.path, self.checkpoint)
         self.tracker, self.say = self._tracker.tracker, self._tracker.say
         self.doing = self._tracker.doing
         return self

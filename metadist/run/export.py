@@ -15,13 +15,13 @@ from metadist.run.few_shot import FewShotLearner
 from metadist.run.predictor import learner_of
 from metadist.run.prepare import Prepared
 from metadist.run.tracker import MODELS_FOLDER
-from metadist.run.trust import outside_code
+from metadist.run.trust import computing_code
 from metadist.tracking import SavedModel
 
 
 def unexportable(config: Config) -> str:
     """Why a model of this job is not logged in MLflow, in a sentence; empty where it is."""
-    named = ", ".join(f"{key}={name}" for key, name in outside_code(config).items() if key != "data.source")
+    named = ", ".join(f"{key}={name}" for key, name in computing_code(config).items() if key != "data.source")
     if not named:
         return ""
     return (
@@ -38,6 +38,8 @@ def unlogged(prepared: Prepared) -> list[str]:
         return []
     if why := unexportable(config):
         return [why]
+    if prepared.engine.learner.measures:
+        return [f"the model is not logged in MLflow: learner {config.learner.name} does not predict targets"]
     weights = prepared.engine.layout.named_arrays(prepared.theta) | prepared.constants
     initial = Checkpoint(0, weights, {}, dump_config(config), {}, {"shapes": shapes._asdict()})
     try:
@@ -50,8 +52,8 @@ def unlogged(prepared: Prepared) -> list[str]:
 def log_models(prepared: Prepared, run: Run, best: Checkpoint | None) -> None:
     """The best model, if there is one, and the last one, where that is another, go to MLflow; the first of these was
     evaluated. They are copies: what keeps one from MLflow is said, and does not end the run."""
-    if not run.config.tracking.mlflow or unexportable(run.config):  # which was said before the first step
-        return
+    if not run.config.tracking.mlflow or unexportable(run.config) or prepared.engine.learner.measures:
+        return  # which was said before the first step
     try:
         final = run.store.load("latest")
         models = {"best": best, "final": final} if best else {"final": final}

@@ -25,18 +25,18 @@ def facts(
     prepared: Prepared, summary: dict[str, Any], found: Comparison, run: str, metrics: Path, pooled: str = ""
 ) -> Facts:
     """What advice is given from, of the run at `run`, which stands to the pooled baseline as `pooled` says."""
-    job, metric = prepared.job, "accuracy" if "accuracy" in summary else "loss"
+    job, measure = prepared.job, prepared.job.measure
     config, learner = job.config, job.evaluation_engine("cpu").learner
-    curve = summary[metric]["by_inner_step"]
+    curve = summary[measure.name]["by_inner_step"]
     rated = "inner_lr" not in learner.refused and not learner.learned_rates
     file, flag = shlex.quote(f"{run.rstrip('/')}/config.yaml"), trust_flag(config)
     groups = job.training_groups()
     return Facts(
-        metric=metric,
+        measure=measure,
         baseline=found.baseline,
         curve=[point["mean"] for point in curve],
         ci95=curve[-1]["ci95"],
-        validation=_validations(metrics, metric, config.meta_steps),
+        validation=_validations(metrics, measure.name, config.meta_steps),
         meta_steps=config.meta_steps,
         inner_lr=learner.inner_lr if rated else None,
         smaller_rates=smaller_rates(learner),
@@ -82,7 +82,7 @@ def columns(prepared: Prepared) -> tuple[float, float] | None:
     """Of the columns of numbers in training tasks, the smallest deviation there is (of those that vary) and the largest
     root of a mean square; None where inputs are texts or pictures."""
     job, kinds = prepared.job, "f"
-    if job.shapes.tokens:
+    if job.shapes.tokens or prepared.engine.learner.measures:
         return None
     if model_name(job.config.model, job.shapes) == "mlp":
         kinds = "fiu"  # elsewhere whole numbers may be those of things, for an embedding
@@ -108,7 +108,7 @@ def closed_form(prepared: Prepared, groups: int | None) -> str:
     tell others apart.
     """
     job, learner = prepared.job, prepared.engine.learner
-    if not learner.model.splits:
+    if not learner.model.splits or learner.measures:
         return ""
     few, shapes = groups is not None and groups < FEW, job.shapes
     name = "protonet" if shapes.classification and not few else "r2d2"

@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from metadist.config import Config
-from metadist.config.load import shown
+from metadist.config import Config, shown
 from metadist.config.schema import DataConfig
 from metadist.core.errors import InputError
 from metadist.core.files import bare

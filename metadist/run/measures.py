@@ -6,9 +6,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from metadist.config.load import shown
+from metadist.config import shown
 from metadist.core.errors import Interrupted
 from metadist.core.files import replace_text
+from metadist.core.measure import BUILT_IN, Measure
 from metadist.run.mirror import run_file, working_folder
 from metadist.run.prepare import Prepared
 from metadist.run.tracker import RUN_ID_FILE, flat, known_run_id
@@ -56,7 +57,7 @@ def nested_tracker(
 
 def log_evaluation(tracker: Tracker, summary: Mapping[str, Any], folder: Path) -> None:
     """Send an evaluation of its own: the adaptation curve, with the inner step as the step; the results; the files."""
-    split, metric = summary["protocol"]["split"], "accuracy" if "accuracy" in summary else "loss"
+    split, metric = summary["protocol"]["split"], Measure.of(summary).name
     curve = summary[metric]["by_inner_step"]
     for k, point in enumerate(curve):
         values = {f"{split}/{metric}": point["mean"], f"{split}/{metric}_ci95": point["ci95"]}
@@ -64,18 +65,19 @@ def log_evaluation(tracker: Tracker, summary: Mapping[str, Any], folder: Path) -
     names = ("evaluated_step", "evaluated_theta_sha256", "verdict")
     tags = {f"metadist.{name}": str(summary[name]) for name in names}
     tracker.tags({**tags, DESCRIPTION: results_table(summary)})
-    for file in ("results.json", "tasks.arrow", "adaptation_curve.png"):
+    for file in ("results.json", "tasks.arrow", "adaptation_curve.png", *summary.get("figures", [])):
         tracker.artifact(folder / file)
 
 
 def final_metrics(summary: Mapping[str, Any]) -> dict[str, float]:
-    """The figures of an evaluation by metric name: `test/accuracy`, `test/accuracy_ci95`, `test/baseline/ridge`, ..."""
-    split, metric = summary["protocol"]["split"], "accuracy" if "accuracy" in summary else "loss"
-    values = {
-        f"{split}/{metric}": summary[metric]["after"]["mean"],
-        f"{split}/{metric}_ci95": summary[metric]["after"]["ci95"],
-        f"{split}/diverged_tasks": summary["diverged_tasks"],
-    }
+    """The figures of an evaluation by metric name: `test/accuracy`, `test/accuracy_ci95`, `test/baseline/ridge`, ...,
+    with the metrics of the user's own beside the measure of success."""
+    split, metric = summary["protocol"]["split"], Measure.of(summary).name
+    values = {f"{split}/diverged_tasks": float(summary["diverged_tasks"])}
+    for name, figures in summary.items():
+        if isinstance(figures, Mapping) and "by_inner_step" in figures and (name == metric or name not in BUILT_IN):
+            after = figures["after"]
+            values |= {f"{split}/{name}": after["mean"], f"{split}/{name}_ci95": after["ci95"]}
     if summary["begun"] == "before adaptation":
         values[f"{split}/{metric}_before"] = summary[metric]["before"]["mean"]
     for name, measured in summary["baselines"].items():

@@ -11,8 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from metadist.config import Config, dump_config
-from metadist.config.load import shown
+from metadist.config import Config, dump_config, shown
 from metadist.core.errors import SUBMITTED_BY, InputError
 from metadist.run.build import Job
 from metadist.run.plugins import find_modules_here, resolve

@@ -1,25 +1,29 @@
 """The figures of a run, drawn from its numbers and from one of its tasks."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from metadist.core.errors import Diverged
+from metadist.core.errors import Diverged, InputError
 from metadist.core.files import reason, writing
+from metadist.core.measure import Measure
+from metadist.core.random import LEARNER_STREAM, Draws
 from metadist.core.task import Task, TaskId
+from metadist.engine import Engine
 from metadist.evaluation.figures import scaling, task_picture, training_curve
+from metadist.run.build import Job
 from metadist.run.prepare import Prepared
 from metadist.tracking.jsonl import read_metrics
 
 
-def draw_run(path: Path, title: str = "") -> list[str]:
+def draw_run(path: Path, title: str, measure: Measure) -> list[str]:
     """The training curve and, where there was more than one number of workers, the scaling; the files' names."""
     rows, files = read_metrics(path / "metrics.jsonl"), []
     with writing(path):
         if any("train/loss" in row for row in rows):
-            training_curve(rows, path / "training_curve.png", title)
+            training_curve(rows, path / "training_curve.png", title, measure)
             files.append("training_curve.png")
         if len({row["workers/alive"] for row in rows if "workers/alive" in row}) > 1:
             scaling(rows, path / "scaling.png", title)
@@ -48,6 +52,25 @@ def draw_task(
         labels = np.asarray(task.support.targets[0])
         task_picture(task.support.inputs[0], labels, confusion, path / "task.png", title)
     return ["task.png"]
+
+
+def draw_own(job: Job, engine: Engine, constants: Mapping[str, np.ndarray], theta: np.ndarray, path: Path) -> list[str]:
+    """The user's figures of the first task of evaluation at theta [P], each written to `path`; their files' names.
+    `engine` is the run's. Raises InputError where a function gives no figure, and whatever one raises."""
+    if not job.own_figures:
+        return []
+    own = job.evaluation_engine("cpu", job.evaluation_outputs(engine))
+    own.learner.model.load_constants(constants)
+    name = TaskId(job.config.evaluation.split, 0, 0)
+    draws = Draws(job.config.seed, name, LEARNER_STREAM)
+    weights, fasts, task = own.trajectory(torch.from_numpy(theta.copy()), job.evaluation_source(name), draws)
+    for label, draw in job.own_figures.items():
+        figure = draw(own.learner, weights, fasts, task)
+        if not hasattr(figure, "savefig"):
+            raise InputError(f"evaluation.figures.{label} gave a {type(figure).__name__}: it must give a Figure")
+        with writing(path):
+            figure.savefig(path / f"{label}.png", format="png")
+    return [f"{label}.png" for label in job.own_figures]
 
 
 def _confusion(prepared: Prepared, theta: np.ndarray, task: Task) -> np.ndarray:

@@ -16,7 +16,7 @@ from metadist.run.build import Job
 from metadist.run.few_shot import SUPPORT, Adapted, FewShotLearner, evaluation_settings, numbered
 from metadist.run.inputs import Inputs
 from metadist.run.saved import is_checkpoint, read_checkpoint, saved_place
-from metadist.run.trust import check_trusted, outside_code
+from metadist.run.trust import check_trusted, computing_code
 
 EVALUATION = ("inner_steps", "inner_lr", "transductive")
 """The settings of evaluation by which a learner adapts and predicts."""
@@ -95,7 +95,7 @@ def learner_of(
 ) -> FewShotLearner:
     """The learner that a checkpoint of `run` holds, which adapts as its configuration says, `evaluation` changed so."""
     config = parse_config(checkpoint.config, "the checkpoint's configuration")
-    code = outside_code(config)
+    code = computing_code(config)
     code.pop("data.source", None)  # is not needed
     check_trusted(run, code, trust_code)
     adapted = evaluation_settings(config.evaluation.model_dump(), evaluation or {})

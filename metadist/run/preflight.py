@@ -14,12 +14,12 @@ from metadist.core.errors import InputError
 from metadist.core.files import reason
 from metadist.core.messages import Chunk, Progress, Weights, unseen
 from metadist.core.task import Split, Task, TaskId
-from metadist.engine import Engine, Method
-from metadist.engine.gradient_check import Found, check_gradient, claims_derivative, plain
+from metadist.engine import Engine, Found, Method, check_gradient, claims_derivative, plain
 from metadist.evaluation.protocol import draw_curve, write_results
 from metadist.learners import Learner
 from metadist.models.model import layer_of
 from metadist.run.build import Job
+from metadist.run.pictures import draw_own
 from metadist.run.prepare import Prepared, prepare
 
 SLOW_S = 3.0
@@ -132,6 +132,7 @@ def with_evaluation_tried(prepared: Prepared) -> Prepared:
             summary, results = small.evaluation(prepared.engine, baselines).run(here, weights, _say_nothing)
             write_results(results, Path(folder, "tasks.arrow"))
             draw_curve(summary, "", Path(folder, "curve.png"))
+            draw_own(small, prepared.engine, prepared.constants, prepared.theta, Path(folder))
 
     usable, notes = list(prepared.baselines), list(prepared.notes)
     try:

@@ -13,8 +13,8 @@ from metadist.core.messages import Weights
 from metadist.core.task import Split, Task, TaskId
 from metadist.engine import Engine, estimate
 from metadist.fleet.worker import TWO_RESULTS, set_up_process
-from metadist.learners.learner import one_tensor
-from metadist.models import LOSSES, Model
+from metadist.learners.learner import Learner, one_tensor
+from metadist.models import LOSSES
 from metadist.run.auto import chunk_size
 from metadist.run.build import Job
 from metadist.run.resolved import decided, resolved
@@ -123,7 +123,7 @@ def prepare(job: Job, splits: Sequence[Split], checkpoint: Checkpoint | None = N
     ways = 0
     if shapes.classification and ("from_scratch" in baselines or not any_ways):
         ways = own.outputs if any_ways else shapes.outputs
-    _try_one_task(engine, theta, chunk[0], job.model(job.evaluation_outputs(engine)), ways)
+    _try_one_task(engine, theta, chunk[0], job.evaluation_engine("cpu", job.evaluation_outputs(engine)).learner, ways)
     few = [job.few_tasks(split, _tasks_of(job, split)) for split in splits]
     return Prepared(job, engine, theta, chunk, baselines, notes=[note for note in few if note])
 
@@ -140,13 +140,14 @@ def _check_finite(engine: Engine, theta: np.ndarray) -> None:
             raise InputError(f"{name} is not finite before training: check the model's initial weights, model.weights")
 
 
-def _outputs(model: Model, task: Task, ways: int) -> object:
-    """Outputs of the bare model. Raises InputError where there are fewer than `ways`, or where forward changes large
-    weights behind autograd's back (clipping, a maximal norm)."""
+def _outputs(learner: Learner, task: Task, ways: int) -> object:
+    """What the learner's check of its model gives. Raises InputError where outputs are fewer than `ways`, or where
+    forward changes large weights behind autograd's back (clipping, a maximal norm)."""
+    model = learner.model
     large = {name: 10 * value for name, value in model.parameters.items()}
     with torch.no_grad():
-        outputs = model(model.parameters, *task.support.inputs)
-        model(large, *task.support.inputs)
+        outputs = learner.check({**learner.layout(), **model.parameters}, task)
+        learner.check({**learner.layout(), **large}, task)
     for name, value in model.parameters.items():
         if not torch.equal(large[name], 10 * value):
             raise InputError(
@@ -161,12 +162,12 @@ def _outputs(model: Model, task: Task, ways: int) -> object:
     return outputs
 
 
-def _try_one_task(engine: Engine, theta: np.ndarray, task: Task, judged: Model, ways: int) -> None:
-    """Compute one task, so that pieces that do not fit are refused before any worker is started. `judged` is the model
-    of evaluation, which must have an output for each of `ways`."""
+def _try_one_task(engine: Engine, theta: np.ndarray, task: Task, judged: Learner, ways: int) -> None:
+    """Compute one task, so that pieces that do not fit are refused before any worker is started. `judged` is the
+    learner of evaluation, whose model must have an output for each of `ways`."""
     try:
-        outputs = _outputs(judged.to(engine.device, engine.dtype), engine.tensors(task), ways)
-        if engine.learner.loss in LOSSES.values():
+        outputs = _outputs(judged, engine.tensors(task), ways)
+        if outputs is not None and engine.learner.loss in LOSSES.values():
             one_tensor(outputs)
         (losses, rows), (_, again) = (engine.meta_gradients(torch.from_numpy(theta), [task]) for _ in range(2))
         assert losses.shape == (1,)

@@ -19,6 +19,7 @@ def resolved(job: Job, engine: Engine, baselines: Sequence[str]) -> dict[str, An
     """Dotted setting -> its value, of those that a job may leave open; `engine` is the run's, on any device."""
     config, own, learner = job.config, job.config.evaluation, engine.learner
     later = job.evaluation_engine("cpu").learner
+    named = {name.partition(":")[2]: name for name in own.baselines or [] if ":" in name}
     chosen: dict[str, Any] = {
         "model.name": model_name(config.model, job.shapes),
         "engine.kind": engine.kind,
@@ -26,7 +27,7 @@ def resolved(job: Job, engine: Engine, baselines: Sequence[str]) -> dict[str, An
         "engine.chunk_size": chunk_size(config, engine),
         "engine.aggregate": aggregation(config, engine),
         "engine.device": worker_device(config),
-        "evaluation.baselines": list(baselines),
+        "evaluation.baselines": [named.get(name, name) for name in baselines],
     }
     if config.loss == "auto":
         chosen["loss"] = next(name for name, loss in LOSSES.items() if loss is job.loss)

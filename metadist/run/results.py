@@ -60,8 +60,11 @@ def _evaluate_best(prepared: Prepared, fleet: Any, run: Run, weights: Weights) -
     if run.config.optimizer.max_staleness:
         summary["tasks_by_staleness"] = dict(sorted(fleet.staleness.items()))
     title = figure_title(run.config)
-    drawn = [*draw_run(run.path, title), *draw_task(prepared, weights.theta, run.path, run.say, title)]
-    for name in ["tasks.arrow", "adaptation_curve.png", *drawn]:
+    drawn = [
+        *draw_run(run.path, title, prepared.job.measure),
+        *draw_task(prepared, weights.theta, run.path, run.say, title),
+    ]
+    for name in ["tasks.arrow", "adaptation_curve.png", *drawn, *summary.get("figures", [])]:
         run.tracker.artifact(run.path / name)
     run.tracker.metrics(final_metrics(summary), weights.version)
     log_models(prepared, run, best)

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from metadist.checkpoint.journal import journalled_hashes, read_journal
+from metadist.checkpoint.journal import journalled_hashes, journalled_measure, read_journal
 from metadist.config import load_config
 from metadist.core.errors import InputError
 from metadist.core.files import LOCK_FILE, here, is_uri, lock_holder, read_file
@@ -47,7 +47,8 @@ def status(run: str | Path) -> dict[str, Any]:
     found |= {"driver": driver} if driver else {}
     metrics = run_file(run, METRICS_FILE)
     rows = _standing(read_metrics(metrics) if metrics.exists() else [])
-    best = Best()
+    journal = read_journal(run_file(run, JOURNAL_FILE))
+    best = Best(journalled_measure(journal))
     found |= {"step": 0, "meta_steps": config.meta_steps}
     for row in rows:  # of which the newest is last
         found |= {key: row[name] for key, name in _SHOWN.items() if "train/loss" in row}
@@ -57,8 +58,8 @@ def status(run: str | Path) -> dict[str, Any]:
     if driver:
         found["silent_s"] = round(now - _last_written(working_folder(str(run))), 1)
     if best.step is not None:
-        found |= {"best": best.value, "metric": best.metric, "best_step": best.step}
-    found |= _progress(read_journal(run_file(run, JOURNAL_FILE)), now)
+        found |= {"best": best.value, "metric": best.measure.name, "best_step": best.step}
+    found |= _progress(journal, now)
     return found | ({"doing": "evaluating"} if driver and found["step"] >= config.meta_steps else {})
 
 

@@ -25,8 +25,7 @@ from ray._private.ray_constants import DASHBOARD_CLIENT_MAX_SIZE as MOST_BYTES
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobSubmissionClient
 
-from metadist.config import Config
-from metadist.config.load import shown
+from metadist.config import Config, shown
 from metadist.core.errors import SUBMITTED_BY, InputError
 from metadist.core.files import bare, is_uri, reason
 from metadist.core.redaction import redact

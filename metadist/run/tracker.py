@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from metadist.checkpoint.format import Checkpoint
-from metadist.config import Config
-from metadist.config.load import shown
+from metadist.config import Config, shown
 from metadist.core.errors import Interrupted
 from metadist.core.files import bare, lock_holder, read_file, replace_text
+from metadist.core.measure import Measure
 from metadist.run.identity import digest
 from metadist.tracking import Status, Tracker, Trackers
 from metadist.tracking.console import ConsoleTracker
@@ -31,11 +31,14 @@ MODELS_FOLDER = "models"
 class RunTracker:
     """The trackers of one run: metrics.jsonl, the terminal and, unless switched off, MLflow."""
 
-    def __init__(self, config: Config, run_dir: Path, checkpoint: Checkpoint | None, quiet: bool):
+    def __init__(
+        self, config: Config, run_dir: Path, checkpoint: Checkpoint | None, quiet: bool = False,
+        measure: Measure | None = None,
+    ):  # fmt: skip
         own = config.tracking
         self.config = config
         self.run_dir = run_dir
-        self._console = ConsoleTracker(config.meta_steps, quiet=quiet)
+        self._console = ConsoleTracker(config.meta_steps, quiet=quiet, measure=measure)
         self.say, self.doing = self._console.say, self._console.doing
         trackers: list[Tracker] = [JsonlTracker(run_dir / "metrics.jsonl"), self._console]
         self._mlflow: MlflowTracker | None = None
@@ -47,7 +50,7 @@ class RunTracker:
             self._mlflow = MlflowTracker(
                 own.uri, own.experiment, name, run_id, run_dir, self.say, note, register=own.register
             )
-            self._description = RunDescription(self._mlflow.tags, config.meta_steps)
+            self._description = RunDescription(self._mlflow.tags, config.meta_steps, measure)
             trackers += [self._description, self._mlflow]
         self.tracker: Tracker = Trackers(*trackers)
         if checkpoint is not None and (run_dir / "metrics.jsonl").exists():

@@ -63,7 +63,8 @@ class Trainer:
         self.engine = prepared.engine
         self.fleet = fleet
         self.chunk_size = prepared.chunk_size
-        self.metric = next(iter(prepared.job.metrics()))
+        self.measure = prepared.job.measure
+        run.journal.append({"measure": self.measure.saved()})
         self.tracker, self.saver = run.tracker, run.saver
         self.planned = run.planned
         state = run.checkpoint.trainer if run.checkpoint else {}
@@ -263,7 +264,7 @@ class Trainer:
         self.tracker.metrics(values, done)
         self._validated = values
         self._window.began += values["workers_time/validation_s"]
-        score = values[f"validation/{self.metric}"] * (1 if self.metric == "accuracy" else -1)
+        score = self.measure.sign * values[f"validation/{self.measure.name}"]
         improved = not diverged and (self.progress.best is None or score > self.progress.best)
         best, since = (score, 0) if improved else (self.progress.best, self.progress.since_best + 1)
         self.progress = replace(self.progress, best=best, since_best=since, validated=done)

@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, NamedTuple, get_type_hints
 
 import torch
 
@@ -25,7 +25,17 @@ _HERE = (None, "", "auto", "local")  # no addresses, but the cluster of this mac
 
 
 def outside_code(config: Config) -> dict[str, str]:
-    """Setting -> `module:attribute`, for all that computing tasks imports and metadist does not have itself."""
+    """Setting -> `module:attribute`, for all that computing tasks and judging them imports and metadist does not have
+    itself."""
+    own = config.evaluation
+    judging = {f"evaluation.metrics.{name}": code for name, code in own.metrics.items()}
+    judging |= {f"evaluation.figures.{name}": code for name, code in own.figures.items()}
+    judging |= {f"evaluation.baselines.{name.partition(':')[2]}": name for name in own.baselines or [] if ":" in name}
+    return computing_code(config) | judging
+
+
+def computing_code(config: Config) -> dict[str, str]:
+    """Of these what computing tasks imports."""
     inner = config.learner.options.get("inner_optimizer")
     named = {
         "model.name": config.model.name,
@@ -80,7 +90,7 @@ def check_trusted(saved: str | Path, found: Mapping[str, str], trust_code: bool,
     (he typed those settings) nor trusted, or that is trusted and no part of the seam it stands for."""
     foreign = {key: name for key, name in found.items() if not _typed(key, own)}
     if not trust_code and foreign:
-        modules = sorted({name.partition(":")[0] for key, name in foreign.items() if key in _SEAMS})
+        modules = sorted({name.partition(":")[0] for key, name in foreign.items() if _seam(key)})
         named = [f"the code of {', '.join(modules)}"] * bool(modules)
         named += ["an address"] * ("fleet.address" in foreign) + ["a place elsewhere"] * (
             not foreign.keys().isdisjoint(("checkpoint.location", "data.path", "model.weights"))
@@ -91,17 +101,16 @@ def check_trusted(saved: str | Path, found: Mapping[str, str], trust_code: bool,
             "trust it, add --trust-code (in Python trust_code=True), or give these settings yourself"
         )
     for key, name in foreign.items():
-        if key in _SEAMS and not _SEAMS[key][0](resolve(name), name.partition(":")[0]):
-            raise InputError(f"{key}={name} in {saved} is not called: a saved run may name {_SEAMS[key][1]}")
+        if (seam := _seam(key)) and not seam.fits(resolve(name), name.partition(":")[0]):
+            raise InputError(f"{key}={name} in {saved} is not called: a saved run may name {seam.what}")
 
 
 def unloadable(config: Config) -> list[str]:
     """What of a job's own code could not be used by `load` and `evaluate` later, even with trust; said beforehand."""
-    found = outside_code(config)
     return [
-        f"{key}={name} trains, but the run cannot be loaded again with it: it must be {_SEAMS[key][1]}"
-        for key, name in found.items()
-        if not _SEAMS[key][0](resolve(name), name.partition(":")[0])
+        f"{key}={name} trains, but the run cannot be loaded again with it: it must be {seam.what}"
+        for key, name in outside_code(config).items()
+        if (seam := _seam(key)) and not seam.fits(resolve(name), name.partition(":")[0])
     ]
 
 
@@ -161,10 +170,23 @@ def _is_own_function(found: Any, module: str) -> bool:
     return own and module.partition(".")[0] not in sys.stdlib_module_names
 
 
-_SEAMS: dict[str, tuple[Callable[[Any, str], bool], str]] = {
-    "model.name": (_is_model, "a torch.nn.Module class, or a function annotated to return one"),
-    "learner.name": (_is_learner, "a metadist.Learner class"),
-    "learner.inner_optimizer": (_is_inner_optimizer, "a class with methods begin and step"),
-    "loss": (_is_own_function, "a Python function of the named module"),
-    "data.source": (_is_source, "a class with a method __call__"),
+class _Seam(NamedTuple):
+    """What a saved run may name in a setting: whether an object of a module is such, and what that is in words."""
+
+    fits: Callable[[Any, str], bool]
+    what: str
+
+
+_FUNCTION = _Seam(_is_own_function, "a Python function of the named module")
+_SEAMS = {
+    "model.name": _Seam(_is_model, "a torch.nn.Module class, or a function annotated to return one"),
+    "learner.name": _Seam(_is_learner, "a metadist.Learner class"),
+    "learner.inner_optimizer": _Seam(_is_inner_optimizer, "a class with methods begin and step"),
+    "loss": _FUNCTION,
+    "data.source": _Seam(_is_source, "a class with a method __call__"),
 }
+
+
+def _seam(key: str) -> _Seam | None:
+    """The seam of a setting that names code; those of evaluation (`evaluation.metrics.NAME`) take functions."""
+    return _FUNCTION if key.startswith("evaluation.") else _SEAMS.get(key)

@@ -10,6 +10,7 @@ from statistics import median
 import numpy as np
 
 from metadist.config import Config
+from metadist.core.measure import ACCURACY, LOSS
 from metadist.core.messages import ChunkReport
 from metadist.core.task import Task, TaskId
 from metadist.evaluation.baselines import support_mean
@@ -54,8 +55,10 @@ class Watch:
 
     @cached_property
     def _trivial(self) -> tuple[float, str]:
-        """The loss of a trivial predictor on the first meta-step's tasks, and what has it, in words; infinite where the
-        loss is another than metadist's own, of which that is not known."""
+        """The loss of a trivial predictor on the first meta-step's tasks, and what has it, in words; infinite where
+        that is not known: of another loss than metadist's own, of a learner that is judged otherwise."""
+        if self._prepared.engine.learner.measures:
+            return math.inf, ""
         shapes, own = self._prepared.job.shapes, self._prepared.job.loss
         if own is LOSSES["cross_entropy"] and shapes.classification:
             return math.log(shapes.outputs), f"even chances of {shapes.outputs} classes have"
@@ -68,20 +71,20 @@ class Watch:
     def baselines(self) -> tuple[str, ...]:
         """What the next validation must compute beside the learner."""
         job = self._prepared.job
-        known = not job.shapes.classification and job.loss is LOSSES["mse"]
+        known = job.measure == LOSS and not job.shapes.classification and job.loss is LOSSES["mse"]
         return ("support_mean",) if known and self._support_mean is None else ()
 
     def validation(self, results: Mapping[str, np.ndarray], done: int) -> None:
         """Compare a validation, {metric: [T, inner_steps + 1]} with those of `baselines`, with a trivial predictor."""
         if "support_mean/loss" in results:
             self._support_mean = float(results["support_mean/loss"].mean())
-        trivial, what = self._support_mean, "the support mean's loss"
-        if "accuracy" in results:
+        measure, trivial, what = self._prepared.job.measure, self._support_mean, "the support mean's loss"
+        if measure == ACCURACY:
             trivial, what = 1 / self._prepared.job.evaluation_source.outputs, "chance"
         if trivial is None:
             return
-        mean, ci95 = interval(results["accuracy" if "accuracy" in results else "loss"][:, -1])
-        poor = mean - ci95 <= trivial if "accuracy" in results else mean >= trivial
+        mean, ci95 = interval(results[measure.name][:, -1])
+        poor = mean - ci95 <= trivial if measure == ACCURACY else mean >= trivial
         self._poor = self._poor + 1 if poor else 0
         if self._poor >= PATIENCE:
             rates = " or ".join(filter(None, [inner_rate(self._prepared.engine.learner), "meta_lr"]))

@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TextIO
 
+from metadist.core.measure import ACCURACY, LOSS, Measure
 from metadist.core.redaction import redact
 from metadist.tracking import Status, Tracker
 from metadist.tracking.best import Best
@@ -20,27 +21,29 @@ if TYPE_CHECKING:
 
 _REDRAW_S = 0.1
 _BAR, _LEAST_BAR = 20, 6  # columns of the bar, where the line leaves so many
-_SHOWN = {"train/loss", "validation/accuracy", "validation/loss", "workers/tasks_per_s", "workers/alive"}
+_SHOWN = {"train/loss", "validation/diverged_tasks", "workers/tasks_per_s", "workers/alive"}
 
 
 class ConsoleTracker(Tracker):
     """Writes `step 1200/6000 20.0% | loss 0.812 | validation 94.1% (best 94.3% @1100) | 212 tasks/s | ETA 12m`.
 
-    Understands `train/loss`, `validation/accuracy` (a fraction) or `validation/loss`, `workers/tasks_per_s` and
-    `workers/alive`; what has not been reported is left out. `every_s` is the time between plain lines; `quiet` leaves
-    only what `say` prints. No colours. May be called from several threads.
+    Understands `train/loss`, the `measure` of validation (without one `validation/accuracy`, a fraction, or
+    `validation/loss`), `workers/tasks_per_s` and `workers/alive`; what has not been reported is left out. `every_s` is
+    the time between plain lines; `quiet` leaves only what `say` prints. No colours. May be called from several threads.
     """
 
     def __init__(
-        self, total_steps: int, stream: TextIO | None = None, every_s: float = 5.0, quiet: bool = False
-    ) -> None:
+        self, total_steps: int, stream: TextIO | None = None, every_s: float = 5.0, quiet: bool = False,
+        measure: Measure | None = None,
+    ) -> None:  # fmt: skip
         self._stream = sys.stderr if stream is None else stream
         self._on_terminal = self._stream.isatty() and os.environ.get("TERM") != "dumb"
         self._live: Live | None = None
         self._every_s = min(every_s, _REDRAW_S) if self._on_terminal else every_s
         self._total, self._quiet = total_steps, quiet
         self._latest: dict[str, float] = {}
-        self._best = Best()
+        self._measures = (measure,) if measure else (ACCURACY, LOSS)
+        self._best = Best(measure)
         self._first: tuple[int, float] | None = None
         self._step = 0
         self._drawn, self._drawn_at = "", -math.inf
@@ -129,12 +132,10 @@ class ConsoleTracker(Tracker):
         parts = [f"step {step}/{self._total} {100 * step / max(self._total, 1):.1f}%"]
         if "train/loss" in latest:
             parts.append(f"loss {latest['train/loss']:.4g}")
-        if "validation/accuracy" in latest:
-            best = self._of_best(".1%")
-            parts.append(f"validation {latest['validation/accuracy']:.1%}{best}")
-        elif "validation/loss" in latest:
-            best = self._of_best(".4g")
-            parts.append(f"validation loss {latest['validation/loss']:.4g}{best}")
+        measure = next((each for each in self._measures if f"validation/{each.name}" in latest), None)
+        if measure:
+            form, name = (".1%", "") if measure == ACCURACY else (".4g", f" {measure.name}")
+            parts.append(f"validation{name} {latest[f'validation/{measure.name}']:{form}}{self._of_best(form)}")
         elif latest.get("validation/diverged_tasks"):
             parts.append(f"validation diverged in {latest['validation/diverged_tasks']:g} tasks")
         if "workers/tasks_per_s" in latest:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from statistics import median
 from typing import Any
 
+from metadist.core.measure import Measure
 from metadist.tracking import Status, Tracker
 from metadist.tracking.best import Best
 
@@ -20,10 +21,12 @@ class RunDescription(Tracker):
     `publish` takes tags. `about` says what the run is, `commands` what its user may type, `results` how it ended.
     """
 
-    def __init__(self, publish: Callable[[dict[str, str]], None], total_steps: int) -> None:
+    def __init__(
+        self, publish: Callable[[dict[str, str]], None], total_steps: int, measure: Measure | None = None
+    ) -> None:
         self._publish, self._total = publish, total_steps
         self.about = self.commands = self.results = ""
-        self._best, self._step = Best(), 0
+        self._best, self._step = Best(measure), 0
         self._latest: dict[str, float] = {}
         self._noise: deque[float] = deque(maxlen=RECENT)
 
@@ -46,10 +49,8 @@ class RunDescription(Tracker):
     def _text(self, status: str) -> str:
         lines = [f"**Status**: {status}, step {self._step} of {self._total}{self._workers()}"]
         if self._best.step is not None:
-            best = {"mean": self._best.value, "ci95": self._best.ci95}
-            lines.append(
-                f"**Best validation**: {self._best.metric} {figure(self._best.metric, best)}, step {self._best.step}"
-            )
+            best = self._best.measure.text(self._best.value, self._best.ci95)
+            lines.append(f"**Best validation**: {self._best.measure.name} {best}, step {self._best.step}")
         if (noise := [value for value in self._noise if math.isfinite(value)]) and self._latest:
             lines.append(noise_reading(median(noise), self._latest.get("train/meta_batch_size", math.nan)))
         return "\n\n".join(filter(None, [*lines[:2], self.results, self.about, *lines[2:], self.commands]))
@@ -70,29 +71,28 @@ def noise_reading(noise_scale: float, batch_size: float) -> str:
     return f"{found}the meta-batch suits"
 
 
-def figure(metric: str, point: Mapping[str, float]) -> str:
+def figure(measure: Measure, point: Mapping[str, float]) -> str:
     """A mean with its 95 % interval: accuracies in per cent."""
     if point.get("diverged_tasks"):
         return f"none: {point['diverged_tasks']} tasks diverged"
-    if metric == "accuracy":
-        return f"{100 * point['mean']:.2f} % ± {100 * point['ci95']:.2f}"
-    return f"{point['mean']:.4f} ± {point['ci95']:.4f}"
+    return measure.text(point["mean"], point["ci95"])
 
 
 def results_table(results: Mapping[str, Any]) -> str:
     """The figures of an evaluation with its baselines, and the verdict, in Markdown."""
-    metric = "accuracy" if "accuracy" in results else "loss"
-    own, split = results[metric], results["protocol"]["split"]
+    measure = Measure.of(results)
+    own, split = results[measure.name], results["protocol"]["split"]
     steps = len(own["by_inner_step"]) - 1
     last = f"after {steps} inner step{'s' * (steps != 1)}" if steps else results["begun"]
-    rows = [(f"**{last}**", f"**{figure(metric, own['after'])}**", results["protocol"]["tasks"])]
+    rows = [(f"**{last}**", f"**{figure(measure, own['after'])}**", results["protocol"]["tasks"])]
     if steps:
-        rows.append((results["begun"], figure(metric, own["before"]), results["protocol"]["tasks"]))
+        rows.append((results["begun"], figure(measure, own["before"]), results["protocol"]["tasks"]))
     for name, measured in results["baselines"].items():
-        point = measured[metric][-1] if isinstance(measured[metric], list) else measured[metric]
-        rows.append((name.replace("_", " "), figure(metric, point), measured["tasks"]))
+        points = measured[measure.name]
+        point = points[-1] if isinstance(points, list) else points
+        rows.append((name.replace("_", " "), figure(measure, point), measured["tasks"]))
     table = "\n".join(f"| {label} | {value} | {tasks} |" for label, value, tasks in rows)
-    head = f"| {split} | {metric}, 95 % interval | tasks |\n|---|---|---|\n"
+    head = f"| {split} | {measure.name}, 95 % interval | tasks |\n|---|---|---|\n"
     advice = "".join(f"- Try: {text}\n" for text in results.get("advice", []))
     note = f"\n\n{results['few_tasks']}." if "few_tasks" in results else ""
     verdict = f"{results['verdict'][0].upper()}{results['verdict'][1:]}."

@@ -2,11 +2,12 @@ from dataclasses import replace
 
 import pytest
 
+from metadist.core.measure import ACCURACY, LOSS
 from metadist.evaluation.advice import MOST, RULES, Facts, advise
 
 # 60, 80, 88 and 89 % before and after each of three inner steps: the last gains 0.01 of 0.29, less than a twentieth
 QUIET = Facts(
-    metric="accuracy", baseline="logistic_regression", curve=[0.60, 0.80, 0.88, 0.89], ci95=0.005, inner_lr=0.1,
+    measure=ACCURACY, baseline="logistic_regression", curve=[0.60, 0.80, 0.88, 0.89], ci95=0.005, inner_lr=0.1,
     validation=[(100, 0.85, 0.02), (200, 0.900, 0.02), (300, 0.902, 0.02), (400, 0.901, 0.02)], meta_steps=400,
     groups=900, columns=(0.9, 1.1), evaluate="EVALUATE", train="TRAIN", resume="RESUME",
 )  # fmt: skip
@@ -47,7 +48,7 @@ def test_where_one_model_of_all_rows_is_as_good_it_may_do():
         assert f"is {standing} one model of all training rows, used as it is (pooled): one model for all may do" in (
             the_only(advice(pooled=standing))
         )
-    assert "shifted by a task's own examples" in advice(pooled="behind", metric="loss")[0]
+    assert "shifted by a task's own examples" in advice(pooled="behind", measure=LOSS)[0]
     assert "one model" not in the_only(advice(pooled="ahead of")) + the_only(advice(pooled=""))
 
 
@@ -111,7 +112,7 @@ def test_validation_that_still_rises_takes_more_meta_steps():
 
 def test_a_loss_is_better_where_it_is_lower():
     falling = [(50, 4.0, 0.5), (100, 3.0, 0.5), (150, 2.5, 0.5), (200, 2.0, 0.5)]
-    quiet = {"metric": "loss", "curve": [4.0, 2.0, 1.2, 1.1], "ci95": 0.05, "validation": []}
+    quiet = {"measure": LOSS, "curve": [4.0, 2.0, 1.2, 1.1], "ci95": 0.05, "validation": []}
     assert "wrong tool" in the_only(advice(**quiet))
     assert "by 1 from step 100" in the_only(advice(**quiet | {"validation": falling}))
     assert "inner_steps=2" in the_only(advice(**quiet | {"curve": [4.0, 2.0, 1.2, 1.4]}))

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from metadist.core.measure import Measure
 from metadist.evaluation.comparison import Measured, difference, unpaired
 
 TASKS = {"data": "digits", "digest": "ab", "split": "test", "seed": 0, "ways": 5, "first_task": "cd"}
@@ -9,7 +10,7 @@ OURS, THEIRS = np.array([0.9, 0.5, 0.8, 0.6]), np.array([0.8, 0.3, 0.7, 0.4])
 
 
 def run(values, metric="accuracy", **others):
-    return Measured(metric, np.asarray(values), {**TASKS, **others})
+    return Measured(Measure.of({metric: 0}), np.asarray(values), {**TASKS, **others})
 
 
 def test_the_same_tasks_are_paired():

@@ -7,6 +7,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from metadist.core.errors import InputError
+from metadist.core.measure import ACCURACY, LOSS
 from metadist.evaluation.figures import (
     Compared,
     CurvePoint,
@@ -32,9 +33,9 @@ def curve(name, offset=0.0):
 
 def test_adaptation_curves_and_baselines_are_drawn(tmp_path):
     rows = [*curve("MAML"), *curve("from scratch", 0.2), CurvePoint("nearest neighbour", None, 0.6, 0.02)]
-    adaptation_curve(rows, "Omniglot, 5-way 1-shot, 600 test tasks", tmp_path / "figures" / "a.png")
+    adaptation_curve(rows, "Omniglot, 5-way 1-shot, 600 test tasks", tmp_path / "figures" / "a.png", ACCURACY)
     assert png_size(tmp_path / "figures" / "a.png")[0] > 1000
-    adaptation_curve(rows[-1:], "baseline alone", tmp_path / "b.png", metric="loss")
+    adaptation_curve(rows[-1:], "baseline alone", tmp_path / "b.png", LOSS)
     assert png_size(tmp_path / "b.png")[0] > 1000
 
 
@@ -88,7 +89,7 @@ def test_a_task_is_its_support_pictures_by_class_and_its_confusions(drawn, tmp_p
 
 def test_one_step_is_drawn_as_bars(drawn, tmp_path):
     rows = [CurvePoint("MAML", 0, 0.25, 0.01), CurvePoint("MAML", 1, 0.75, 0.02), CurvePoint("ridge", None, 0.5, 0.04)]
-    adaptation_curve(rows, "", tmp_path / "a.png")
+    adaptation_curve(rows, "", tmp_path / "a.png", ACCURACY)
     (axes,) = drawn[0].axes
     assert [bar.get_height() for bar in axes.patches] == [25.0, 75.0, 50.0]
     assert [label.get_text() for label in axes.get_xticklabels()] == ["MAML\nbefore", "MAML\nafter 1 step", "ridge"]
@@ -108,7 +109,7 @@ def test_nothing_to_draw_is_an_input_error(tmp_path):
     with pytest.raises(InputError):
         scaling([{"step": 1, "workers/alive": 2}], tmp_path / "a.png")
     with pytest.raises(InputError):
-        adaptation_curve([], "nothing", tmp_path / "a.png")
+        adaptation_curve([], "nothing", tmp_path / "a.png", ACCURACY)
     with pytest.raises(InputError):
         training_curve([{"step": 1, "time": 0.0}], tmp_path / "a.png")
 
@@ -148,7 +149,7 @@ def test_numbers_logged_close_together_are_one_point(drawn, tmp_path):
 
 def test_one_point_is_a_bar_beside_its_baselines(drawn, tmp_path):
     rows = [CurvePoint("meta-learned", 0, 0.7, 0.02), CurvePoint("nearest class mean", None, 0.6, 0.02)]
-    adaptation_curve(rows, "digits, protonet, first", tmp_path / "bars.png")
+    adaptation_curve(rows, "digits, protonet, first", tmp_path / "bars.png", ACCURACY)
     (axes,) = drawn[0].axes
     assert [bar.get_height() for bar in axes.patches] == pytest.approx([70.0, 60.0])
     assert axes.get_title() == "digits, protonet, first"
@@ -156,7 +157,7 @@ def test_one_point_is_a_bar_beside_its_baselines(drawn, tmp_path):
 
 def test_a_comparison_has_a_line_for_each_run(drawn, tmp_path):
     rows = [Compared("a", 0.7, 0.01, math.nan, math.nan, True), Compared("b", 0.8, 0.02, 0.1, 0.005, False)]
-    comparison(rows, "digits", tmp_path / "c.png")
+    comparison(rows, "digits", tmp_path / "c.png", ACCURACY)
     left, right = drawn[0].axes
     assert [text.get_text() for text in left.get_yticklabels()] == ["a", "b"]
     assert [float(line.get_xdata()[0]) for line in left.lines if line.get_marker() == "o"] == pytest.approx([70, 80])

@@ -1,7 +1,21 @@
 import numpy as np
 import pytest
 
-from metadist.evaluation.verdict import compare, compare_with, verdict
+from metadist.core.measure import Measure
+from metadist.evaluation import verdict as judging
+
+
+def compare(results):
+    return judging.compare(results, Measure.of(results))
+
+
+def compare_with(baseline, results):
+    return judging.compare_with(baseline, results, Measure.of(results))
+
+
+def verdict(results):
+    return judging.verdict(results, Measure.of(results))
+
 
 OWN = np.array([[0.0, 0.5], [0.0, 0.7], [0.0, 0.6], [0.0, 0.8]])
 

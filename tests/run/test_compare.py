@@ -41,7 +41,7 @@ def after(folder: Path) -> np.ndarray:
 
 def test_runs_are_paired_where_their_tasks_are_the_same(runs):
     first, sgd, seed, few = compare([str(runs / name) for name in ("maml", "sgd", "seed", "few")])
-    assert first.keys() == {"run", "data", "learner", "metric", "mean", "ci95", "tasks"}
+    assert first.keys() == {"run", "data", "learner", "metric", "higher_is_better", "mean", "ci95", "tasks"}
     assert (first["learner"], first["data"], first["tasks"]) == ("maml", "digits", 12)
     gain = after(runs / "sgd") - after(runs / "maml")
     low, high = stats.ttest_1samp(gain, 0).confidence_interval(0.95)
@@ -106,9 +106,9 @@ def test_what_cannot_be_compared_is_told_with_what_to_type(runs, tmp_path):
         compare([str(runs / "maml"), str(other)])
     loss = shutil.copytree(runs / "maml", tmp_path / "loss")
     results = json.loads((runs / "maml" / "results.json").read_text())
-    del results["accuracy"]
+    results["measure"] = {"name": "loss", "better": "lower"}
     (loss / "results.json").write_text(json.dumps(results))
-    with pytest.raises(InputError, match="measure different things .*maml accuracy, .*loss loss"):
+    with pytest.raises(InputError, match="measure different things .*maml accuracy, where higher is better, .*loss loss"):
         compare([str(runs / "maml"), str(loss)])
     assert run("compare", "maml", cwd=runs).returncode == 2
 

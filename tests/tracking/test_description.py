@@ -2,6 +2,7 @@ import math
 
 import pytest
 
+from metadist.core.measure import ACCURACY
 from metadist.tracking.description import DESCRIPTION, RunDescription, figure, noise_reading, results_table
 
 
@@ -49,4 +50,4 @@ def test_the_table_has_the_result_its_baselines_and_the_verdict():
     more = results_table({**results, "advice": ["more steps"], "few_tasks": "8 tasks are of one group"})
     assert more.startswith("Level with ridge.\n\n- Try: more steps\n\n| test |")
     assert more.endswith("\n\n8 tasks are of one group.")
-    assert figure("accuracy", {"diverged_tasks": 3}) == "none: 3 tasks diverged"
+    assert figure(ACCURACY, {"diverged_tasks": 3}) == "none: 3 tasks diverged"
