@@ -38,7 +38,7 @@ OWN_CODE = re.compile(r"[\w.]+:\w+")
 def _known_or_own(name: str) -> str:
     if name not in BASELINES and not OWN_CODE.fullmatch(name):
         hint = did_you_mean(name.lower(), BASELINES) or f"; known: {', '.join(BASELINES)}"
-        raise PydanticCustomError("baseline", f"neither built in nor of the form module:callable{hint}")
+        raise PydanticCustomError("baseline", "neither built in nor of the form module:callable{hint}", {"hint": hint})
     return name
 
 

@@ -63,6 +63,9 @@ OWN = {
     "learner.inner_optimizer.name": ["learner.inner_optimizer={name: nets_own:Thing, rate: 1}"],
     "loss": ["loss=nets_own:Thing"],
     "data.source": ["data.family=null", "data.source=nets_own:Thing"],
+    "evaluation.metrics.a": ["evaluation.metrics={a: 'nets_own:Thing'}", "evaluation.better=lower"],
+    "evaluation.figures.a": ["evaluation.figures={a: 'nets_own:Thing'}"],
+    "evaluation.baselines.Thing": ["evaluation.baselines=['nets_own:Thing',ridge]"],
 }
 
 
@@ -84,7 +87,14 @@ def test_every_module_that_a_setting_may_name_is_sent_though_nothing_has_found_i
 def test_every_setting_that_names_code_of_the_users_own_is_known():
     """The settings above are those that the schema offers, and no other is missing from what is sent."""
     described = json.dumps(Config.model_json_schema())
-    assert described.count("`module:") == len({"model.name", "learner.name", "loss", "data.source"})
+    named = {
+        "model.name",
+        "learner.name",
+        "loss",
+        "data.source",
+        *(key for key in OWN if key.startswith("evaluation.")),
+    }
+    assert described.count("`module:") + described.count("module:callable` of (") == len(named)
     for setting, overrides in OWN.items():
         assert list(outside_code(job(*overrides))) == [setting.removesuffix(".name") if "inner" in setting else setting]
 

@@ -1,0 +1,252 @@
+"""What a job brings of its own to be judged by: metrics, a learner's measures, baselines, figures."""
+
+import json
+import re
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import yaml
+
+import metadist
+from metadist.core.errors import InputError
+from metadist.core.measure import Measure
+from metadist.run.status import status
+
+MODULE = '''
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from metadist import MAML, Draws, Model, Task
+
+
+class Lines:
+    """y = slope * x, from three points, in float32."""
+
+    outputs = 1
+
+    def __init__(self, seed):
+        self.seed = seed
+
+    def __call__(self, task_id):
+        draws = Draws(self.seed, task_id)
+        slope = draws.uniform(1) + 1
+        x = draws.uniform(6).reshape(6, 1) + 0.5
+        x, y = x.astype(np.float32), (slope * x).astype(np.float32)
+        return Task.of(x[:3], y[:3], x[3:], y[3:])
+
+
+class Slope(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.slope = nn.Parameter(torch.tensor([0.5]))
+
+    def forward(self, x):
+        return x * self.slope
+
+
+def within_tenth(outputs, targets):
+    return ((outputs - targets).abs() < 0.1).float().mean()
+
+
+def known_slope(task):
+    x, y = task.support.inputs[0], task.support.targets[0]
+    return task.query.inputs[0] * (y / x).mean()
+
+
+def two_apart(task):
+    return {"closeness": -2.0}
+
+
+def nothing_of_it(task):
+    return {"loss": 1.0}
+
+
+def drawn(learner, theta, fasts, task):
+    from matplotlib.figure import Figure
+
+    figure = Figure()
+    slopes = [float(fast.weights["slope"]) for fast in fasts]
+    assert len(slopes) == learner.inner_steps + 1 and slopes[0] == float(theta["slope"]) != slopes[-1]
+    figure.subplots().plot(slopes)
+    return figure
+
+
+def no_figure(learner, theta, fasts, task):
+    return "a picture"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged(MAML):
+    """Judged by minus the distance of its slope to the task's."""
+
+    measures = {"closeness": "higher", "slope": "lower"}
+
+    def measure(self, theta, fast, query):
+        slope = (query.targets[0] / query.inputs[0]).mean()
+        return {"closeness": -(fast.weights["slope"] - slope).abs().sum(), "slope": fast.weights["slope"].sum()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unlabelled(Judged):
+    """Takes the slope from the inputs themselves, so that the model cannot be called with these."""
+
+    def inner_loss(self, theta, fast, support, k):
+        return (fast.weights["slope"] - support.inputs[0].mean()).square().sum()
+
+    def outer_loss(self, theta, fast, query, context):
+        return (fast.weights["slope"] - query.inputs[0].mean()).square().sum()
+
+    def measure(self, theta, fast, query):
+        slope = fast.weights["slope"].sum()
+        return {"closeness": -(slope - query.inputs[0].mean()).abs(), "slope": slope}
+
+    def check(self, theta, task):
+        assert theta["slope"].shape == (1,)
+
+
+class Slopes:
+    """A task is a slope, of which support and query set have four noisy values each, without targets."""
+
+    outputs = 1
+
+    def __init__(self, seed):
+        self.seed = seed
+
+    def __call__(self, task_id):
+        from metadist import Examples
+
+        draws = Draws(self.seed, task_id)
+        x = (1 + draws.uniform(1) + 0.1 * draws.normal(8)).astype(np.float32).reshape(8, 1)
+        return Task(Examples((x[:4],), ()), Examples((x[4:],), ()))
+
+
+class NotCalled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.slope = nn.Parameter(torch.tensor([0.5]))
+
+    def forward(self, *inputs):
+        raise RuntimeError("this model is not called with a task's inputs")
+'''
+JOB = {
+    "run_dir": "runs/job", "data": {"source": "judged_own:Lines"}, "model": {"name": "judged_own:Slope"},
+    "meta_steps": 4, "meta_lr": 0.1, "meta_batch_size": 4, "learner": {"inner_lr": 0.2, "inner_steps": 2},
+    "fleet": {"backend": "local"}, "evaluation": {"every": 2, "tasks": 4, "test_tasks": 6},
+    "tracking": {"mlflow": False},
+}  # fmt: skip
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    (tmp_path / "judged_own.py").write_text(MODULE)
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(JOB))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return tmp_path
+
+
+def train(*overrides):
+    return metadist.train(metadist.load_config(["job.yaml"], list(overrides)), quiet=True)
+
+
+OWN = ["evaluation.metrics={within: 'judged_own:within_tenth'}", "evaluation.better=higher"]
+
+
+def test_metrics_of_the_users_own_decide_what_is_best(folder):
+    results = train(*OWN, "evaluation.baselines=[initial,ridge,'judged_own:known_slope']")
+    assert Measure.of(results) == Measure("within", "higher") and set(results) > {"within", "loss"}
+    assert results["baselines"]["known_slope"]["within"]["mean"] == 1
+    assert results["verdict"].startswith(("behind its best baseline, known slope", "level with its best baseline"))
+    assert len(results["baselines"]["initial"]["within"]) == 3
+    rows = [json.loads(line) for line in (folder / "runs/job/metrics.jsonl").read_text().splitlines()]
+    validated = {row["step"]: row["validation/within"] for row in rows if "validation/within" in row}
+    found = status(folder / "runs/job")
+    assert (found["metric"], found["best"]) == ("within", max(validated.values()))
+    assert [row["test/within"] for row in rows if "test/within" in row] == [results["within"]["after"]["mean"]]
+
+
+def test_the_side_decides(folder):
+    """Of a rising metric the first validation is the best where lower is better."""
+    low = train(*OWN[:1], "evaluation.better=lower", "run_dir=runs/low", "evaluation.baselines=[]", "meta_steps=6")
+    high = train(*OWN, "run_dir=runs/high", "evaluation.baselines=[]", "meta_steps=6")
+    assert low["evaluated_step"] == 2 < high["evaluated_step"] and low["theta_sha256"] == high["theta_sha256"]
+
+
+def test_initial_is_the_learner_before_training(folder):
+    results = train("evaluation.baselines=[initial]", "meta_steps=1", "meta_lr=1e-30")
+    initial, own = results["baselines"]["initial"]["loss"], results["loss"]["by_inner_step"]
+    assert [each["mean"] for each in initial] == pytest.approx([each["mean"] for each in own])
+
+
+@pytest.mark.parametrize("kind", ["loop", "vmap"])
+def test_a_learner_is_judged_by_its_own_measures(folder, kind):
+    more = ["learner.name=judged_own:Judged", "evaluation.joint_steps=3", f"engine.kind={kind}"]
+    results = train(*more, "evaluation.baselines=[initial,joint,'judged_own:two_apart']")
+    assert Measure.of(results) == Measure("closeness", "higher") and "loss" not in results
+    table = pa.ipc.open_file(folder / "runs/job/tasks.arrow").read_all().to_pydict()
+    run, tasks = metadist.load("runs/job", trust_code=True), [judged_lines(folder, index) for index in range(6)]
+    for index, (slope, task) in enumerate(tasks):
+        predict = run.adapt(task.support.inputs[0], task.support.targets[0]).predict
+        found = predict(np.ones((1, 1), np.float32))[0, 0]
+        assert table["slope_after_2"][index] == pytest.approx(found, rel=1e-6)
+        assert table["closeness_after_2"][index] == pytest.approx(-abs(found - slope), abs=1e-6)
+    assert results["baselines"]["two_apart"]["closeness"]["mean"] == -2
+    assert len(results["baselines"]["joint"]["closeness"]) == 3
+    assert results["verdict"].startswith("ahead of its best baseline") or "level with" in results["verdict"]
+
+
+def judged_lines(folder, index):
+    import judged_own
+
+    from metadist.core.task import TaskId
+
+    task = judged_own.Lines(0)(TaskId("test", 0, index))
+    return float((task.query.targets[0] / task.query.inputs[0]).mean()), task
+
+
+def test_tasks_without_targets_and_a_model_that_takes_no_inputs_are_trained_on(folder):
+    own = ["data.source=judged_own:Slopes", "model.name=judged_own:NotCalled", "learner.name=judged_own:Unlabelled"]
+    results = train(*own, "evaluation.joint_steps=2", "meta_steps=30")
+    assert list(results["baselines"]) == ["initial", "joint"]
+    after, before = (results["closeness"][when]["mean"] for when in ("after", "before"))
+    assert before < after < 0 and results["verdict"].startswith(("ahead", "level", "behind"))
+
+
+def test_figures_of_the_users_own_are_drawn_beside_the_results(folder):
+    results = train("evaluation.figures={slopes: 'judged_own:drawn'}", "evaluation.baselines=[]")
+    assert results["figures"] == ["slopes.png"] and (folder / "runs/job/slopes.png").exists()
+
+
+@pytest.mark.parametrize(("overrides", "sentence"), [
+    (OWN[:1], "need better=higher or better=lower"),
+    (OWN[1:], "better is about metrics of your own, and there are none"),
+    (["evaluation.metrics={loss: 'judged_own:within_tenth'}", "evaluation.better=lower"], "loss is metadist's own"),
+    (["evaluation.metrics={a: within_tenth}", "evaluation.better=lower"], "evaluation.metrics.a='within_tenth'"),
+    (["evaluation.metrics={a: 'judged_own:nothing'}", "evaluation.better=lower"], "has no 'nothing'"),
+    (["evaluation.figures={task: 'judged_own:drawn'}"], "task.png is a figure of metadist's own"),
+    (["evaluation.figures={a: 'judged_own:no_figure'}"], "evaluation.figures.a gave a str: it must give a Figure"),
+    (["evaluation.baselines=['judged_own:two_apart','other:two_apart']"], "baselines has two_apart twice"),
+    (["evaluation.baselines=[nearest_class_mean]"], "does not suit regression"),
+    ([*OWN, "learner.name=judged_own:Judged"], "is judged by its own measures"),
+    (["learner.name=judged_own:Judged", "evaluation.baselines=[ridge]"], "ridge predicts targets"),
+    (["learner.name=judged_own:Judged", "evaluation.baselines=['judged_own:nothing_of_it']"], "'closeness'"),
+    (["learner.name=judged_own:Judged", "task.steps_per_round=2"], "task.steps_per_round: learner"),
+])  # fmt: skip
+def test_what_does_not_fit_is_refused_before_the_run(folder, overrides, sentence):
+    with pytest.raises(InputError, match=re.escape(sentence)):
+        train(*overrides)
+    assert not (folder / "runs" / "job" / "metrics.jsonl").exists()
+
+
+def test_a_run_that_names_such_code_is_followed_by_those_who_trust_it(folder):
+    config = metadist.load_config(["job.yaml"], [*OWN, "evaluation.baselines=[]"])
+    metadist.train(config, quiet=True)
+    saved = metadist.load_config(["runs/job/config.yaml"])
+    with pytest.raises(InputError, match="names the code of judged_own .*evaluation.metrics.within"):
+        metadist.evaluate(saved, "runs/job", say=lambda text: None)
+    results = metadist.evaluate(saved, "runs/job", say=lambda text: None, trust_code=True)
+    assert Measure.of(results).name == "within"
