@@ -203,7 +203,8 @@ def test_the_commands_about_omniglot_run_where_its_files_are(omniglot_folder, cl
     (clone / "downloads").symlink_to(omniglot_folder)
     for _, (program, *arguments) in NOT_RUN:
         if program == "metadist" and any("omniglot" in word for word in arguments):
-            done = run(*shortened(arguments, first=False), cwd=clone)
+            files = " ".join(arguments).replace("--download", "--source downloads").split()  # no test downloads
+            done = run(*shortened(files, first=False), cwd=clone)
             assert done.returncode == 0, f"{arguments}\n{done.stdout}\n{done.stderr}"
 
 
