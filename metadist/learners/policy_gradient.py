@@ -12,7 +12,7 @@ from torch import Tensor
 from metadist.core.errors import InputError
 from metadist.core.measure import Better
 from metadist.core.random import Draws
-from metadist.core.task import Examples
+from metadist.core.task import Examples, Task
 from metadist.environments import Environment
 from metadist.learners.learner import Context, Fast, Tensors
 from metadist.learners.maml import MAML
@@ -145,6 +145,10 @@ class PolicyGradient(MAML):
     def measure(self, theta: Tensors, fast: Fast, query: Examples) -> dict[str, Tensor]:
         """return: the mean undiscounted one of the query trajectories, whose noise is the same after each step."""
         return {"return": mean_return(self.sample(theta, fast, query.inputs, QUERY))}
+
+    def check(self, theta: Tensors, task: Task) -> None:
+        """Trajectories of the unadapted policy: what it gives for a task's own inputs means nothing."""
+        self.sample(theta, Fast({}, {KEY: torch.zeros((), dtype=torch.int64)}), task.support.inputs, QUERY)
 
     def sample(self, theta: Tensors, fast: Fast, inputs: tuple[Tensor, ...], number: int) -> Trajectories:
         """Trajectories of the policy at the fast weights. `inputs`: the task's, [1, ...] each. `number`: of the task's
