@@ -1,16 +1,23 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
 
 from metadist import Engine, Model, Task
+from metadist.config import load_config
 from metadist.core.task import Examples
 from metadist.environments import Navigation
 from metadist.learners import PolicyGradient
 from metadist.learners.learner import Context
 from metadist.models import GaussianPolicy
 from metadist.models.losses import mean_squared_error
+from metadist.run.build import Job
+from metadist.run.preflight import preflight
 from tests.examples.meta_rl import knowing_direction, knowing_goal, knowing_velocity, trajectories
+
+JOBS = Path(__file__).resolve().parents[2] / "jobs" / "domains"
 
 
 def task_of(*parameter: float) -> Task:
@@ -53,3 +60,12 @@ def test_the_figure_has_a_panel_before_and_after_each_step():
 class _Words:
     def word(self) -> int:
         return 12345
+
+
+@pytest.mark.parametrize("path", [*sorted(JOBS.glob("navigation*.yaml")), *sorted(JOBS.glob("point_mass*.yaml"))])
+def test_each_job_can_be_computed_with_its_baselines_and_figure(path, monkeypatch):
+    monkeypatch.chdir(JOBS.parents[1])
+    config = load_config([path], ["fleet.backend=local", "meta_batch_size=2"])
+    prepared = preflight(Job(config), ["test"])
+    assert prepared.notes == []
+    assert {"joint", "initial"} < set(prepared.baselines) and len(prepared.baselines) == 3
