@@ -9,8 +9,8 @@ from tests.benchmarks.structure import circles, imports, modules
 
 PACKAGE = Path(__file__).resolve().parents[1] / "metadist"
 FLOORS = [
-    ["core"], ["data", "models", "config", "checkpoint", "tracking"], ["learners"], ["engine"], ["fleet"],
-    ["evaluation"], ["run"], ["cli"],
+    ["core"], ["data", "models", "environments", "config", "checkpoint", "tracking"], ["learners"], ["engine"],
+    ["fleet"], ["evaluation"], ["run"], ["cli"],
 ]  # fmt: skip
 """From the ground up: a room imports from lower floors only."""
 FILES = {
@@ -23,7 +23,8 @@ FILES = {
         "cache", "remote", "importers.cifar_fs", "importers.digits", "importers.images", "importers.letters",
         "importers.omniglot", "importers.sinusoid", "importers.table", "importers.text", "preprocessing", "raw_files"
     ],
-    "models": ["bag", "losses", "mlp", "noise", "layers", "conv4", "model", "resnet12"],
+    "models": ["bag", "losses", "mlp", "noise", "policy", "layers", "conv4", "model", "resnet12"],
+    "environments": ["environment", "gymnasium", "navigation", "point_mass"],
     "config": ["schema", "yaml", "template", "load"],
     "checkpoint": ["format", "journal", "store", "saver"],
     "tracking": [
@@ -31,7 +32,7 @@ FILES = {
     ],
     "learners": [
         "inner_optimizers", "learner", "heads", "maml", "cavia", "imaml", "maml_plus_plus", "meta_curvature",
-        "meta_sgd", "platipus", "prototypes", "reptile", "ridge", "task_adaptive"
+        "meta_sgd", "platipus", "policy_gradient", "prototypes", "reptile", "ridge", "task_adaptive"
     ],
     "engine": [
         "differentiation", "frozen_trunk", "graph_cache", "layout", "method", "remedies", "engine", "estimate",

@@ -2,7 +2,7 @@
 
 import json
 import shlex
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
@@ -125,13 +125,15 @@ def learners() -> None:
     metadist learners
 
     Options go into a job as learner.OPTION; learner.inner_optimizer is one of sgd, momentum and adam, with their
-    arguments ({name: adam, beta1: 0}), or your own `module:callable`. jobs/learners/ has a job for each.
+    arguments ({name: adam, beta1: 0}), or your own `module:callable`. jobs/learners/ has a job for each, jobs/domains/
+    those of policy_gradient.
     """
     from metadist.learners import LEARNERS
 
     for name, (kind, preset, line) in LEARNERS.items():
         fixed = ("model", "loss", "inner_optimizer", *preset, *kind.refused)
-        options = [f"{field.name}={field.default}" for field in fields(kind) if field.name not in fixed]
+        own = [field for field in fields(kind) if field.name not in fixed]
+        options = [each.name if each.default is MISSING else f"{each.name}={each.default}" for each in own]
         options += ["inner_optimizer=sgd"] if "inner_optimizer" in kind.__dataclass_fields__ else []
         click.echo(f"{name:15} {line}")
         click.echo(f"{'':15} engines: {', '.join(kind.engines)}; {', '.join(options) or 'no options'}")

@@ -24,6 +24,12 @@ class Shapes(NamedTuple):
     target_units: Sequence[dict[str, Any]] = ()  # of each target; a task holds (stored - offset) * scale
     dtypes: Sequence[str] = ()  # of each input as a task holds it, floating point ones as float32
     targets: Sequence[list[int]] = ()  # shape of each target of one example
+    observations: Sequence[list[int]] = ()  # of what a model is called with, where that is not a task's inputs
+
+    @property
+    def model_inputs(self) -> Sequence[list[int]]:
+        """Shape of each input that a model is called with, of one example."""
+        return self.observations or self.inputs
 
 
 def task_shapes(source: Source, dataset: Dataset | None) -> Shapes:
@@ -45,6 +51,7 @@ def task_shapes(source: Source, dataset: Dataset | None) -> Shapes:
         target_units=_units(dataset, "target"),
         dtypes=["float32" if array.dtype.kind == "f" else array.dtype.name for array in inputs],
         targets=[list(array.shape[1:]) for array in support.targets],
+        observations=getattr(source, "observation_shapes", ()),
     )
 
 

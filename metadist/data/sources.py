@@ -20,7 +20,9 @@ class Source(Protocol):
 
     It is built as `Class(seed=..., **options)`, once per process. Calling it twice with one TaskId must give the same
     arrays, in any process: draw from `metadist.Draws(seed, task_id)`, never from global state. Every task has the same
-    array shapes: support [n, ...], query [m, ...]; labels number the N ways from 0.
+    array shapes: support [n, ...], query [m, ...]; labels number the N ways from 0. Where a model is called with
+    something else than a task's inputs (a policy with what it observes), the shapes of that are its attribute
+    `observation_shapes`, a list for each input.
 
     Example:
         >>> class Lines:

@@ -64,7 +64,8 @@ class ValueOnly(Recorded):
 
 def claims_derivative(learner: Learner, meta_steps: int) -> bool:
     """Whether the learner's meta-gradient should be the exact derivative of the outer loss that it returns."""
-    its = next(kind for kind in type(learner).__mro__ if "meta_gradient" in vars(kind))
+    own = ("meta_gradient", "exact_meta_gradient")
+    its = next(kind for kind in type(learner).__mro__ if any(name in vars(kind) for name in own))
     step = meta_steps - 1
     context = Context(step, meta_steps, {}, 0, learner.phase(step, meta_steps))
     return vars(its).get("exact_meta_gradient", False) and not learner.is_first_order(context)

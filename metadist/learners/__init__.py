@@ -11,6 +11,7 @@ from metadist.learners.maml_plus_plus import MAMLPlusPlus
 from metadist.learners.meta_curvature import MetaCurvature
 from metadist.learners.meta_sgd import MetaSGD
 from metadist.learners.platipus import PLATIPUS
+from metadist.learners.policy_gradient import PolicyGradient
 from metadist.learners.prototypes import ProtoMAML, ProtoNet
 from metadist.learners.reptile import Reptile
 from metadist.learners.ridge import R2D2
@@ -44,6 +45,11 @@ LEARNERS: dict[str, tuple[type[Learner], dict[str, Any], str]] = {
         "problem, Rajeswaran et al. 2019, arxiv.org/abs/1909.04630 (its code: damping 1, proximal_damping 10)",
     ),
     "platipus": (PLATIPUS, {}, "probabilistic MAML, Finn et al. 2018, arxiv.org/abs/1806.02817"),
+    "policy_gradient": (
+        PolicyGradient,
+        {},
+        "meta-RL: MAML by policy gradients, Finn et al. 2017, 5.3, with the curvature of ProMP or the term of E-MAML",
+    ),
     "meta_curvature": (
         MetaCurvature,
         {},

@@ -108,8 +108,9 @@ class Learner(ABC):
     learned_rates: ClassVar[bool] = False
     """Whether theta has its inner rates, so that another `inner_lr` at evaluation would say nothing."""
     exact_meta_gradient: ClassVar[bool] = True
-    """Whether this class's `meta_gradient` is the derivative of the loss it returns. A class that has a `meta_gradient`
-    of its own says so itself: otherwise finite differences do not check it."""
+    """Whether this class's `meta_gradient` is the derivative of the loss it returns: not so, where a loss stands for
+    what its gradient estimates (policy gradients). A class that has a `meta_gradient` of its own says so itself:
+    otherwise finite differences do not check it."""
     refused: ClassVar[Mapping[str, str]] = {}
     """Options above that would say nothing here, and the reason."""
     diagnostics: ClassVar[tuple[str, ...]] = ()

@@ -5,8 +5,11 @@ from metadist.models.conv4 import Conv4
 from metadist.models.losses import LOSSES, Loss, accuracy, confidence
 from metadist.models.mlp import MLP
 from metadist.models.model import Model
+from metadist.models.policy import GaussianPolicy
 from metadist.models.resnet12 import ResNet12
 
-MODELS = {"mlp": MLP, "conv4": Conv4, "resnet12": ResNet12, "bag": Bag}
+MODELS = {"mlp": MLP, "conv4": Conv4, "resnet12": ResNet12, "bag": Bag, "gaussian_policy": GaussianPolicy}
 
-__all__ = ["LOSSES", "MODELS", "MLP", "Bag", "Conv4", "Loss", "Model", "ResNet12", "accuracy", "confidence"]
+__all__ = [
+    "LOSSES", "MODELS", "MLP", "Bag", "Conv4", "GaussianPolicy", "Loss", "Model", "ResNet12", "accuracy", "confidence"
+]  # fmt: skip

@@ -149,7 +149,7 @@ class Job:
         key = evaluation, device, outputs
         if key not in self._engines:
             learner = make_learner(self.config.learner, self.model(outputs, device), self.loss, changes)
-            method = make_method(self.config, learner, self.shapes.inputs, device)
+            method = make_method(self.config, learner, self.shapes.model_inputs, device)
             self._engines[key] = Engine(learner, method, device)
         return self._engines[key]
 
@@ -316,7 +316,7 @@ class Job:
                 learner = replace(engine.learner, model=model, **options)
             else:
                 learner = MAML(model=model, loss=self.loss, **options)
-            return Engine(learner, make_method(config, learner, self.shapes.inputs).kind)
+            return Engine(learner, make_method(config, learner, self.shapes.model_inputs).kind)
 
         rate, steps = fine_tuning(config.evaluation, classification, engine.learner)
         return Joint(

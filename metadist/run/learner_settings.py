@@ -33,6 +33,8 @@ def learner_settings(name: str, model: str, values: bool, support: int, meta_ste
     if name not in LEARNERS:
         hint = did_you_mean(name, LEARNERS) or f"; known: {', '.join(LEARNERS)}"
         raise InputError(f"there is no learner {name!r}{hint}")
+    if LEARNERS[name][0].measures:
+        raise InputError(f"{name} is for environments (jobs/domains), and this data has examples: take maml")
     if values and name in CLASSES_ONLY:
         raise InputError(f"{name} is for classes, and this data has values: take maml, meta_curvature or r2d2")
     if model == "bag" and name in WITHOUT_TEXT:

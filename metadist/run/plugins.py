@@ -23,7 +23,7 @@ from metadist.core.redaction import is_redacted
 from metadist.data import importers
 from metadist.data.remote import fetched_weights
 from metadist.data.shapes import Shapes
-from metadist.learners import INNER_OPTIMIZERS, LEARNERS, InnerOptimizer, Learner
+from metadist.learners import INNER_OPTIMIZERS, LEARNERS, Learner
 from metadist.models import MODELS, Model
 from metadist.models.losses import LOSSES, Loss
 
@@ -104,7 +104,8 @@ def model_name(settings: ModelConfig, shapes: Shapes) -> str:
     """The name of the model: `auto` goes by the inputs."""
     if settings.name != "auto":
         return settings.name
-    image = len(shapes.inputs) == 1 and len(shapes.inputs[0]) == 3 and min(shapes.inputs[0][1:]) >= 8
+    inputs = shapes.model_inputs
+    image = len(inputs) == 1 and len(inputs[0]) == 3 and min(inputs[0][1:]) >= 8
     return "bag" if shapes.tokens else "conv4" if image else "mlp"
 
 
@@ -113,7 +114,7 @@ def make_model(settings: ModelConfig, seed: int, shapes: Shapes) -> Model:
     name, options = model_name(settings, shapes), settings.options
     torch.manual_seed(seed)
     if name in MODELS:
-        known = {"input_shapes": shapes.inputs, "outputs": shapes.outputs}
+        known = {"input_shapes": shapes.model_inputs, "outputs": shapes.outputs}
         if name == "bag" and shapes.vocabulary_size:
             known["vocabulary_size"] = shapes.vocabulary_size
         module = call(f"model {name}", MODELS[name], {**known, **options}, hidden=tuple(known))
@@ -133,8 +134,9 @@ def make_model(settings: ModelConfig, seed: int, shapes: Shapes) -> Model:
 def _materialise(module: torch.nn.Module, shapes: Shapes) -> None:
     """Give lazy layers their weights, drawn from the run's seed, by one call on examples of zeros."""
     if any(map(is_lazy, [*module.parameters(), *module.buffers()])):
-        dtypes = shapes.dtypes or ["float32"] * len(shapes.inputs)
-        examples = [torch.from_numpy(np.zeros((2, *s), d)) for s, d in zip(shapes.inputs, dtypes, strict=True)]
+        known = () if shapes.observations else shapes.dtypes
+        dtypes = known or ["float32"] * len(shapes.model_inputs)
+        examples = [torch.from_numpy(np.zeros((2, *s), d)) for s, d in zip(shapes.model_inputs, dtypes, strict=True)]
         with torch.no_grad():
             module(*examples)
 
@@ -182,9 +184,8 @@ def make_learner(settings: LearnerConfig, model: Model, loss: Loss, changes: Map
             f"learner {name} takes no {', '.join(refused)}, {why}: leave out, or, where a job has it, {remedy}"
         )
     options = {"model": model, "loss": loss, **preset, **settings.options}
-    if "inner_optimizer" in options:
-        options["inner_optimizer"] = make_inner_optimizer(options["inner_optimizer"])
-    hidden = ("model", "loss", "inner_optimizer", *kind.refused)
+    options |= {name: make_part(name, options[name]) for name in PARTS if name in options}
+    hidden = ("model", "loss", *PARTS, *kind.refused)
     learner = cast(Learner, call(f"learner {name}", kind, options, hidden))
     try:
         return replace(learner, **changes)
@@ -259,23 +260,35 @@ def _takes(function: Callable[..., Any], name: str) -> bool:
     return name in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
 
-def make_inner_optimizer(setting: Any) -> InnerOptimizer:
-    """The inner optimizer of the setting `learner.inner_optimizer`, a name or a mapping of `name` and options.
+def make_part(option: str, setting: Any) -> Any:
+    """What an option of `PARTS` names: a built-in name or `module:callable`, or a mapping of `name` and options.
 
     Raises InputError.
     """
+    known, methods, rule = PARTS[option]
+    what = option.replace("_", " ")
     options = {"name": setting} if isinstance(setting, str) else dict(setting) if isinstance(setting, Mapping) else {}
     name = options.pop("name", None)
     if not isinstance(name, str):
-        raise InputError(f"learner.inner_optimizer={setting!r} must be a name, or a mapping with one")
-    if name in INNER_OPTIMIZERS:
-        return call(f"inner optimizer {name}", INNER_OPTIMIZERS[name], options)
-    rule = "it must be a class with methods begin(weight) and step(weight, gradient, slots, rate, k)"
-    rule += ", see metadist/README.md"
+        raise InputError(f"learner.{option}={setting!r} must be a name, or a mapping with one")
+    if name in known:
+        return call(f"{what} {name}", known[name], options)
+    rule = f"it must be a class with methods {rule}, see metadist/README.md"
     try:
-        made = call(f"inner optimizer {name}", resolve(name, INNER_OPTIMIZERS), options)
+        made = call(f"{what} {name}", resolve(name, known), options)
     except InputError as error:
         raise InputError(f"{error}; {rule}" if ":" in name else str(error)) from None
-    if not (callable(getattr(made, "begin", None)) and callable(getattr(made, "step", None))):
-        raise InputError(f"inner optimizer {name} gave a {type(made).__name__}: {rule}")
-    return cast(InnerOptimizer, made)
+    if not all(callable(getattr(made, method, None)) for method in methods):
+        raise InputError(f"{what} {name} gave a {type(made).__name__}: {rule}")
+    return made
+
+
+PARTS: dict[str, tuple[Mapping[str, Callable[..., Any]], tuple[str, str], str]] = {
+    "inner_optimizer": (
+        INNER_OPTIMIZERS, ("begin", "step"), "begin(weight) and step(weight, gradient, slots, rate, k)"
+    ),
+    "environment": (
+        {}, ("reset", "step"), "reset(parameters, key, trajectories) and step(parameters, state, actions)"
+    ),
+}  # fmt: skip
+"""Options of learners that name an object: the built-in ones, the methods it must have, and these in words."""

@@ -66,6 +66,8 @@ def with_gradient_checked(prepared: Prepared) -> Prepared:
     learner = Job(config, shapes).engine("cpu").learner  # with a model of its own, computed in float64
     method, task, exact = prepared.engine.method, prepared.chunk[0], claims_derivative(learner, config.meta_steps)
     theta = prepared.theta
+    if not exact and learner.measures:
+        return replace(prepared, gradient="an estimate from samples, which finite differences cannot check")
     if not exact:
         learner, theta = plain(learner), Engine(plain(learner)).initial_theta().numpy()
     try:

@@ -9,6 +9,7 @@ import inspect
 import os
 import sys
 from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, get_type_hints
 
@@ -19,8 +20,12 @@ from metadist.core.errors import InputError
 from metadist.core.files import bare, is_uri
 from metadist.core.redaction import is_redacted
 from metadist.learners import Learner
-from metadist.run.plugins import resolve
+from metadist.run.plugins import PARTS, resolve
 
+OURS = tuple(
+    f"metadist.environments:{name}" for name in ("Navigation", "PointMass", "Goals", "Directions", "Velocities")
+)
+"""Parts that are named as a user's own are, and call nothing else (as an environment of gymnasium may)."""
 _HERE = (None, "", "auto", "local")  # no addresses, but the cluster of this machine
 
 
@@ -36,15 +41,15 @@ def outside_code(config: Config) -> dict[str, str]:
 
 def computing_code(config: Config) -> dict[str, str]:
     """Of these what computing tasks imports."""
-    inner = config.learner.options.get("inner_optimizer")
+    parts = {f"learner.{option}": config.learner.options.get(option) for option in PARTS}
     named = {
         "model.name": config.model.name,
         "learner.name": config.learner.name,
-        "learner.inner_optimizer": inner.get("name") if isinstance(inner, Mapping) else inner,
+        **{key: part.get("name") if isinstance(part, Mapping) else part for key, part in parts.items()},
         "loss": config.loss,
         "data.source": config.data.source,
     }
-    return {key: name for key, name in named.items() if isinstance(name, str) and ":" in name}
+    return {key: name for key, name in named.items() if isinstance(name, str) and ":" in name and name not in OURS}
 
 
 def outside_address(config: Config) -> dict[str, str]:
@@ -155,9 +160,9 @@ def _is_learner(found: Any, module: str) -> bool:
     return isinstance(found, type) and issubclass(found, Learner)
 
 
-def _is_inner_optimizer(found: Any, module: str) -> bool:
+def _is_part(option: str, found: Any, module: str) -> bool:
     del module
-    return isinstance(found, type) and all(inspect.isroutine(getattr(found, name, None)) for name in ("begin", "step"))
+    return isinstance(found, type) and all(inspect.isroutine(getattr(found, name, None)) for name in PARTS[option][1])
 
 
 def _is_source(found: Any, module: str) -> bool:
@@ -181,7 +186,10 @@ _FUNCTION = _Seam(_is_own_function, "a Python function of the named module")
 _SEAMS = {
     "model.name": _Seam(_is_model, "a torch.nn.Module class, or a function annotated to return one"),
     "learner.name": _Seam(_is_learner, "a metadist.Learner class"),
-    "learner.inner_optimizer": _Seam(_is_inner_optimizer, "a class with methods begin and step"),
+    **{
+        f"learner.{option}": _Seam(partial(_is_part, option), f"a class with methods {methods[0]} and {methods[1]}")
+        for option, (_, methods, _) in PARTS.items()
+    },
     "loss": _FUNCTION,
     "data.source": _Seam(_is_source, "a class with a method __call__"),
 }

@@ -289,6 +289,8 @@ def test_which_learners_claim_the_derivative_of_their_outer_loss():
     assert not claims_derivative(MAML(model=model, loss=cross_entropy, first_order=True), 10)
     assert not claims_derivative(Reptile(model=model, loss=cross_entropy), 10)
     assert not claims_derivative(IMAML(model=model, loss=cross_entropy), 10)
+    estimate = LEARNERS["policy_gradient"][0](model=model, loss=cross_entropy, environment=None)  # type: ignore
+    assert not claims_derivative(estimate, 10)
     assert plain(Reptile(model=model, loss=cross_entropy)).inner_steps == 0
     assert plain(IMAML(model=model, loss=cross_entropy)).inner_steps == 1
     annealed = LEARNERS["maml++"][0](model=model, loss=cross_entropy, first_order_until=5)  # type: ignore

@@ -91,7 +91,8 @@ OPTIONS = {
     "protomaml, head": Case(ProtoMAML, {"adapted": "head.*"}),
     "protomaml, body": Case(ProtoMAML, {"adapted": "body.*"}),
 }
-CASES = {name: Case(kind, options) for name, (kind, options, _) in LEARNERS.items()} | OPTIONS
-"""Every learner as its name in a job has it, unless it needs options to be tried at all, and with others."""
+ON_EXAMPLES = {name: own for name, own in LEARNERS.items() if not own[0].measures}
+CASES = {name: Case(kind, options) for name, (kind, options, _) in ON_EXAMPLES.items()} | OPTIONS
+"""Every learner of labelled examples as its name in a job has it, unless it needs options to be tried, and others."""
 OWN_ESTIMATOR = [name for name, case in CASES.items() if case.kind in (Reptile, IMAML)]
 FIRST_ORDER = ["fomaml", "maml++, first order"]

@@ -7,7 +7,7 @@ from metadist.core.errors import InputError
 from metadist.engine.differentiation import Recorded
 from metadist.learners import MAML, Context
 from metadist.learners.inner_optimizers import SGD, Adam
-from metadist.run.plugins import make_inner_optimizer
+from metadist.run.plugins import make_part
 
 from .small import REGRESSION, Smooth, engine_of, meta_gradient, regression_task, smooth_model
 
@@ -53,10 +53,12 @@ def test_second_derivatives_are_finite_where_a_gradient_is_zero(own, kind):
 
 
 def test_a_job_names_one_with_options():
-    assert make_inner_optimizer("sgd") == SGD()
-    assert make_inner_optimizer("momentum") == SGD(0.9)
-    assert make_inner_optimizer({"name": "momentum", "momentum": 0.5, "nesterov": True}) == SGD(0.5, nesterov=True)
-    assert make_inner_optimizer({"name": "adam", "beta1": 0}) == Adam(beta1=0.0)
+    assert make_part("inner_optimizer", "sgd") == SGD()
+    assert make_part("inner_optimizer", "momentum") == SGD(0.9)
+    assert make_part("inner_optimizer", {"name": "momentum", "momentum": 0.5, "nesterov": True}) == SGD(
+        0.5, nesterov=True
+    )
+    assert make_part("inner_optimizer", {"name": "adam", "beta1": 0}) == Adam(beta1=0.0)
 
 
 def test_a_users_own_is_named_as_module_and_callable(tmp_path, monkeypatch):
@@ -69,7 +71,7 @@ def test_a_users_own_is_named_as_module_and_callable(tmp_path, monkeypatch):
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    own = make_inner_optimizer("signs:Sign")
+    own = make_part("inner_optimizer", "signs:Sign")
     learner = MAML(model=smooth_model(), inner_steps=1, inner_optimizer=own, **REGRESSION)
     engine, theta = engine_of(learner)
     weights = engine.layout.unflatten(theta)
@@ -92,7 +94,7 @@ def test_a_users_own_is_named_as_module_and_callable(tmp_path, monkeypatch):
 )
 def test_what_is_none_is_refused(given, message):
     with pytest.raises(InputError, match=message):
-        make_inner_optimizer(given)
+        make_part("inner_optimizer", given)
 
 
 def test_it_reaches_the_learner_of_a_job():

@@ -141,8 +141,11 @@ def test_modules_of_the_current_directory_are_found(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", LEARNERS)
 def test_every_learner_can_be_named(name):
     steps = [] if name in ("r2d2", "protonet") else ["learner.inner_steps=3"]
-    context = ["model.name=mlp", "model.context=2"] if name == "cavia" else []
-    learner = Job(config_of(f"learner.name={name}", *steps, *context), VECTORS).engine().learner
+    own = {
+        "cavia": ["model.name=mlp", "model.context=2"],
+        "policy_gradient": ["learner.environment=metadist.environments:Navigation"],
+    }
+    learner = Job(config_of(f"learner.name={name}", *steps, *own.get(name, [])), VECTORS).engine().learner
     assert learner.inner_steps == (3 if steps else 0)
     assert type(learner) is LEARNERS[name][0]
     assert learner.first_order == (name in ("fomaml", "reptile"))

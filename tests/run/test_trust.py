@@ -32,6 +32,7 @@ SETTINGS = {
     "model.name": "model: {name: '%s', command: touch executed}\n",
     "learner.name": "learner: {name: '%s'}\n",
     "learner.inner_optimizer": "learner: {inner_optimizer: {name: '%s', command: touch executed}}\n",
+    "learner.environment": "learner: {name: policy_gradient, environment: {name: '%s', command: touch executed}}\n",
     "loss": "loss: '%s'\n",
     "data.source": "data: {source: '%s', options: {command: touch executed}}\n",
 }
