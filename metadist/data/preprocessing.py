@@ -181,6 +181,9 @@ class TablePreprocessor(Preprocessor):
         if missing := {each.name for each in self.fields} - self.units.keys():
             raise InputError(f"the description of this run's inputs names {min(missing)!r}, which is none of them")
         self.columns = list(dict.fromkeys(column for each in self.fields for column in each.columns))
+        numbered = {column for each in self.fields if each.identifiers is not None for column in each.columns}
+        self.names = numbered | {column for each in self.fields for column in each.categories}
+        """The columns whose values are names, even where they look like numbers."""
         self.takes = (
             f"rows with {'columns' if len(self.columns) > 1 else 'column'} {', '.join(map(shown, self.columns[:20]))}"
             f"{', ...' if len(self.columns) > 20 else ''} (a data frame, a dict, a list of dicts)"

@@ -17,6 +17,7 @@ from metadist.data import Preprocessing, Shapes, importers, open_dataset
 from metadist.data.importers.pictures import PictureForm
 from metadist.data.notes import Notes, sentence
 from metadist.data.preprocessing import PicturePreprocessor
+from metadist.data.raw_files import read_examples
 from metadist.run.inputs import Inputs
 
 pytestmark = pytest.mark.filterwarnings(
@@ -129,7 +130,7 @@ def test_rows_are_what_their_import_was_to_the_bit(raw_runs, name):
 def test_identifiers_and_actions_are_given_as_they_are_in_the_table(tmp_path):
     """An item by its name, known or not, or by its number; targets of which one is an action, in whole numbers."""
     rng, n = np.random.default_rng(3), 240
-    items = rng.choice(["tea", "coffee", "milk", "water"], n)
+    items = rng.choice(["007", "7", "08", "1e2"], n)
     frame = pd.DataFrame({"user": np.repeat(np.arange(12), 20), "age": rng.normal(size=n), "item": items})
     frame["shown"], frame["paid"] = rng.integers(0, 3, n), rng.normal(size=n)
     frame.to_parquet(tmp_path / "log.parquet")
@@ -159,6 +160,10 @@ def test_identifiers_and_actions_are_given_as_they_are_in_the_table(tmp_path):
     assert adapted.outputs(frame[8:]).shape == (12, 3)  # of three arms, not of two targets
     assert np.array_equal(adapted.outputs(frame[8:]), expected)
     assert np.array_equal(adapted.outputs((frame.age[8:].to_numpy(), inputs[1][8:])), expected)
+    frame[8:].to_csv(tmp_path / "asked.csv", index=False)
+    read = read_examples([str(tmp_path / "asked.csv")], learner.inputs.about, None, True, Notes())
+    assert np.array_equal(adapted.outputs(read.x), expected)  # in which 007 is not 7
+    assert [y.dtype.kind for y in read.y] == ["i", "f"] and np.array_equal(read.y[0], frame.shown[8:])
     with pytest.warns(UserWarning, match="categories unknown"):
         new = adapted.outputs({"age": 0.5, "item": "gin"})
     assert np.array_equal(new, adapted.outputs((np.array(0.5), np.array(0))))
