@@ -108,7 +108,9 @@ def test_what_cannot_be_compared_is_told_with_what_to_type(runs, tmp_path):
     results = json.loads((runs / "maml" / "results.json").read_text())
     results["measure"] = {"name": "loss", "better": "lower"}
     (loss / "results.json").write_text(json.dumps(results))
-    with pytest.raises(InputError, match="measure different things .*maml accuracy, where higher is better, .*loss loss"):
+    with pytest.raises(
+        InputError, match="measure different things .*maml accuracy, where higher is better, .*loss loss"
+    ):
         compare([str(runs / "maml"), str(loss)])
     assert run("compare", "maml", cwd=runs).returncode == 2
 
