@@ -22,6 +22,8 @@ from torch import Tensor
 
 CLIP = 10.0
 """What weights (the policy's probability over the propensity) are cut to in losses, for their variance."""
+ANY = 0.01
+"""How often the greedy policy is held to take any arm in `greedy_snips`."""
 TEMPERATURE = 0.1
 """Of the softmax policy that `doubly_robust` makes of reward estimates; rewards are of the order of 1."""
 
@@ -147,15 +149,17 @@ def doubly_robust_value(
 
 
 def greedy_snips(outputs: Tensor, action: Tensor, propensity: Tensor, reward: Tensor, *truth: Tensor) -> Tensor:
-    """Metric: the value of the greedy policy by `snips_value`.
+    """Metric: the value of the greedy policy by `snips_value`. The policy is held to take any arm `ANY` of the time: so
+    of a task in which it took no logged action, a value that says as much is left, that of any arm.
 
     Example:
         >>> rounds = torch.tensor([0, 1]), torch.tensor([0.5, 0.25]), torch.tensor([1.0, 4.0])
-        >>> greedy_snips(torch.tensor([[2.0, 1.0], [2.0, 1.0]]), *rounds)
-        tensor(1.)
+        >>> greedy_snips(torch.tensor([[2.0, 1.0], [2.0, 1.0]]), *rounds)  # weights 1.99 and 0.02
+        tensor(1.0299)
     """
     del truth
-    return snips_value(greedy(outputs), action, propensity, reward)
+    policy = (1 - ANY) * greedy(outputs) + ANY / outputs.shape[1]
+    return snips_value(policy, action, propensity, reward)
 
 
 def greedy_doubly_robust(outputs: Tensor, action: Tensor, propensity: Tensor, reward: Tensor, *truth: Tensor) -> Tensor:

@@ -91,8 +91,13 @@ def test_metrics_are_of_the_arm_with_the_largest_output():
     assert bandit.greedy_reward(outputs, action, propensity, reward, arms).item() == pytest.approx(
         (0.2 + 0.3 + 0.7) / 3
     )
-    # rounds 0 and 2 took the policy's arm, with weights 2 and 4
-    assert bandit.greedy_snips(outputs, action, propensity, reward, arms).item() == pytest.approx((2 + 16) / 6)
+    # rounds 0 and 2 took the policy's arm, with weights 2 and 4, of which half a percent is the other arm's
+    weights = [0.995 * 2, 0.005 * 2, 0.995 * 4]
+    expected = sum(w * r for w, r in zip(weights, reward.tolist(), strict=True)) / sum(weights)
+    assert bandit.greedy_snips(outputs, action, propensity, reward, arms).item() == pytest.approx(expected)
+    never, reward = torch.tensor([0, 1, 0]), torch.tensor([1.0, 1.0, 4.0])
+    found = bandit.greedy_snips(outputs, never, propensity, reward)  # weights as 2, 2 and 4
+    assert found.item() == pytest.approx((2 * 1 + 2 * 1 + 4 * 4) / 8)
     expected = ((3 + 2 * (1 - 3)) + 2 + (5 + 4 * (4 - 5))) / 3
     assert bandit.greedy_doubly_robust(outputs, action, propensity, reward, arms).item() == pytest.approx(expected)
     outputs[0, 0] = math.nan
