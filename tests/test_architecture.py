@@ -23,7 +23,7 @@ FILES = {
         "cache", "remote", "importers.cifar_fs", "importers.digits", "importers.images", "importers.letters",
         "importers.omniglot", "importers.sinusoid", "importers.table", "importers.text", "preprocessing", "raw_files"
     ],
-    "models": ["bag", "losses", "mlp", "noise", "policy", "layers", "conv4", "model", "resnet12"],
+    "models": ["bag", "bandit", "losses", "mlp", "noise", "policy", "layers", "conv4", "model", "resnet12"],
     "environments": ["environment", "gymnasium", "navigation", "point_mass"],
     "config": ["schema", "yaml", "template", "load"],
     "checkpoint": ["format", "journal", "store", "saver"],

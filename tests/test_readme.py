@@ -202,7 +202,7 @@ def check_script(arguments: list[str], monkeypatch) -> None:
 def test_the_commands_about_omniglot_run_where_its_files_are(omniglot_folder, clone):
     (clone / "downloads").symlink_to(omniglot_folder)
     for _, (program, *arguments) in NOT_RUN:
-        if program == "metadist" and any("omniglot" in word for word in arguments):
+        if program == "metadist" and any("omniglot" in word or "protonet" in word for word in arguments):
             files = " ".join(arguments).replace("--download", "--source downloads").split()  # no test downloads
             done = run(*shortened(files, first=False), cwd=clone)
             assert done.returncode == 0, f"{arguments}\n{done.stdout}\n{done.stderr}"

@@ -18,6 +18,8 @@ FLAGS = {
     "inputs": "--input",
     "targets": "--target",
     "categories": "--category",
+    "identifiers": "--identifier",
+    "integers": "--integer",
     "turned": "--turned/--upright",
 }  # where not --NAME
 

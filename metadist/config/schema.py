@@ -100,9 +100,10 @@ class TaskConfig(Section):
     steps_per_round: Count | None = Field(
         None, description="online: tasks arrive one after another, so many meta-steps apart; each is drawn from then on"
     )
-    order: Literal["random", "time"] = Field(
-        "random", description="time: support examples are earlier than query examples, in a table imported with --time"
-    )
+    order: Literal["random", "time", "window"] = Field(
+        "random", description="time: support examples are earlier than query examples, in a table imported with "
+        "--time; window: and follow one another without gaps (scheme values), to forecast after a short history"
+    )  # fmt: skip
     permute_labels: bool = Field(True, description="labelled: number a task's labels in random order")
 
 

@@ -17,7 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from metadist.core.errors import InputError
 from metadist.data.files import read_regular
-from metadist.data.importers.arrays import plain
+from metadist.data.importers.arrays import plain, strings
 from metadist.data.importers.categories import Categories
 from metadist.data.importers.names import lacking
 from metadist.data.importers.pictures import FILE_BYTES, Decoder, Picture, PictureForm
@@ -28,6 +28,7 @@ from metadist.data.table import Dataset
 from metadist.data.tokenizer import PAD, UNKNOWN, Tokenizer, padded, words
 from metadist.data.writer import VOCABULARY
 
+GIVEN = "the rows given"
 REPLACE = "replace or remove it"
 LISTED = "make one of a folder with sorted(Path(FOLDER).glob('*.png'))"
 
@@ -180,6 +181,9 @@ class TablePreprocessor(Preprocessor):
         if missing := {each.name for each in self.fields} - self.units.keys():
             raise InputError(f"the description of this run's inputs names {min(missing)!r}, which is none of them")
         self.columns = list(dict.fromkeys(column for each in self.fields for column in each.columns))
+        numbered = {column for each in self.fields if each.identifiers is not None for column in each.columns}
+        self.names = numbered | {column for each in self.fields for column in each.categories}
+        """The columns whose values are names, even where they look like numbers."""
         self.takes = (
             f"rows with {'columns' if len(self.columns) > 1 else 'column'} {', '.join(map(shown, self.columns[:20]))}"
             f"{', ...' if len(self.columns) > 20 else ''} (a data frame, a dict, a list of dicts)"
@@ -210,12 +214,14 @@ class TablePreprocessor(Preprocessor):
 
     def _stored(self, each: TableField, batch: pa.RecordBatch, notes: Notes) -> list[np.ndarray]:
         """A field, and its mask where it has one."""
+        if each.identifiers is not None:
+            (column,) = each.columns
+            return [Categories(column, tuple(each.identifiers)).numbers(*strings(batch, column, GIVEN), notes)]
         first = lambda column: str(batch.column(column)[0])  # noqa: E731
         named: dict[str, Categories | None] = {
             column: Categories(column, tuple(names)) for column, names in each.categories.items()
         }
-        what = "the rows given"
-        data, known = stacked(batch, each.name, each.columns, each.vector, named, what, first, notes)
+        data, known = stacked(batch, each.name, each.columns, each.vector, named, GIVEN, first, notes)
         data, unit = fitted(data, each.dtype, " or ".join(map(repr, each.columns[:3]))), self.units[each.name]
         if not known.any():  # lists of which none is there have no width of their own
             data, known = np.zeros((len(data), *each.shape), data.dtype), np.zeros((len(data), *each.shape), bool)

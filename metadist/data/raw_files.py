@@ -192,7 +192,9 @@ def _stored_rows(
     known = labelled or all(name in rows.names for name in answers)
     stored = {name: rows.column(name) for name in (*table.columns, *(answers if known else ()))}
     labels = [stored[name] for name in answers] if known and not numbers else []
-    rows.choose(labels, [column for name, column in stored.items() if numbers or name not in answers])
+    names = [stored[name] for name in stored if name in table.names]
+    values = [column for name, column in stored.items() if name not in table.names and (numbers or name not in answers)]
+    rows.choose([*labels, *names], values)
     batches = list(rows.batches())
     if not batches:
         raise InputError(f"{shown(source)} holds no rows; give a table with at least one")

@@ -24,6 +24,7 @@ class Shapes(NamedTuple):
     target_units: Sequence[dict[str, Any]] = ()  # of each target; a task holds (stored - offset) * scale
     dtypes: Sequence[str] = ()  # of each input as a task holds it, floating point ones as float32
     targets: Sequence[list[int]] = ()  # shape of each target of one example
+    vocabularies: Sequence[int | None] = ()  # of each input that is an identifier, how many numbers it can be (from 0)
     observations: Sequence[list[int]] = ()  # of what a model is called with, where that is not a task's inputs
 
     @property
@@ -52,6 +53,7 @@ def task_shapes(source: Source, dataset: Dataset | None) -> Shapes:
         dtypes=["float32" if array.dtype.kind == "f" else array.dtype.name for array in inputs],
         targets=[list(array.shape[1:]) for array in support.targets],
         observations=getattr(source, "observation_shapes", ()),
+        vocabularies=_vocabularies(dataset),
     )
 
 
@@ -59,10 +61,17 @@ def is_text(inputs: tuple[np.ndarray, ...]) -> bool:
     """Whether the inputs are token numbers [n, length] and the mask of those present."""
     return (
         len(inputs) == 2
+        and inputs[0].ndim == 2
         and np.issubdtype(inputs[0].dtype, np.integer)
         and inputs[1].dtype == bool
         and inputs[0].shape == inputs[1].shape
     )
+
+
+def _vocabularies(dataset: Dataset | None) -> Sequence[int | None]:
+    """Of each input field; nothing where none is an identifier."""
+    sizes = dataset.metadata["extra"].get("vocabularies", {}) if dataset else {}
+    return [sizes.get(f.name) for f in dataset.fields if f.role == "input"] if dataset and sizes else ()
 
 
 def _units(dataset: Dataset | None, role: str) -> list[dict[str, Any]]:

@@ -263,6 +263,8 @@ class ValueSource(TableSource):
 
     Args:
         tables, shots, queries, seed, in_order: as `TableSource`; the tables have target fields.
+        window: the rows of a task follow one another in their group, from a random one on; the first K are the support
+            set (`in_order` for a history without gaps).
 
     Raises:
         InputError: when built, where the tables have no target; else as `TableSource`.
@@ -272,6 +274,8 @@ class ValueSource(TableSource):
         >>> source(TaskId("train", 0, 0)).support.targets[0].shape
         (5, 1)
     """
+
+    window: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
         if not all(any(f.role == "target" for f in table.fields) for table in self.tables.values()):
@@ -296,6 +300,9 @@ class ValueSource(TableSource):
 
     def rows(self, table: Table, pool: np.ndarray, draws: Draws) -> list[list[int]]:
         group = pool[draws.below(len(pool))]
+        if self.window:
+            first = int(table.starts[group]) + draws.below(int(table.counts[group]) - self._needed + 1)
+            return [list(range(first, first + self._needed))]
         chosen = draws.choose(int(table.counts[group]), self._needed)
         return [[int(table.starts[group]) + row for row in (sorted(chosen) if self.in_order else chosen)]]
 

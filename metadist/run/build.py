@@ -89,20 +89,24 @@ class Job:
         queries = own.queries if evaluation and own.queries else task.queries
         splits, scheme = self.dataset.splits, self.dataset.kind if task.scheme == "auto" else task.scheme
         drawn: Any = {"shots": shots, "queries": queries, "seed": seed, "in_order": in_order}
+        window = task.order == "window"
+        if window and scheme != "values":
+            raise InputError(f"task.order=window needs tasks of scheme values, and these are {scheme}: set it to time")
         if scheme == "classes":
             return ClassSource(splits, **drawn, ways=ways, within_parent=task.within_parent)
         if scheme == "labelled":
             return LabelledSource(splits, **drawn, ways=ways, permute_labels=task.permute_labels)
-        return ValueSource(splits, **drawn)
+        return ValueSource(splits, **drawn, window=window)
 
     def _in_time(self) -> bool:
         """Whether tasks keep the order of time. Raises InputError where the data does not say it."""
-        if self.config.task.order == "time" and (self.dataset is None or "time" not in self.dataset.metadata["extra"]):
+        order, dataset = self.config.task.order, self.dataset
+        if order != "random" and (dataset is None or "time" not in dataset.metadata["extra"]):
             raise InputError(
-                "task.order=time needs data whose rows are in the order of time: import it with `metadist data table "
-                "... --time COLUMN`, or set task.order=random"
+                f"task.order={order} needs data whose rows are in the order of time: import it with `metadist data "
+                "table ... --time COLUMN`, or set task.order=random"
             )
-        return self.config.task.order == "time"
+        return order != "random"
 
     @cached_property
     def shapes(self) -> Shapes:

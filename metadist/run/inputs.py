@@ -67,6 +67,7 @@ class Inputs:
             inputs = tuple(_converted(*pair) for pair in zip(arrays, self.units, strict=True))
             for each, unit in zip(inputs, self.units, strict=True):
                 self._look(each, unit, notes)
+            self._check_identifiers(inputs)
         self._say(notes)
         return inputs, single
 
@@ -90,11 +91,14 @@ class Inputs:
         return tuple(found)
 
     def values(self, outputs: np.ndarray) -> np.ndarray:
-        """A model's outputs [n, d] in a regression in the units of the data as it was before import."""
+        """A model's outputs [n, d] in a regression in the units of the data as it was before import; as they are where
+        there are not as many of them as target values, as with arms of which the target is the one that was taken."""
         units = self.shapes.target_units
         if not units:
             return outputs
         shapes = self.shapes.targets or [[]] * len(units)
+        if outputs.shape[-1] != sum(int(np.prod(shape)) for shape in shapes):
+            return outputs  # of a loss to which outputs are not the values of the targets
         offset, scale = (
             np.concatenate(
                 [np.broadcast_to(unit[key], shape).ravel() for unit, shape in zip(units, shapes, strict=True)]
@@ -137,6 +141,16 @@ class Inputs:
                 raise InputError(f"inputs have shape {list(array.shape)}; this run takes {self.takes}")
         if len({len(array) for array in arrays}) > 1:
             raise InputError(f"the inputs given have several lengths ({', '.join(str(len(a)) for a in arrays)})")
+
+    def _check_identifiers(self, inputs: Sequence[np.ndarray]) -> None:
+        """Raise InputError where a number is none of an identifier's, which a table of embeddings has no row for."""
+        for each, size in zip(inputs, self.shapes.vocabularies or [None] * len(inputs), strict=True):
+            if size is not None and not 0 <= each.min() <= each.max() < size:
+                wrong = each.max() if each.min() >= 0 else each.min()
+                raise InputError(
+                    f"identifier {wrong} was given, and this run knows numbers from 0 (unknown) to {size - 1}; give "
+                    "rows with the names themselves, or numbers as the import gave them"
+                )
 
     def _look(self, inputs: np.ndarray, unit: Unit | None, notes: Notes) -> None:
         """Note images that were given on another scale than the data's."""

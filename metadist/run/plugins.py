@@ -117,6 +117,8 @@ def make_model(settings: ModelConfig, seed: int, shapes: Shapes) -> Model:
         known = {"input_shapes": shapes.model_inputs, "outputs": shapes.outputs}
         if name == "bag" and shapes.vocabulary_size:
             known["vocabulary_size"] = shapes.vocabulary_size
+        if name == "mlp" and shapes.vocabularies:
+            known["vocabularies"] = shapes.vocabularies
         module = call(f"model {name}", MODELS[name], {**known, **options}, hidden=tuple(known))
     else:
         found = resolve(name, MODELS)

@@ -357,6 +357,23 @@ def test_in_order_of_time_support_comes_before_query(tmp_path: Path) -> None:
         assert mixed > len(TASKS) // 2  # without it, they come as they are drawn
 
 
+def test_a_window_is_consecutive_rows_in_the_order_of_time_from_anywhere(tmp_path: Path) -> None:
+    rows = [(100 * u + i, f"user {u}", i / 2, i, "train") for u in range(4) for i in range(5 + 5 * u)]
+    columns = ["id", "group", "value", "when", "split"]
+    splits = write(tmp_path, "windows", rows[::-1], columns, targets=["value"], time="when").splits
+    source = ValueSource(splits, shots=2, queries=3, seed=0, in_order=True, window=True)
+    begun = []
+    for number in range(2000):
+        support, query = (part.inputs[0].reshape(-1) for part in source(TaskId("train", 0, number)))
+        ids = np.concatenate([support, query])
+        np.testing.assert_array_equal(np.diff(ids), 1)
+        begun.append(int(ids[0]))
+    # each user equally often, and each of the places at which five rows in a row begin
+    assert sorted(set(begun)) == [100 * u + i for u in range(4) for i in range(1 + 5 * u)]
+    counts = Counter(begun)
+    assert abs(counts[0] - 500) < 100 and all(abs(counts[100 + i] - 500 / 6) < 40 for i in range(6))
+
+
 def test_combinations_are_counted_by_what_tasks_can_be_made_of(classes, users):
     """Eleven classes of which one has too few rows: C(10, 3) sets of three, within a parent C(6, 3) + C(4, 3)."""
     options = {"shots": 4, "queries": 4, "seed": 0, "ways": 3}

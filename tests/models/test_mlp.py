@@ -30,3 +30,11 @@ def test_without_hidden_layers_it_is_linear():
     module = MLP([[3]], 2, hidden=())
     x = torch.randn(4, 3)
     assert torch.equal(module(x), module.head(x))
+
+
+def test_an_identifier_is_the_row_of_a_table_and_joined_in_its_place():
+    module = MLP([[2], [], [1]], 1, hidden=(), vocabularies=[None, 4, None], embedding=3)
+    numbers, item, more = torch.randn(5, 2), torch.tensor([0, 3, 3, 1, 2]), torch.randn(5, 1)
+    rows = module.embeddings["input_1"].weight[item]
+    assert torch.equal(module(numbers, item, more), module.head(torch.cat([numbers, rows, more], dim=1)))
+    assert module.head.in_features == 2 + 3 + 1

@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,6 +17,7 @@ from metadist.data import Preprocessing, Shapes, importers, open_dataset
 from metadist.data.importers.pictures import PictureForm
 from metadist.data.notes import Notes, sentence
 from metadist.data.preprocessing import PicturePreprocessor
+from metadist.data.raw_files import read_examples
 from metadist.run.inputs import Inputs
 
 pytestmark = pytest.mark.filterwarnings(
@@ -123,6 +125,54 @@ def test_rows_are_what_their_import_was_to_the_bit(raw_runs, name):
     fields = dict(zip(learner.inputs.about.inputs, _in_the_datas_units(learner, forms["columns"]), strict=True))
     for form in (fields, tuple(fields.values()), {key: torch.from_numpy(value) for key, value in fields.items()}):
         assert np.array_equal(adapted.outputs(form), expected)
+
+
+def test_identifiers_and_actions_are_given_as_they_are_in_the_table(tmp_path):
+    """An item by its name, known or not, or by its number; targets of which one is an action, in whole numbers."""
+    rng, n = np.random.default_rng(3), 240
+    items = rng.choice(["007", "7", "08", "1e2"], n)
+    frame = pd.DataFrame({"user": np.repeat(np.arange(12), 20), "age": rng.normal(size=n), "item": items})
+    frame["shown"], frame["paid"] = rng.integers(0, 3, n), rng.normal(size=n)
+    frame.to_parquet(tmp_path / "log.parquet")
+    asked: dict[str, Any] = {
+        "inputs": ["age", "item"],
+        "identifiers": ["item"],
+        "targets": ["shown", "paid"],
+        "integers": ["shown"],
+    }
+    data = importers.table(tmp_path / "log.parquet", tmp_path / "data", group="user", **asked)
+    settings = [
+        f"data.path={data}", "task.shots=4", "task.queries=4", "meta_steps=2", "meta_batch_size=2",
+        "model.outputs=3", "loss=tests.run.test_inputs:of_what_was_shown", "evaluation.test_tasks=2",
+        "evaluation.every=0", "evaluation.baselines=[]", "fleet.backend=local", "tracking.mlflow=false",
+        f"run_dir={tmp_path / 'run'}",
+    ]  # fmt: skip
+    metadist.train(metadist.load_config([], settings), quiet=True)
+    learner = metadist.load(tmp_path / "run", trust_code=True)
+    assert list(learner.shapes.vocabularies) == [None, 5]
+    table = open_dataset(data).splits["test"]
+    rows = table.starts[0] + np.arange(20)
+    frame = frame[frame.user == int(table.group_names[0])]
+    inputs, targets = table.gather(rows)
+    predict = learner.engine.adapt(learner.theta, Examples(tuple(x[:8] for x in inputs), tuple(y[:8] for y in targets)))
+    expected = predict(*(x[8:] for x in inputs), transductive=True).numpy()
+    adapted = learner.adapt(frame[:8], (frame.shown[:8], frame.paid[:8]))
+    assert adapted.outputs(frame[8:]).shape == (12, 3)  # of three arms, not of two targets
+    assert np.array_equal(adapted.outputs(frame[8:]), expected)
+    assert np.array_equal(adapted.outputs((frame.age[8:].to_numpy(), inputs[1][8:])), expected)
+    frame[8:].to_csv(tmp_path / "asked.csv", index=False)
+    read = read_examples([str(tmp_path / "asked.csv")], learner.inputs.about, None, True, Notes())
+    assert np.array_equal(adapted.outputs(read.x), expected)  # in which 007 is not 7
+    assert [y.dtype.kind for y in read.y] == ["i", "f"] and np.array_equal(read.y[0], frame.shown[8:])
+    with pytest.warns(UserWarning, match="categories unknown"):
+        new = adapted.outputs({"age": 0.5, "item": "gin"})
+    assert np.array_equal(new, adapted.outputs((np.array(0.5), np.array(0))))
+    with pytest.raises(metadist.InputError, match="identifier 5 was given, .* from 0 .unknown. to 4"):
+        adapted.outputs((np.array([0.5]), np.array([5])))
+
+
+def of_what_was_shown(outputs, shown, paid):
+    return (outputs.gather(1, shown[:, None])[:, 0] - paid).square().mean()
 
 
 def _in_the_datas_units(learner, columns):

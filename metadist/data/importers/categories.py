@@ -1,4 +1,4 @@
-"""Names (colours, shops, identifiers) as numbers for a model: one element for each name, 1 where it is that name."""
+"""Names as numbers for a model: few (colours) as an element each, 1 where it is that name; many (items) numbered."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,11 +13,14 @@ from metadist.data.notes import Notes, shown
 class Categories:
     """The names of a column that are told apart, of the training rows alone; any other is unknown.
 
-    Names are stored as float32 [n, len(names) + 1], the last element for all unknown ones and where there is none.
+    `one_hot` makes float32 [n, len(names) + 1] of them, the last element for all unknown ones and where there is none;
+    `numbers` makes int64 [n] for an embedding, 1, 2, ... in the order of the names and 0 for the others.
 
     Example:
         >>> Categories("colour", ("blue", "red")).one_hot(["red", "pink"], np.array([0, 0, 1]))
         array([[0., 1., 0.], [0., 1., 0.], [0., 0., 1.]], dtype=float32)
+        >>> Categories("film", ("alien", "brazil")).numbers(["brazil", "casablanca"], np.array([0, 0, 1]))
+        array([2, 2, 0])
     """
 
     column: str
@@ -35,16 +38,22 @@ class Categories:
         """Rows that are `names[codes]` ("" where there is none), codes int64 [n]; unknown ones are noted."""
         places = np.array([self._places.get(name, len(self.names)) for name in names], np.int64)[codes]
         if notes is not None:
-            self._note(names, np.bincount(codes, minlength=len(names)), notes)
+            self._note(names, codes, notes, "the element of unknown names is 1")
         rows = np.zeros((len(places), self.width), np.float32)
         rows[np.arange(len(places)), places] = 1
         return rows
 
-    def _note(self, names: Sequence[str], counts: np.ndarray, notes: Notes) -> None:
+    def numbers(self, names: Sequence[str], codes: np.ndarray, notes: Notes | None = None) -> np.ndarray:
+        """Numbers of `names[codes]` ("" where there is none), codes int64 [n]; unknown ones are noted."""
+        if notes is not None:
+            self._note(names, codes, notes, "they are 0, as unknown names are")
+        return np.array([self._places.get(name, -1) + 1 for name in names], np.int64)[codes]
+
+    def _note(self, names: Sequence[str], codes: np.ndarray, notes: Notes, stored: str) -> None:
         column = f"column {shown(self.column)!r}"
-        for name, count in zip(names, counts.tolist(), strict=True):
+        for name, count in zip(names, np.bincount(codes, minlength=len(names)).tolist(), strict=True):
             if not name:
-                why, remedy = f"{column} is empty; the element of unknown names is 1", "fill them for a name of its own"
+                why, remedy = f"{column} is empty; {stored}", "fill them for a name of its own"
                 notes.add("missing categories taken as unknown", why, column, remedy, count)
             elif name not in self._places:
                 why, remedy = f"no row of train has them in {column}", "nothing, if new ones are to be expected"

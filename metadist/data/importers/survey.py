@@ -38,6 +38,8 @@ class Asked:
     loose: Collection[str] = ()  # columns that a pattern brought in
     named: tuple[str, ...] = ()  # columns whose values are names
     categories: dict[str, Categories] = field(default_factory=dict)  # of these, once the training rows are known
+    identifier: bool = False  # an input of one such column, whose names are numbered
+    whole_numbers: bool = False  # a target that stays whole numbers beside others that are values
     numbered: dict[str, int] | None = None  # the values of a target of texts, later with their place in sorted order
     dtype: Any = None  # None until a value is seen
     shape: tuple[int, ...] = ()
@@ -59,9 +61,17 @@ class Asked:
         parts, loose = chosen(columns, rows, taken)
         return cls(rows, name.strip(), tuple(parts), role, role == "input" or len(parts) > 1, loose=loose)
 
-    def settle_columns(self, categories: Collection[str], notes: Notes) -> None:
+    def settle_columns(self, categories: Collection[str], identifiers: Collection[str], notes: Notes) -> None:
         """Which columns are names, and of those that a pattern brought in, which are numbers and stay; both noted."""
         if self.role == "target":
+            return
+        if numbered := [column for column in self.columns if column in identifiers]:
+            if len(self.columns) > 1:
+                raise InputError(
+                    f"input {self.name!r} of {self.rows.source} joins identifier {numbered[0]!r} with other columns; "
+                    f"make it an input of its own, --input {numbered[0]}"
+                )
+            self.named, self.identifier, self.vector = self.columns, True, False
             return
         kinds = {column: self.rows.type(column) for column in self.columns}
         left = [c for c in self.columns if c in self.loose and c not in categories and not is_number(kinds[c])]
@@ -110,6 +120,10 @@ class Asked:
         if self.numbered is not None:
             texts, codes = strings(batch, self.columns[0], self.rows.source)
             return np.array([self.numbered[text] for text in texts], np.int64)[codes], np.ones(len(codes), bool)
+        if self.identifier:
+            (column,) = self.columns
+            numbers = self.categories[column].numbers(*strings(batch, column, self.rows.source), notes)
+            return numbers, np.ones(len(numbers), bool)
         data, known = self._stack(batch, notes)
         if data.shape[1:] == (0,):  # lists of which none is there have no width of their own
             shape = (len(data), *self.shape)
@@ -118,6 +132,8 @@ class Asked:
 
     def faults(self, batch: pa.RecordBatch) -> dict[str, np.ndarray]:
         """Which rows cannot be used (bool [n]), by what is wrong with them."""
+        if self.identifier:
+            return {}
         data, known = self._stack(batch)
         within, bad = tuple(range(1, data.ndim)), {}
         if data.dtype.kind == "f":
@@ -128,8 +144,9 @@ class Asked:
 
     def look(self, batch: pa.RecordBatch, places: np.ndarray, notes: Notes) -> None:
         """Take note of the values of some rows, numbered `places` in the source."""
-        if self.numbered is not None:
-            self.numbered.update(dict.fromkeys(strings(batch, self.columns[0], self.rows.source)[0], 0))
+        if self.numbered is not None or self.identifier:
+            if self.numbered is not None:
+                self.numbered.update(dict.fromkeys(strings(batch, self.columns[0], self.rows.source)[0], 0))
             self.dtype = np.dtype(np.int64)
             return
         data, known = self._stack(batch)
@@ -331,8 +348,9 @@ class Survey:
             if asked.dtype is None:
                 raise InputError(f"field {asked.name!r} of {self.source} has no value in any row; leave it out")
         targets = [asked for asked in self.fields if asked.role == "target"]
-        floats = [target for target in targets if target.dtype.kind == "f"]
-        kind: Kind = self.asked_kind or ("classes" if not targets else "values" if floats else "labelled")
+        floats = [target for target in targets if target.dtype.kind == "f" and not target.whole_numbers]
+        mixed = len({target.whole_numbers for target in targets}) > 1
+        kind: Kind = self.asked_kind or ("classes" if not targets else "values" if floats or mixed else "labelled")
         if (kind == "classes") == bool(targets):
             wish = "no targets" if kind == "classes" else "at least one target"
             raise InputError(f"kind {kind!r} takes {wish} and {self.source} was given {len(targets)}; change either")
@@ -342,7 +360,8 @@ class Survey:
             raise InputError(f"target {fractions[0]!r} of {self.source} is a float and no label; use kind values")
         if kind == "values" and texts:
             raise InputError(f"target {min(texts)!r} of {self.source} is text and no number; use kind labelled")
-        if kind == "values" and self.asked_kind is None and not fractions:
+        self._check_whole_numbers(kind, targets)
+        if kind == "values" and self.asked_kind is None and floats and not fractions:
             why, remedy = "they are floats, though all whole numbers", "import with --kind labelled if they are labels"
             self.notes.add("targets taken as values, not labels", why, floats[0].name, remedy, len(floats))
         for target in targets:
@@ -350,9 +369,24 @@ class Survey:
                 why, remedy = "they are taken as classes like the others", "remove their rows if they mean no label"
                 self.notes.add("labels below 0", why, f"{target.lowest:g}", remedy, target.negative)
                 target.dtype = np.dtype(np.int64)
+            elif target.whole_numbers:
+                target.dtype = np.dtype(np.int64)
             elif target not in floats:
+                why, remedy = "they are beside values", "--integer COLUMN keeps whole numbers, as of an action taken"
+                self.notes.add("integer targets made floats", why, shown(target.name), remedy, int(bool(floats)))
                 target.dtype = np.dtype(np.float64 if target.largest > EXACT else np.float32)
         return kind
+
+    def _check_whole_numbers(self, kind: Kind, targets: Sequence[Asked]) -> None:
+        """Raise InputError where a target cannot stay whole numbers."""
+        for target in targets if kind == "values" else ():
+            if target.whole_numbers and not target.whole:
+                raise InputError(f"target {target.name!r} of {self.source} has fractions and is no --integer column")
+            if target.whole_numbers and len(targets) == 1:
+                raise InputError(
+                    f"target {target.name!r} of {self.source} is alone and in whole numbers, which are labels; leave "
+                    "out --kind values, or --integer to have floats"
+                )
 
     def _is_text(self, target: Asked) -> bool:
         """Whether a target's values are names; numbers that int64 cannot hold are."""

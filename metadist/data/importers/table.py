@@ -1,16 +1,19 @@
 """Tables (Parquet, CSV, TSV, Arrow): one column names the group, others are inputs and targets.
 
 Memory is bounded by a few of the source's own blocks (Parquet row groups, say). Columns are numbers, or equally long
-lists of numbers, taken as they are: integers stay integers, for embeddings. "NAME=COL,COL" stacks columns to a vector
+lists of numbers, taken as they are: integers stay integers. "NAME=COL,COL" stacks columns to a vector
 of floats, and an input "NAME=COL" is such a vector too; a target "NAME=COL" only gets a new name. Without targets the
 groups are the classes (kind "classes"); integer, bool and text targets make kind "labelled" (int64; texts numbered in
-sorted order, which `extra["names"]` keeps), float targets "values". Missing inputs (null, NaN) become 0
+sorted order, which `extra["names"]` keeps), float targets "values", beside which integer ones become floats, but for
+those of --integer. Missing inputs (null, NaN) become 0
 beside an input `NAME_mask`, True where present. Rows without a group or target, or with an infinite value, are refused.
 
 Columns of names in an input (texts, or what --category names) become an element for each name that train has and one
-for all others, 0 or 1. `extra["columns"]` keeps of which columns each field is made, in their order, and
-`extra["categories"]` the names, by field and column. `extra["time"]` is the column by which the rows of a group are
-ordered, where one was asked for.
+for all others, 0 or 1. An --identifier, an input of its own, becomes numbers for an embedding (int64): 1, 2, ... for
+the names that train has, sorted, and 0 for all others. `extra["columns"]` keeps of which columns each field is made,
+in their order, `extra["categories"]` the names, by field and column, and `extra["vocabularies"]`, by field, how many
+numbers an identifier can be. `extra["time"]` is the column by which the rows of a group are ordered, where one was
+asked for.
 
 Standardized, `gather` yields (value - mean) / deviation over the train rows, and integers become floats; labels and
 booleans stay as they are. A single column keeps its values and gets its field's `offset` and `scale`, whose inverse is
@@ -40,6 +43,11 @@ from metadist.data.table import Field
 from metadist.data.writer import ORDER, About, DatasetWriter, Group, options_of, staging
 
 MASK = "_mask"
+MOST_IDENTIFIERS = 1_000_000  # they are in the head of each file and in the checkpoints of a run
+MANY_CATEGORIES = (
+    ", each an element of the input; leave it out, write rare names as one, take it as --identifier for a model with "
+    "an embedding, or raise --most-categories"
+)
 ROUNDING = 1e-13  # deviations below this part of the mean are what rounding leaves of a constant
 
 
@@ -47,7 +55,8 @@ ROUNDING = 1e-13  # deviations below this part of the mean are what rounding lea
 class TableField:
     """The columns that a field is made of, in rows that a run is asked about: one, or several stacked to a `vector`.
     `dtype` and `shape` are the field's; `incomplete`: beside it is a field NAME_mask, True where there is a value;
-    `categories` are the names that are told apart in columns of names."""
+    `categories` are the names that are told apart in columns of names, `identifiers` those of an identifier, in the
+    order of their numbers."""
 
     name: str
     role: Literal["input", "target"]
@@ -57,6 +66,7 @@ class TableField:
     shape: list[int]
     incomplete: bool
     categories: dict[str, list[str]] = field(default_factory=dict)
+    identifiers: list[str] | None = None
 
 
 Scaling = dict[str, tuple[np.ndarray, np.ndarray]]
@@ -79,6 +89,8 @@ def table(
     time: str | None = None,
     categories: Sequence[str] = (),
     most_categories: int = 64,
+    identifiers: Sequence[str] = (),
+    integers: Sequence[str] = (),
     standardize: bool = False,
     skip_bad: bool = False,
     overwrite: bool = False,
@@ -104,7 +116,11 @@ def table(
         categories: input column whose values are names, even where they look like numbers; texts are names anyway.
         most_categories: the most names of a column; each becomes an element of the input, and one stands for all names
             that train has not.
-        standardize: shift and scale every number by its mean and deviation in train; integers become floats.
+        identifiers: input column whose values are names of which there are many (items, shops), numbered from 1 for an
+            embedding; names that train has not are 0.
+        integers: target column that stays whole numbers beside targets that are values (the action taken, say).
+        standardize: shift and scale every number by its mean and deviation in train; integers become floats, but for
+            identifiers, and targets that stay whole numbers.
         skip_bad: leave out what cannot be used, and say how much.
         overwrite: replace a dataset that is there.
         progress: called now and then with the rows written so far and in all.
@@ -121,14 +137,13 @@ def table(
         others = (None if name is None else rows.column(name) for name in (parent, split_column, share))
         labels, moment = Labels(rows.column(group), *others), None if time is None else rows.column(time)
         asked = _asked(inputs, targets, rows, [*labels.columns, *([] if moment is None else [moment])])
-        named = [rows.column(name) for name in categories]
-        for name in named:
-            if not any(name in each.columns for each in asked if each.role == "input"):
-                raise InputError(f"column {name!r} of {source} is in no input; name it in --input too")
-        used = [column for each in asked for column in each.columns if column not in named]
-        rows.choose([*labels.columns, *named], used if moment is None else [*used, moment])
+        names, numbered = ([rows.column(name) for name in given] for given in (categories, identifiers))
+        _check_names(asked, names, numbered, source)
+        _keep_whole_numbers(asked, [rows.column(name) for name in integers], source)
+        used = [column for each in asked for column in each.columns if column not in (*names, *numbered)]
+        rows.choose([*labels.columns, *names, *numbered], used if moment is None else [*used, moment])
         for each in asked:
-            each.settle_columns(named, notes)
+            each.settle_columns(names, numbered, notes)
         survey = Survey(rows, asked, labels, kind, notes, skip_bad, moment)
         splits = _splits(survey, fractions, seed)
         _find_categories(survey, splits, most_categories)
@@ -145,24 +160,44 @@ def _asked(inputs: Sequence[str], targets: Sequence[str], rows: Rows, labels: Se
     return [*(Asked.parse(text, "input", rows, taken) for text in inputs), *last]
 
 
+def _check_names(asked: Sequence[Asked], categories: Sequence[str], identifiers: Sequence[str], source: Path) -> None:
+    """Raise InputError where columns of names are in no input, or are to be both kinds of names."""
+    for name in (*categories, *identifiers):
+        if not any(name in each.columns for each in asked if each.role == "input"):
+            raise InputError(f"column {name!r} of {source} is in no input; name it in --input too")
+    if both := set(categories) & set(identifiers):
+        raise InputError(f"column {min(both)!r} of {source} is a category and an identifier; name it as one of them")
+
+
+def _keep_whole_numbers(asked: Sequence[Asked], integers: Sequence[str], source: Path) -> None:
+    """Mark the targets that stay whole numbers. Raises InputError where a column is no target of its own."""
+    for name in integers:
+        found = [each for each in asked if each.role == "target" and each.columns == (name,)]
+        if not found:
+            raise InputError(f"column {name!r} of {source} is no target of its own; name it in --target too")
+        found[0].whole_numbers = True
+
+
 def _find_categories(survey: Survey, splits: dict[str, Split], most: int) -> None:
     """Give the fields the names that train has in their columns of names, sorted."""
     found: dict[str, set[str]] = {column: set() for asked in survey.fields for column in asked.named}
+    identifiers = {asked.columns[0] for asked in survey.fields if asked.identifier}
     for batch in survey.batches() if found else ():
         groups, codes = survey.groups(batch)
         in_train = np.array([splits[name] == "train" for name in groups])[codes]
         for column, known in found.items():
             names, numbers = strings(batch, column, survey.source)
             known.update(names[number] for number in np.unique(numbers[in_train]) if names[number])
-            if len(known) > most:
+            limit = MOST_IDENTIFIERS if column in identifiers else most
+            if len(known) > limit:
                 raise InputError(
-                    f"column {column!r} of {survey.source} has more than {most} names in train, each an element of the "
-                    "input; leave it out, write rare names as one, or raise --most-categories"
+                    f"column {column!r} of {survey.source} has more than {limit} names in train"
+                    + ("; write rare names as one" if column in identifiers else MANY_CATEGORIES)
                 )
     for asked in survey.fields:
         if asked.named:
             asked.categories = {column: Categories(column, tuple(sorted(found[column]))) for column in asked.named}
-            asked.shape = (len(asked.one_hot),)
+            asked.shape = () if asked.identifier else (len(asked.one_hot),)
             for column in asked.named:
                 note_lookalikes(f"categories of column {shown(column)!r}", found[column], survey.notes)
 
@@ -212,10 +247,12 @@ def _fields(survey: Survey, scaling: Scaling) -> tuple[list[Field], dict[str, An
     categories = {
         asked.name: {column: list(asked.categories[column].names) for column in asked.named}
         for asked in survey.fields
-        if asked.named
+        if asked.named and not asked.identifier
     }
     columns = {asked.name: list(asked.columns) for asked in survey.fields}
+    vocabularies = {a.name: a.categories[a.columns[0]].width for a in survey.fields if a.identifier}
     extra = {"names": names, "standardized": standardized, "categories": categories, "columns": columns}
+    extra["vocabularies"] = vocabularies
     extra["preprocessing"] = _preprocessing(survey)
     extra |= {} if survey.time is None else {"time": survey.time}
     return fields, {name: content for name, content in extra.items() if content}
@@ -226,8 +263,9 @@ def _preprocessing(survey: Survey) -> dict[str, Any]:
     fields = []
     for asked in survey.fields:
         kind = asked.vector, asked.dtype.name, list(asked.shape), asked.incomplete
-        categories = {column: list(asked.categories[column].names) for column in asked.named}
-        fields.append(TableField(asked.name, asked.role, list(asked.columns), *kind, categories))
+        names = {column: list(asked.categories[column].names) for column in asked.named}
+        identifiers = names.pop(asked.columns[0]) if asked.identifier else None
+        fields.append(TableField(asked.name, asked.role, list(asked.columns), *kind, names, identifiers))
     labels = [survey.labels.group] if survey.kind == "classes" else [f.columns[0] for f in fields if f.role == "target"]
     return {"table": [asdict(field) for field in fields], "label": None if survey.kind == "values" else labels[0]}
 
@@ -236,7 +274,7 @@ def _scaling(survey: Survey, splits: dict[str, Split]) -> Scaling:
     """The offset and scale of each number, over the train rows; what stays as it is, is noted."""
     moments: dict[str, _Moments] = {}
     for asked in survey.fields:
-        label = asked.role == "target" and survey.kind == "labelled"
+        label = asked.identifier or asked.whole_numbers or (asked.role == "target" and survey.kind == "labelled")
         if asked.dtype.kind == "b" and not label:
             why = "they are booleans"
             survey.notes.add("fields not standardized", why, shown(asked.name), "nothing if that is right")
@@ -256,7 +294,7 @@ def _scaling(survey: Survey, splits: dict[str, Split]) -> Scaling:
         remedy = "leave them out if they say nothing"
         survey.notes.add("numbers not scaled", why, example, remedy, int(constant.sum()))
         if asked.dtype.kind != "f":
-            remedy = "import without --standardize where they are numbers of things, for an embedding"
+            remedy = "take them as --identifier where they are numbers of things, for an embedding"
             survey.notes.add("integer fields made floats", "they are standardized", shown(asked.name), remedy)
             asked.dtype = np.dtype(np.float64)
     scaling = {name: found.offset_and_scale() for name, found in moments.items()}

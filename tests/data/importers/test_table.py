@@ -396,3 +396,98 @@ def test_groups_of_which_no_row_is_left_are_told(tmp_path: Path) -> None:
     assert sorted(name for split in dataset.splits.values() for name in split.group_names) == ["g0", "g2", "g3", "g5"]
     (note,) = [note for note in dataset.metadata["notes"] if note["what"] == "groups left out"]
     assert (note["count"], note["example"]) == (2, "g1") and note["why"] and note["remedy"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "digest"),
+    [
+        ({"inputs": ["vector", "label"]}, "1246404f411428951cd41470556a075b"),
+        ({"inputs": ["age"], "targets": ["word", "label"]}, "55169edeaa4df42a55eea7692db849da"),
+        ({"inputs": ["age", "word"], "targets": ["label", "y"]}, "1908d6ba592cf82f19767512d6651a28"),
+        ({"inputs": ["age"], "targets": ["label"], "kind": "values"}, "34807ecf95ccfd89e66c5fc3637a81b6"),
+        (
+            {
+                "inputs": ["x=age,word", "label"],
+                "targets": ["label2=label", "y"],
+                "standardize": True,
+                "split_column": "part",
+            },
+            "9af7dffe773993f159ea68228811b5b4",
+        ),
+    ],
+)
+def test_what_is_stored_is_what_it_was_before_identifiers_and_whole_numbers(
+    tmp_path: Path, asked: dict, digest: str
+) -> None:
+    out = table(save(tmp_path, columns()), tmp_path / "set", group="group", **asked)
+    assert open_dataset(out).digest == digest
+
+
+@pytest.mark.parametrize("standardize", [False, True])
+def test_an_action_stays_a_whole_number_beside_values(tmp_path: Path, standardize: bool) -> None:
+    source = save(tmp_path, columns(price=[100 * n for n in range(N)]))
+    asked: dict[str, Any] = {"group": "group", "inputs": ["age"], "targets": ["did=label", "y", "price"]}
+    out = table(source, tmp_path / "set", integers=["label"], standardize=standardize, **asked)
+    dataset = open_dataset(out, verify=True)
+    assert dataset.kind == "values"
+    assert [field.dtype for field in dataset.fields[1:]] == ["int64", "float64", "float32"]
+    for split in dataset.splits.values():
+        did, y, price = split.gather(np.arange(split.num_rows)).targets
+        assert (did.dtype, y.dtype, price.dtype) == (np.int64, np.float32, np.float32)
+        for name, rows in by_group(split, "did").items():
+            np.testing.assert_array_equal(rows, np.arange(int(name[1]), N, 6) % 2)
+    told = {note["what"]: note for note in dataset.metadata["notes"]}
+    assert (
+        told["integer targets made floats"]["example"] == "price"
+        and "--integer" in told["integer targets made floats"]["remedy"]
+    )
+
+
+def test_whole_numbers_alone_among_integers_are_values_too(tmp_path: Path) -> None:
+    source = save(tmp_path, columns(count=list(range(N)), gaps=[float(n) for n in range(N)]))
+    out = table(source, tmp_path / "a", group="group", inputs=["age"], targets=["label", "count"], integers=["count"])
+    assert [field.dtype for field in open_dataset(out).fields[1:]] == ["float32", "int64"]
+    out = table(source, tmp_path / "b", group="group", inputs=["age"], targets=["gaps", "y"], integers=["gaps"])
+    assert [field.dtype for field in open_dataset(out).fields[1:]] == ["int64", "float64"]
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "csv"])
+@pytest.mark.parametrize("standardize", [False, True])
+def test_identifiers_are_numbered_and_those_that_train_has_not_are_0(
+    tmp_path: Path, suffix: str, standardize: bool
+) -> None:
+    n = np.arange(N)
+    film = [f"{900 + k}" for k in n // 3]  # six rows' groups have other films now and then
+    film[5], film[4] = "unheard of", None  # of groups g5 (test) and g4 (validation)
+    source = save(tmp_path, columns(film=film), suffix)
+    asked: dict[str, Any] = {"group": "group", "targets": ["y"], "split_column": "part", "standardize": standardize}
+    out = table(source, tmp_path / "set", inputs=["age", "seen=film"], identifiers=["film"], **asked)
+    dataset = open_dataset(out, verify=True)
+    train = sorted({film[k] for k in n if k % 6 < 4})
+    assert dataset.metadata["extra"]["vocabularies"] == {"seen": len(train) + 1} and len(train) == 20
+    seen = dataset.fields[1]
+    assert (seen.name, seen.dtype, seen.shape, seen.scale) == ("seen", "int64", (), 1.0)
+    for split in dataset.splits.values():
+        ages = np.concatenate([np.arange(int(name[1]), N, 6) for name in split.group_names])
+        expected = [1 + train.index(film[k]) if film[k] in train else 0 for k in ages]
+        np.testing.assert_array_equal(split.gather(np.arange(split.num_rows)).inputs[1], expected)
+    told = {(note["what"], note["count"]): note["example"] for note in dataset.metadata["notes"]}
+    assert told["categories unknown", 1] == "unheard of" and told["missing categories taken as unknown", 1]
+    assert "seen" not in told.values()
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"identifiers": ["word"]}, "'word' of .* is in no input"),
+        ({"inputs": ["x=age,word"], "identifiers": ["word"]}, "make it an input of its own, --input word"),
+        ({"inputs": ["word"], "identifiers": ["word"], "categories": ["word"]}, "a category and an identifier"),
+        ({"integers": ["label"]}, "'label' of .* is no target of its own"),
+        ({"targets": ["t=label,y"], "integers": ["label"]}, "'label' of .* is no target of its own"),
+        ({"targets": ["label", "y"], "integers": ["y"]}, "'y' of .* has fractions"),
+        ({"targets": ["label"], "integers": ["label"], "kind": "values"}, "is alone and in whole numbers"),
+        ({"targets": ["word", "y"], "integers": ["word"]}, "'word' of .* is text and no number"),
+    ],
+)
+def test_identifiers_and_whole_numbers_that_cannot_be_are_refused(tmp_path: Path, asked: dict, message: str) -> None:
+    refused(save(tmp_path, columns()), tmp_path, message, **{"group": "group", "inputs": ["age"], **asked})

@@ -1,0 +1,229 @@
+"""Contextual bandits from logs: two sources that know the truth, what a learner must beat on them, a table of logs.
+
+`Users`: every user has reward weights of its own, drawn from a prior that all share; what is best for a user given its
+logs is known exactly (`bayes`). `Classes`: classes of a data set are arms, the right one pays 1 (Dudik et al. 2011).
+A task is a user with support rounds to adapt on and query rounds to judge on; its targets are action, propensity,
+reward, and the expected rewards of all arms, at which no loss looks.
+
+    python -m tests.examples.bandits logs.csv          # the logs of 1,500 users, without the truth
+"""
+
+import csv
+import sys
+from functools import cache
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+
+from metadist import MAML, Draws, Examples, Task, TaskId
+from metadist.data import ClassSource, cached, open_dataset
+
+ARMS, FEATURES, TRAITS = 5, 4, 3
+NOISE = 1.0
+LEAST = 0.04  # with which the logging policy takes every arm
+RIDGE, TOWARDS, INTERCEPT, DRAWN = 1.0, 2.0, 5.0, 10.0  # penalties of the baselines: the best on validation
+TRAINING = 400  # users that the pooled baselines are fitted to
+
+
+class Linear(torch.nn.Module):
+    """Contexts [n, ...] -> estimated rewards [n, A], linear, its weights one vector: so Meta-Curvature learns what all
+    of them have to do with one another."""
+
+    def __init__(self, features: int = FEATURES, arms: int = ARMS):
+        super().__init__()
+        self.features, self.arms = features, arms
+        self.weights = torch.nn.Parameter(torch.zeros((features + 1) * arms))
+
+    def forward(self, x):
+        weights = self.weights.reshape(self.features + 1, self.arms)
+        return x.flatten(1) @ weights[1:] + weights[0]
+
+
+@cache
+def family() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What all users share: mean weights [A, d], what each trait adds to them [traits, A, d], and the weights [A, d] of
+    the logging policy; d features, the first of which is 1."""
+    draws, size = Draws(0, TaskId("train", 0, 0), stream=7), (ARMS, FEATURES + 1)
+    count = ARMS * (FEATURES + 1)
+    mean = 0.3 * draws.normal(count).reshape(size)
+    traits = 0.4 * draws.normal(TRAITS * count).reshape(TRAITS, *size)
+    return mean, traits, draws.normal(count).reshape(size)
+
+
+def with_one(x: np.ndarray) -> np.ndarray:
+    """Contexts [n, ...] as features [n, d], the first of which is 1."""
+    return np.concatenate([np.ones((len(x), 1)), x.reshape(len(x), -1)], axis=1)
+
+
+def logged(draws: Draws, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Actions [n] and their propensities [n] of the softmax policy with these logits [n, A], which takes every arm with
+    a probability of `LEAST` at least."""
+    soft = np.exp(logits - logits.max(axis=1, keepdims=True))
+    chances = LEAST + (1 - LEAST * logits.shape[1]) * soft / soft.sum(axis=1, keepdims=True)
+    drawn = draws.uniform(len(logits))[:, None]
+    action = np.minimum((drawn > chances.cumsum(axis=1)).sum(axis=1), logits.shape[1] - 1)
+    return action.astype(np.int64), np.take_along_axis(chances, action[:, None], axis=1)[:, 0]
+
+
+def part_of(x, action: np.ndarray, *values: np.ndarray) -> Examples:
+    """Rounds as a support or query set: inputs x, targets action, propensity, reward and expected rewards."""
+    return Examples(x if isinstance(x, tuple) else (x,), (action, *(each.astype(np.float32) for each in values)))
+
+
+class Users:
+    """Users of a family: reward = (mean + sum_k z_k trait_k)[action] . (1, x) + noise, z and x standard normal."""
+
+    outputs = ARMS
+
+    def __init__(self, seed: int, shots: int = 20, queries: int = 40):
+        self.seed, self.shots, self.queries = seed, shots, queries
+
+    def __call__(self, task_id: TaskId) -> Task:
+        draws, n, (mean, traits, policy) = Draws(self.seed, task_id), self.shots + self.queries, family()
+        weights = mean + np.tensordot(draws.normal(TRAITS), traits, axes=1)
+        x = draws.normal(n * FEATURES).reshape(n, FEATURES)
+        truth = with_one(x) @ weights.T
+        action, propensity = logged(draws, with_one(x) @ policy.T)
+        reward = truth[np.arange(n), action] + NOISE * draws.normal(n)
+        columns, parts = (x.astype(np.float32), action, propensity, reward, truth), np.split(np.arange(n), [self.shots])
+        return Task(*(part_of(*(column[rows] for column in columns)) for rows in parts))
+
+
+class Classes:
+    """Classes of a data set as arms: in each task some are drawn, in random order; taking the right one pays 1. The
+    logging policy leans to the right arm and to arms that it likes, other ones in each task."""
+
+    def __init__(
+        self,
+        seed: int,
+        family: str = "digits",
+        path: str | None = None,
+        ways: int = 3,
+        shots: int = 8,
+        queries: int = 15,
+    ):
+        dataset = open_dataset(path or cached(family, {}, True))
+        self.seed, self.outputs = seed, ways
+        self.labelled = ClassSource(dataset.splits, shots=shots, queries=queries, seed=seed, ways=ways)
+
+    def __call__(self, task_id: TaskId) -> Task:
+        draws = Draws(self.seed, task_id, stream=9)
+        liking = draws.normal(self.outputs)
+        return Task(*(self.logged(draws, liking, part) for part in self.labelled(task_id)))
+
+    def logged(self, draws: Draws, liking: np.ndarray, part: Examples) -> Examples:
+        truth = np.eye(self.outputs)[part.targets[0]]
+        action, propensity = logged(draws, liking + truth)
+        return part_of(part.inputs, action, propensity, truth[np.arange(len(action)), action], truth)
+
+
+def rounds(part) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Features [n, d], actions [n] and rewards [n] of a support or query set."""
+    return with_one(part.inputs[0].astype(np.float64)), part.targets[0], part.targets[2].astype(np.float64)
+
+
+def truth(task: Task) -> np.ndarray:
+    """The expected rewards of the query rounds [n, A], which only a benchmark knows."""
+    return task.query.targets[3]
+
+
+def bayes(task: Task) -> np.ndarray:
+    """Expected rewards [n, A] given the support rounds, exactly: of `Users`, a Gaussian posterior of the traits."""
+    (mean, traits, _), (x, action, reward) = family(), rounds(task.support)
+    design = np.einsum("knd,nd->nk", traits[:, action], x)
+    left = reward - (mean[action] * x).sum(axis=1)
+    z = np.linalg.solve(design.T @ design + NOISE**2 * np.eye(TRAITS), design.T @ left)
+    return rounds(task.query)[0] @ (mean + np.tensordot(z, traits, axes=1)).T
+
+
+def fitted(x: np.ndarray, action: np.ndarray, reward: np.ndarray, arms: int, penalty: float) -> np.ndarray:
+    """Ridge regression of each arm's rewards on its rounds, weights [A, d]; the intercept is penalised too."""
+    weights = np.zeros((arms, x.shape[1]))
+    for arm in range(arms):
+        mine = x[action == arm]
+        weights[arm] = mine.T @ np.linalg.solve(mine @ mine.T + penalty * np.eye(len(mine)), reward[action == arm])
+    return weights
+
+
+def ridge(task: Task) -> np.ndarray:
+    """Per-user ridge: each arm's rewards by the user's own rounds alone."""
+    arms = task.query.targets[3].shape[1] if len(task.query.targets) > 3 else ARMS  # of logs alone it is not known
+    return rounds(task.query)[0] @ fitted(*rounds(task.support), arms, RIDGE).T
+
+
+@cache
+def pooled_weights() -> np.ndarray:
+    """Ridge regression of each arm's rewards on the rounds of training users [A, d], generated for it."""
+    users = [rounds(part) for number in range(TRAINING) for part in Users(0)(TaskId("train", 0, number))]
+    x, action, reward = (np.concatenate(each) for each in zip(*users, strict=True))
+    return fitted(x, action, reward, ARMS, 1e-3)
+
+
+def pooled_ridge(task: Task) -> np.ndarray:
+    """One ridge regression for all users."""
+    return rounds(task.query)[0] @ pooled_weights().T
+
+
+def pooled_with_intercept(task: Task) -> np.ndarray:
+    """The same, and for each arm an intercept of the user's own, shrunk to 0."""
+    x, action, reward = rounds(task.support)
+    left = reward - (pooled_weights()[action] * x).sum(axis=1)
+    taken = np.bincount(action, minlength=ARMS)
+    return pooled_ridge(task) + np.bincount(action, left, minlength=ARMS) / (taken + INTERCEPT)
+
+
+def ridge_towards_pooled(task: Task) -> np.ndarray:
+    """Per-user ridge whose penalty is on the difference to pooled ridge: what the user's rounds do not say, all say."""
+    x, action, reward = rounds(task.support)
+    left = reward - (pooled_weights()[action] * x).sum(axis=1)
+    return pooled_ridge(task) + rounds(task.query)[0] @ fitted(x, action, left, ARMS, TOWARDS).T
+
+
+def thompson(task: Task) -> np.ndarray:
+    """Thompson sampling: one draw of each arm's weights from their posterior given the user's rounds, under a Gaussian
+    prior around pooled ridge. Arms are played by the draw, so this still explores."""
+    (x, action, reward), prior = rounds(task.support), pooled_weights()
+    draws = Draws(0, TaskId("test", 0, int(np.abs(task.query.inputs[0]).sum() * 2**20)), stream=8)
+    weights = np.empty_like(prior)
+    for arm in range(ARMS):
+        mine = x[action == arm]
+        precision = mine.T @ mine + DRAWN * np.eye(x.shape[1])
+        mean = prior[arm] + np.linalg.solve(precision, mine.T @ (reward[action == arm] - mine @ prior[arm]))
+        root = np.linalg.cholesky(np.linalg.inv(precision))
+        weights[arm] = mean + NOISE * root @ draws.normal(x.shape[1])
+    return rounds(task.query)[0] @ weights.T
+
+
+def regret(learner: MAML, theta, fasts, task: Task) -> Figure:
+    """What is lost over the query rounds of a task against the best arm: by the logging policy, by per-user ridge, by
+    the learner before and after its inner steps, and for `Users` by exact Bayes."""
+    arrays = Task(*(Examples(*(tuple(each.numpy() for each in group) for group in part)) for part in task))
+    rewards = truth(arrays)
+    taken = {"logging policy": arrays.query.targets[0], "ridge": ridge(arrays).argmax(axis=1)}
+    for name, fast in (("before adaptation", fasts[0]), ("after adaptation", fasts[-1])):
+        taken[name] = learner.predict(theta, fast, task.query.inputs).argmax(dim=1).numpy()
+    if rewards.shape[1] == ARMS and arrays.query.inputs[0].shape[1:] == (FEATURES,):
+        taken["exact Bayes"] = bayes(arrays).argmax(axis=1)
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.add_subplot(xlabel="round", ylabel="cumulative regret", title="One user's rounds")
+    for name, arms in taken.items():
+        lost = rewards.max(axis=1) - rewards[np.arange(len(arms)), arms]
+        axes.plot(np.arange(1, len(lost) + 1), lost.cumsum(), label=name)
+    axes.legend()
+    return figure
+
+
+def write_logs(path: str, users: int = 1500) -> None:
+    """The logs of some users as a CSV file: user, x1, ..., action, propensity, reward."""
+    with open(path, "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["user", *(f"x{i + 1}" for i in range(FEATURES)), "action", "propensity", "reward"])
+        for number in range(users):
+            for part in Users(1)(TaskId("train", 0, number)):
+                for row in zip(*part.inputs[0].T, *part.targets[:3], strict=True):
+                    writer.writerow([f"u{number}", *(f"{value:.6g}" for value in row)])
+
+
+if __name__ == "__main__":
+    write_logs(sys.argv[1])
