@@ -23,7 +23,7 @@ FILES = {
         "cache", "remote", "importers.cifar_fs", "importers.digits", "importers.images", "importers.letters",
         "importers.omniglot", "importers.sinusoid", "importers.table", "importers.text", "preprocessing", "raw_files"
     ],
-    "models": ["bag", "losses", "mlp", "noise", "layers", "conv4", "model", "resnet12"],
+    "models": ["bag", "encoder", "losses", "mlp", "noise", "layers", "conv4", "model", "resnet12"],
     "config": ["schema", "yaml", "template", "load"],
     "checkpoint": ["format", "journal", "store", "saver"],
     "tracking": [

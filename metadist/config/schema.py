@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidatorFunctionWrapHandler, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-BUILT_IN_MODELS = ("mlp", "conv4", "resnet12", "bag")
+BUILT_IN_MODELS = ("mlp", "conv4", "resnet12", "bag", "encoder")
 LEARNER_OPTIONS = ("inner_lr", "inner_steps", "first_order")
 """What `metadist.models` and every `metadist.Learner` have, named here because settings stand below them."""
 

@@ -2,11 +2,12 @@
 
 from metadist.models.bag import Bag
 from metadist.models.conv4 import Conv4
+from metadist.models.encoder import Encoder
 from metadist.models.losses import LOSSES, Loss, accuracy, confidence
 from metadist.models.mlp import MLP
 from metadist.models.model import Model
 from metadist.models.resnet12 import ResNet12
 
-MODELS = {"mlp": MLP, "conv4": Conv4, "resnet12": ResNet12, "bag": Bag}
+MODELS = {"mlp": MLP, "conv4": Conv4, "resnet12": ResNet12, "bag": Bag, "encoder": Encoder}
 
-__all__ = ["LOSSES", "MODELS", "MLP", "Bag", "Conv4", "Loss", "Model", "ResNet12", "accuracy", "confidence"]
+__all__ = ["LOSSES", "MODELS", "MLP", "Bag", "Conv4", "Encoder", "Loss", "Model", "ResNet12", "accuracy", "confidence"]

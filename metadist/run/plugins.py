@@ -114,7 +114,7 @@ def make_model(settings: ModelConfig, seed: int, shapes: Shapes) -> Model:
     torch.manual_seed(seed)
     if name in MODELS:
         known = {"input_shapes": shapes.inputs, "outputs": shapes.outputs}
-        if name == "bag" and shapes.vocabulary_size:
+        if name in ("bag", "encoder") and shapes.vocabulary_size:
             known["vocabulary_size"] = shapes.vocabulary_size
         module = call(f"model {name}", MODELS[name], {**known, **options}, hidden=tuple(known))
     else:
