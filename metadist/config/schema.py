@@ -85,7 +85,11 @@ class ModelConfig(Open):
         "auto", description=f"{', '.join(BUILT_IN_MODELS)}, or `module:callable`; further keys are its arguments"
     )
     weights: Place | None = Field(
-        None, description="safetensors file (path or URI) of initial weights, by parameter name"
+        None, description="safetensors file (path or URI) of initial weights, by parameter name; what it does not fill "
+        "and what of it is not used is said"
+    )  # fmt: skip
+    weight_names: dict[str, str | None] = Field(
+        {}, description="names, or patterns with *, of that file: the model's names for them; null leaves them out"
     )
 
 

@@ -100,8 +100,7 @@ class Layer(nn.Module):
     def forward(self, x: Tensor, away: Tensor) -> Tensor:
         y = self.norm_attention(x)
         query, key, value = (
-            project(y).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-            for project in (self.query, self.key, self.value)
+            project(y).unflatten(-1, (self.heads, -1)).transpose(1, 2) for project in (self.query, self.key, self.value)
         )  # [n, heads, length, width / heads]
         attended = F.scaled_dot_product_attention(query, key, value, attn_mask=away)
         x = x + self.out(attended.transpose(1, 2).flatten(-2))
