@@ -45,8 +45,8 @@ FILES = {
         "baselines", "evaluator", "figures", "intervals", "comparison", "joint", "verdict", "advice", "protocol"
     ],
     "run": [
-        "auto", "machine", "initial_weights", "plugins", "job_file", "build", "trust", "resolved", "task_sizes", "learner_settings",
-        "new_job", "bench", "identity", "prepare", "preflight", "signals", "tracker", "mirror", "compare", "saved",
+        "auto", "machine", "initial_weights", "plugins", "job_file", "build", "trust", "resolved", "task_sizes",
+        "learner_settings", "new_job", "bench", "identity", "prepare", "preflight", "signals", "tracker", "mirror", "compare", "saved",
         "places", "directory", "fleets", "inputs", "few_shot", "predictor", "demo", "export", "facts",
         "remedies", "judge", "measures", "pictures", "replay", "results", "evaluate", "resume", "watch", "trainer",
         "dry_run", "api", "package", "status", "submission", "doctor"
