@@ -23,7 +23,9 @@ FILES = {
         "cache", "remote", "importers.cifar_fs", "importers.digits", "importers.images", "importers.letters",
         "importers.omniglot", "importers.sinusoid", "importers.table", "importers.text", "preprocessing", "raw_files"
     ],
-    "models": ["bag", "bandit", "losses", "mlp", "noise", "policy", "layers", "conv4", "model", "resnet12"],
+    "models": [
+        "bag", "bandit", "encoder", "losses", "mlp", "noise", "policy", "layers", "conv4", "model", "resnet12"
+    ],
     "environments": ["environment", "gymnasium", "navigation", "point_mass"],
     "config": ["schema", "yaml", "template", "load"],
     "checkpoint": ["format", "journal", "store", "saver"],
@@ -46,10 +48,11 @@ FILES = {
         "baselines", "evaluator", "figures", "intervals", "comparison", "joint", "verdict", "advice", "protocol"
     ],
     "run": [
-        "auto", "machine", "plugins", "job_file", "build", "trust", "resolved", "task_sizes", "learner_settings",
-        "new_job", "bench", "identity", "prepare", "pictures", "preflight", "signals", "tracker", "mirror", "compare",
-        "saved", "places", "directory", "fleets", "inputs", "few_shot", "predictor", "demo", "export", "facts",
-        "remedies", "judge", "measures", "replay", "results", "evaluate", "resume", "watch", "trainer",
+        "auto", "machine", "initial_weights", "plugins", "job_file", "build", "trust", "resolved", "task_sizes",
+        "learner_settings", "new_job", "bench", "identity", "prepare", "pictures", "preflight", "signals", "tracker",
+        "mirror", "compare", "saved", "places", "directory", "fleets", "inputs", "few_shot", "predictor", "demo",
+        "export", "facts", "remedies", "judge", "measures", "replay", "results", "evaluate", "resume", "watch",
+        "trainer",
         "dry_run", "api", "package", "status", "submission", "doctor"
     ],
     "cli": ["tables", "predictions", "bench", "config", "cluster", "data", "report", "runs", "train", "use", "main"],

@@ -18,7 +18,7 @@ from pydantic_core import PydanticCustomError
 from metadist.core.errors import did_you_mean
 from metadist.core.measure import BUILT_IN
 
-BUILT_IN_MODELS = ("mlp", "conv4", "resnet12", "bag", "gaussian_policy")
+BUILT_IN_MODELS = ("mlp", "conv4", "resnet12", "bag", "encoder", "gaussian_policy")
 LEARNER_OPTIONS = ("inner_lr", "inner_steps", "first_order")
 """What `metadist.models` and every `metadist.Learner` have, named here because settings stand below them."""
 
@@ -112,7 +112,11 @@ class ModelConfig(Open):
         "auto", description=f"{', '.join(BUILT_IN_MODELS)}, or `module:callable`; further keys are its arguments"
     )
     weights: Place | None = Field(
-        None, description="safetensors file (path or URI) of initial weights, by parameter name"
+        None, description="safetensors file (path or URI) of initial weights, by parameter name; what it does not fill "
+        "and what of it is not used is said"
+    )  # fmt: skip
+    weight_names: dict[str, str | None] = Field(
+        {}, description="names, or patterns with *, of that file: the model's names for them; null leaves them out"
     )
 
 

@@ -2,14 +2,18 @@
 
 from metadist.models.bag import Bag
 from metadist.models.conv4 import Conv4
+from metadist.models.encoder import Encoder
 from metadist.models.losses import LOSSES, Loss, accuracy, confidence
 from metadist.models.mlp import MLP
 from metadist.models.model import Model
 from metadist.models.policy import GaussianPolicy
 from metadist.models.resnet12 import ResNet12
 
-MODELS = {"mlp": MLP, "conv4": Conv4, "resnet12": ResNet12, "bag": Bag, "gaussian_policy": GaussianPolicy}
+MODELS = {
+    "mlp": MLP, "conv4": Conv4, "resnet12": ResNet12, "bag": Bag, "encoder": Encoder, "gaussian_policy": GaussianPolicy
+}  # fmt: skip
 
 __all__ = [
-    "LOSSES", "MODELS", "MLP", "Bag", "Conv4", "GaussianPolicy", "Loss", "Model", "ResNet12", "accuracy", "confidence"
+    "LOSSES", "MODELS", "MLP", "Bag", "Conv4", "Encoder", "GaussianPolicy", "Loss", "Model", "ResNet12", "accuracy",
+    "confidence",
 ]  # fmt: skip

@@ -36,6 +36,7 @@ class Model:
     Args:
         module: any network that is a pure function of its weights and inputs. It is changed: put in training mode,
             dropout and weight norms replaced.
+        note: for the user, before a run, on where the initial weights come from.
 
     Raises:
         InputError: for a layer with state, chance or weights that cannot be meta-learned; it is named, with the remedy.
@@ -50,7 +51,8 @@ class Model:
         tensor([[3., 3.]])
     """
 
-    def __init__(self, module: nn.Module):
+    def __init__(self, module: nn.Module, note: str = ""):
+        self.note = note
         refuse_state(module)
         replace_weight_norms(module)
         self.module, self._dropouts = with_keyed_dropout(module.train())

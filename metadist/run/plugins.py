@@ -12,20 +12,18 @@ from typing import Any, cast, get_type_hints
 import numpy as np
 import torch
 from pydantic import ConfigDict, TypeAdapter, ValidationError
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
 from torch.nn.parameter import is_lazy
 
 from metadist.config.schema import LearnerConfig, ModelConfig
 from metadist.core.errors import InputError, did_you_mean
-from metadist.core.files import finite, is_uri, reason
+from metadist.core.files import finite, reason
 from metadist.core.redaction import is_redacted
 from metadist.data import importers
-from metadist.data.remote import fetched_weights
 from metadist.data.shapes import Shapes
 from metadist.learners import INNER_OPTIMIZERS, LEARNERS, Learner
 from metadist.models import MODELS, Model
 from metadist.models.losses import LOSSES, Loss
+from metadist.run.initial_weights import load_weights
 
 
 def find_modules_here() -> None:
@@ -115,7 +113,7 @@ def make_model(settings: ModelConfig, seed: int, shapes: Shapes) -> Model:
     torch.manual_seed(seed)
     if name in MODELS:
         known = {"input_shapes": shapes.model_inputs, "outputs": shapes.outputs}
-        if name == "bag" and shapes.vocabulary_size:
+        if name in ("bag", "encoder") and shapes.vocabulary_size:
             known["vocabulary_size"] = shapes.vocabulary_size
         if name == "mlp" and shapes.vocabularies:
             known["vocabularies"] = shapes.vocabularies
@@ -128,9 +126,8 @@ def make_model(settings: ModelConfig, seed: int, shapes: Shapes) -> Model:
     if not isinstance(module, torch.nn.Module):
         raise InputError(f"model.name={name} gave a {type(module).__name__}; it must give a torch.nn.Module")
     _materialise(module, shapes)
-    if settings.weights:
-        _load_weights(module, settings.weights)
-    return Model(module)
+    note = load_weights(module, settings) if settings.weights else ""
+    return Model(module, note)
 
 
 def _materialise(module: torch.nn.Module, shapes: Shapes) -> None:
@@ -141,20 +138,6 @@ def _materialise(module: torch.nn.Module, shapes: Shapes) -> None:
         examples = [torch.from_numpy(np.zeros((2, *s), d)) for s, d in zip(shapes.model_inputs, dtypes, strict=True)]
         with torch.no_grad():
             module(*examples)
-
-
-def _load_weights(module: torch.nn.Module, path: str) -> None:
-    path = str(fetched_weights(path)) if is_uri(path) else path
-    if not Path(path).is_file():
-        raise InputError(f"model.weights={path} is not a safetensors file that can be read (no regular file)")
-    try:
-        arrays = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"model.weights={path} is not a safetensors file that can be read ({error})") from None
-    try:
-        module.load_state_dict({name: torch.from_numpy(array) for name, array in arrays.items()})
-    except RuntimeError as error:
-        raise InputError(f"model.weights={path} does not fit the model: {' '.join(str(error).split())}") from None
 
 
 def make_loss(name: str, classification: bool) -> Loss:
@@ -227,7 +210,8 @@ def _unfit_for_learner(settings: Mapping[str, Any]) -> dict[str, str]:
 
 def _unfit_for_model(settings: Mapping[str, Any]) -> dict[str, str]:
     options = _options(settings, "model")
-    options.pop("weights", None)
+    for own in ("weights", "weight_names"):
+        options.pop(own, None)
     name = str(options.pop("name", "auto"))
     if name == "auto":
         return {}

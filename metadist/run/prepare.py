@@ -125,7 +125,8 @@ def prepare(job: Job, splits: Sequence[Split], checkpoint: Checkpoint | None = N
         ways = own.outputs if any_ways else shapes.outputs
     _try_one_task(engine, theta, chunk[0], job.evaluation_engine("cpu", job.evaluation_outputs(engine)).learner, ways)
     few = [job.few_tasks(split, _tasks_of(job, split)) for split in splits]
-    return Prepared(job, engine, theta, chunk, baselines, notes=[note for note in few if note])
+    notes = [note for note in (engine.learner.model.note, *few) if note]
+    return Prepared(job, engine, theta, chunk, baselines, notes=notes)
 
 
 def _tasks_of(job: Job, split: Split) -> int:

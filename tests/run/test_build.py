@@ -225,7 +225,7 @@ def test_initial_weights_are_read_from_a_file(tmp_path):
     save_file({"head.weight": np.ones((3, 4), np.float32), "head.bias": np.full(3, 2, np.float32)},
               tmp_path / "w.safetensors")  # fmt: skip
     assert Job(config, VECTORS).engine().initial_theta().tolist() == [1] * 12 + [2] * 3
-    save_file({"head.weight": np.ones((2, 4), np.float32)}, tmp_path / "w.safetensors")
+    save_file({"head.weight": np.ones((2, 4), np.float32)}, tmp_path / "w.safetensors")  # of another shape
     with pytest.raises(InputError, match="w.safetensors"):
         Job(config, VECTORS).fresh_model()
 
