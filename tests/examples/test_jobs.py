@@ -1,0 +1,97 @@
+"""The jobs of the domains: their data is made as their heads say, and theta is the same bits whoever computes it."""
+
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from metadist.checkpoint.format import theta_sha256
+from metadist.config import Config, load_config
+from metadist.core.messages import plan
+from metadist.run.api import train
+from metadist.run.build import Job
+from metadist.run.prepare import prepare
+
+ROOT = Path(__file__).resolve().parents[2]
+JOBS = {path.stem: path for path in sorted((ROOT / "jobs" / "domains").glob("*.yaml"))}
+SMALL = [
+    "meta_steps=4", "meta_batch_size=8", "engine.chunk_size=2", "checkpoint.every=2", "evaluation.every=0",
+    "evaluation.tasks=2", "evaluation.test_tasks=3", "evaluation.baseline_tasks=1", "evaluation.scratch_steps=1",
+    "evaluation.joint_steps=2", "engine.gradient_check=false", "tracking.mlflow=false", "optimizer.schedule=constant",
+]  # fmt: skip
+COMMAND = re.compile(r"^#   +(\S.*)$", re.MULTILINE)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("domains")
+
+
+def made(name: str, folder: Path) -> Path:
+    """The job's file, once its data is there: made by the commands in its head, in `folder`."""
+    head = re.match(r"(?:#.*\n)*", JOBS[name].read_text())
+    assert head
+    for command in COMMAND.findall(head[0].replace("\\\n#", "")):
+        words = shlex.split(command)
+        if words[0] not in ("python", "metadist") or "train" in words:
+            pytest.skip(f"its head asks for more than commands that can be run here: {command}")
+        program = [sys.executable] if words[0] == "python" else [sys.executable, "-m", "metadist"]
+        if "--out" in words and (folder / words[words.index("--out") + 1]).exists():
+            continue
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        done = subprocess.run([*program, *words[1:]], cwd=folder, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, f"{command}\n{done.stderr}"
+    return JOBS[name]
+
+
+def small(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch, *overrides: str) -> Config:
+    path = made(name, folder)
+    monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend(str(ROOT))
+    config = load_config([path], [*SMALL, *overrides])
+    for needed in (config.data.path, config.model.weights):
+        if needed and not Path(needed).exists():
+            pytest.skip(f"{needed} is not there, and the job's head has no command that makes it here")
+    return config
+
+
+@pytest.mark.wide
+@pytest.mark.parametrize("name", JOBS)
+def test_workers_and_resuming_change_no_bit_of_a_job(name, folder, monkeypatch, tmp_path):
+    local = "fleet.backend=local"
+    whole = train(small(name, folder, monkeypatch, local, "num_workers=1", f"run_dir={tmp_path}/whole"), quiet=True)
+    parts = [local, "num_workers=2", f"run_dir={tmp_path}/parts"]
+    train(small(name, folder, monkeypatch, *parts, "meta_steps=2", "evaluation.baselines=[]"), quiet=True)
+    parts = train(small(name, folder, monkeypatch, *parts, "num_workers=3"), resume="auto", quiet=True)
+    measure = whole["measure"]["name"]
+    assert (parts["theta_sha256"], parts[measure]) == (whole["theta_sha256"], whole[measure])
+    assert whole["baselines"] == parts["baselines"] != {}
+    assert all((tmp_path / "whole" / figure).exists() for figure in whole["figures"])
+
+
+@pytest.mark.wide
+@pytest.mark.ray
+@pytest.mark.parametrize("name", JOBS)
+def test_a_worker_killed_on_ray_changes_no_bit_of_a_job(name, ray_cluster, folder, monkeypatch, tmp_path):
+    from metadist.fleet.ray.fleet import RayFleet
+
+    more = ["fleet.backend=local", "evaluation.baselines=[]", "evaluation.figures={}", f"run_dir={tmp_path}/alone"]
+    alone = train(small(name, folder, monkeypatch, *more, "num_workers=1"), quiet=True)
+    config, said = small(name, folder, monkeypatch), []
+    prepared = prepare(Job(config), [])
+    fleet = RayFleet(lambda: Job(config).worker(), 2, say=said.append)
+    server = fleet.start_server(prepared.theta, Job(config).optimization(prepared.engine), None)
+    weights = server.weights()
+    for step in range(config.meta_steps):
+        if step == 2:
+            os.kill(next(iter(fleet.pids.values())), signal.SIGKILL)
+        weights, _ = server.apply(step, *fleet.meta_gradients(weights, plan("train", step, 8, 2)))
+    theta = fleet.fetch(weights).theta
+    fleet.close()
+    assert theta_sha256(theta) == alone["theta_sha256"]
+    assert sum("was lost" in text for text in said) == 1
