@@ -13,7 +13,12 @@ SUBMITTED_BY = "METADIST_SUBMITTED_BY"
 def doing_it_again() -> str:
     """What has a run go on from its newest checkpoint, to begin or end a sentence with: of a submitted job, which
     always does, another thing than of a command that its user typed where it runs."""
-    return "submitting the job again" if SUBMITTED_BY in os.environ else "the same command with --resume auto"
+    return "submitting the job again" if is_submitted() else "the same command with --resume auto"
+
+
+def is_submitted() -> bool:
+    """Whether this process runs a job for `metadist submit`."""
+    return SUBMITTED_BY in os.environ
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

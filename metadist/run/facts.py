@@ -10,10 +10,9 @@ import numpy as np
 from metadist.evaluation.advice import FEW, Facts
 from metadist.evaluation.verdict import Comparison
 from metadist.learners import LEARNERS, Learner, MetaSGD
-from metadist.run.identity import evaluate_command
+from metadist.run.identity import evaluate_command, train_command
 from metadist.run.plugins import model_name
 from metadist.run.prepare import Prepared
-from metadist.run.trust import trust_flag
 from metadist.tracking.jsonl import read_metrics
 
 SMALL = 64 * 64
@@ -29,7 +28,6 @@ def facts(
     config, learner = job.config, job.evaluation_engine("cpu").learner
     curve = summary[measure.name]["by_inner_step"]
     rated = "inner_lr" not in learner.refused and not learner.learned_rates
-    file, flag = shlex.quote(f"{run.rstrip('/')}/config.yaml"), trust_flag(config)
     groups = job.training_groups()
     return Facts(
         measure=measure,
@@ -47,8 +45,8 @@ def facts(
         pictures=bool(config.data.path) and [len(shape) for shape in job.shapes.inputs] == [3],
         pooled=pooled,
         evaluate=evaluate_command(config, run),
-        train=f"metadist train {file}{flag} run_dir={shlex.quote(run.rstrip('/') + '_next')}",
-        resume=f"metadist train {file}{flag} --resume auto",
+        train=f"{train_command(config, run)} run_dir={shlex.quote(run.rstrip('/') + '_next')}",
+        resume=train_command(config, run, resume=True),
     )  # fmt: skip
 
 

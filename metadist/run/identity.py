@@ -12,7 +12,7 @@ import torch
 
 from metadist.config import Config, shown
 from metadist.config.schema import DataConfig
-from metadist.core.errors import InputError
+from metadist.core.errors import InputError, is_submitted
 from metadist.core.files import bare
 from metadist.core.redaction import redacted_settings
 from metadist.core.task import TaskId
@@ -59,6 +59,15 @@ def figure_title(config: Config) -> str:
 def evaluate_command(config: Config, run: str) -> str:
     """What evaluates the run at `run` again."""
     return f"metadist evaluate {shlex.quote(run)}{trust_flag(config)}"
+
+
+def train_command(config: Config, run: str, resume: bool = False) -> str:
+    """What trains by the settings of the run at `run`, to be followed by changes to them; with `resume` from where that
+    run is. A submitted job's user has its file, and types `metadist submit`, which always goes on from there."""
+    if is_submitted():
+        return "metadist submit JOB.yaml --address URL"
+    file = shlex.quote(f"{run.rstrip('/')}/config.yaml")
+    return f"metadist train {file}{trust_flag(config)}{' --resume auto' if resume else ''}"
 
 
 def evaluation_tasks(job: Job) -> dict[str, Any]:

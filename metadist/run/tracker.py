@@ -14,7 +14,7 @@ from metadist.config import Config, shown
 from metadist.core.errors import Interrupted
 from metadist.core.files import bare, lock_holder, read_file, replace_text
 from metadist.core.measure import Measure
-from metadist.run.identity import digest
+from metadist.run.identity import digest, train_command
 from metadist.tracking import Status, Tracker, Trackers
 from metadist.tracking.console import ConsoleTracker
 from metadist.tracking.description import RunDescription, results_table
@@ -91,7 +91,7 @@ class RunTracker:
             place = shlex.quote(run_dir)
             self._description.about = about
             self._description.commands = (
-                f"Continue: `metadist train {place}/config.yaml --resume auto{trust_flag}`\n\n"
+                f"Continue: `{train_command(self.config, run_dir, resume=True)}`\n\n"
                 f"Evaluate: `metadist evaluate {place}{trust_flag}`\n\nUse: `metadist.load({run_dir!r})`"
             )
         if data is not None:

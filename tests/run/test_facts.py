@@ -5,12 +5,14 @@ import numpy as np
 import pytest
 
 from metadist.config import load_config
+from metadist.core.errors import SUBMITTED_BY
 from metadist.core.task import Examples, Task
 from metadist.data import importers
 from metadist.run.api import train
 from metadist.run.build import Job
 from metadist.run.evaluate import evaluate
 from metadist.run.facts import closed_form, columns, smaller_rates
+from metadist.run.identity import train_command
 from metadist.run.prepare import Prepared, prepare
 
 DIGITS = [
@@ -117,3 +119,13 @@ def test_where_labels_mean_the_same_for_all_one_model_of_all_rows_is_a_baseline(
     assert results["baselines"]["pooled"]["accuracy"]["mean"] > 0.9
     assert results["verdict"].startswith("behind its best baseline, pooled")
     assert any("one model for all may do" in text for text in results["advice"])
+
+
+def test_what_goes_on_with_a_submitted_job_is_submitting(monkeypatch):
+    config = load_config([], ["data.family=digits", "loss=own:loss"])
+    assert train_command(config, "runs/a b/") == "metadist train 'runs/a b/config.yaml' --trust-code"
+    assert (
+        train_command(config, "runs/a", resume=True) == "metadist train runs/a/config.yaml --trust-code --resume auto"
+    )
+    monkeypatch.setenv(SUBMITTED_BY, "1.0")
+    assert train_command(config, "s3://b/runs/a", resume=True) == "metadist submit JOB.yaml --address URL"
