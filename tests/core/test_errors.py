@@ -31,6 +31,6 @@ def test_no_sentence_of_training_names_the_option_that_a_submitted_job_has_alrea
     }  # fmt: skip
     assert sorted({file for file, _ in found}) == [
         "core/errors.py",  # what is tested above
-        "run/facts.py", "run/new_job.py", "run/saved.py", "run/submission.py", "run/tracker.py",  # commands
+        "run/identity.py", "run/new_job.py", "run/saved.py", "run/submission.py",  # commands
     ]  # fmt: skip
     assert [text for file, text in found if "same command" in text] == [doing_it_again()]

@@ -124,8 +124,7 @@ def test_where_labels_mean_the_same_for_all_one_model_of_all_rows_is_a_baseline(
 def test_what_goes_on_with_a_submitted_job_is_submitting(monkeypatch):
     config = load_config([], ["data.family=digits", "loss=own:loss"])
     assert train_command(config, "runs/a b/") == "metadist train 'runs/a b/config.yaml' --trust-code"
-    assert (
-        train_command(config, "runs/a", resume=True) == "metadist train runs/a/config.yaml --trust-code --resume auto"
-    )
+    resumed = train_command(config, "runs/a", resume=True)
+    assert resumed == "metadist train runs/a/config.yaml --trust-code --resume auto"
     monkeypatch.setenv(SUBMITTED_BY, "1.0")
     assert train_command(config, "s3://b/runs/a", resume=True) == "metadist submit JOB.yaml --address URL"
