@@ -40,15 +40,15 @@ class PolicyGradient(MAML):
 
     Finn, Abbeel, Levine 2017, Algorithm 3 (https://arxiv.org/abs/1703.03400), with plain policy gradients in both loops
     (the paper's outer one is TRPO). A is the discounted reward to go less its mean over the other trajectories at the
-    same time step (an unbiased baseline that depends on time); in the inner loop it is divided by its root mean square.
-    The outer gradient is that of the query trajectories' return, undiscounted with `discount=1`.
+    same time step, a baseline that depends on time and leaves the gradient unbiased; in the inner loop A is divided by
+    its root mean square. The outer loop ascends the mean undiscounted return of the query trajectories.
 
     theta also decides which support trajectories are seen. `sampling` says what of that reaches theta:
 
-    - "low_variance": through the inner step, as the Hessian of the expected return (Rothfuss et al. 2019, ProMP,
-      https://arxiv.org/abs/1810.06784, equation 10, LVC: pi / pi held constant in place of log pi). It leaves out how
-      the chance of an action depends on the actions before it, and is a first-order expansion: exact where a step of
-      the inner loop follows the expected gradient, from many trajectories.
+    - "low_variance": through the inner step, whose derivative estimates the Hessian of the expected return: pi divided
+      by itself held constant, in place of log pi (the low variance curvature of ProMP, Rothfuss et al. 2019,
+      https://arxiv.org/abs/1810.06784). What an action has to do with those before it is left out of that Hessian, and
+      so is the term of "score": it is meant for inner steps along the expected gradient, from many trajectories.
     - "score": the derivative of J(theta) = sum over support sets of P(support | theta) * return(phi(theta, support)),
       exactly: E-MAML's term log P(support | theta) * return (Stadie et al. 2018, https://arxiv.org/abs/1803.01118).
       The return of other trajectories of the unadapted policy is subtracted, which leaves the expectation as it is.
@@ -62,7 +62,7 @@ class PolicyGradient(MAML):
         environment: what the policy acts in; see `metadist.environments`.
         trajectories: n, sampled anew for each inner step and for the query set; 2 or more.
         horizon: H, steps of a trajectory at most.
-        discount: of rewards to go, above 0 and up to 1.
+        discount: of rewards to go in the inner loop, above 0 and up to 1.
         sampling: see above.
 
     Raises:

@@ -201,7 +201,7 @@ def test_without_it_it_is_the_derivative_with_the_sampling_distribution_held_fix
 
 
 def curvature(logits: Tensor, episodes: Sequence[Episode], horizon: int) -> Tensor:
-    """[4, 4], of what an inner step descends, after equation 10 of ProMP: the mean over trajectories and time of
+    """[4, 4], of what an inner step descends, after ProMP (LVC): the mean over trajectories and time of
     -A (H + g g'), with g and H the derivatives of log pi(a | s)."""
     policy, total = logits.softmax(dim=0), torch.zeros(2, 2, 2, 2, dtype=torch.float64)
     for own, each in zip(advantages(episodes, horizon), episodes, strict=True):

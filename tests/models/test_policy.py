@@ -10,6 +10,7 @@ def test_it_gives_a_mean_that_depends_on_the_observation_and_a_deviation_that_do
     observed = torch.randn(5, 3)
     mean, log_std = policy(observed).chunk(2, dim=1)
     assert isinstance(policy.mean, MLP) and torch.equal(mean, policy.mean(observed))
+    assert mean.abs().max() < 0.02
     assert torch.allclose(log_std.exp(), torch.full((5, 2), 0.5)) and policy.log_std.requires_grad
 
 
