@@ -11,6 +11,7 @@ reward, and the expected rewards of all arms, at which no loss looks.
 import csv
 import sys
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -214,7 +215,7 @@ def regret(learner: MAML, theta, fasts, task: Task) -> Figure:
     return figure
 
 
-def write_logs(path: str, users: int = 1500) -> None:
+def write_logs(path: str | Path, users: int = 1500) -> None:
     """The logs of some users as a CSV file: user, x1, ..., action, propensity, reward."""
     with open(path, "w", newline="") as file:
         writer = csv.writer(file)

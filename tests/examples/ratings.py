@@ -11,6 +11,7 @@ import csv
 import sys
 from collections.abc import Iterator
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -115,8 +116,13 @@ def ratings(learner: Learner, theta, fasts, task: Task) -> Figure:
     return figure
 
 
-if __name__ == "__main__":
-    with open(sys.argv[1], "w", newline="") as out:
+def write_ratings(path: str | Path, users: int = USERS) -> None:
+    """The ratings of some users as a CSV file."""
+    with open(path, "w", newline="") as out:
         writer = csv.writer(out)
         writer.writerow(["user", "item", "rating"])
-        writer.writerows(row for number in range(USERS) for row in rows(number))
+        writer.writerows(row for number in range(users) for row in rows(number))
+
+
+if __name__ == "__main__":
+    write_ratings(sys.argv[1])

@@ -12,6 +12,7 @@ import datetime
 import math
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -91,8 +92,13 @@ def forecast(learner: Learner, theta, fasts, task: Task) -> Figure:
     return figure
 
 
-if __name__ == "__main__":
-    with open(sys.argv[1], "w", newline="") as out:
+def write_sales(path: str | Path, series: int = SERIES) -> None:
+    """The days of some series as a CSV file."""
+    with open(path, "w", newline="") as out:
         writer = csv.writer(out)
         writer.writerow(COLUMNS)
-        writer.writerows(row for number in range(SERIES) for row in rows(number))
+        writer.writerows(row for number in range(series) for row in rows(number))
+
+
+if __name__ == "__main__":
+    write_sales(sys.argv[1])
