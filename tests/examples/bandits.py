@@ -210,7 +210,7 @@ def regret(learner: MAML, theta, fasts, task: Task) -> Figure:
     axes = figure.add_subplot(xlabel="round", ylabel="cumulative regret", title="One user's rounds")
     for name, arms in taken.items():
         lost = rewards.max(axis=1) - rewards[np.arange(len(arms)), arms]
-        axes.plot(np.arange(1, len(lost) + 1), lost.cumsum(), label=name)
+        axes.plot(np.arange(1, len(lost) + 1), lost.cumsum(), "--" if name == "exact Bayes" else "-", label=name)
     axes.legend()
     return figure
 
