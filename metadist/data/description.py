@@ -154,13 +154,16 @@ def _warnings_of_split(split: str, table: Table, ways: int, shots: int, queries:
 
 
 def far_from_zero(dataset: Dataset) -> list[str]:
-    """A sentence for each input, and each target that is a value, whose numbers are large and were not scaled."""
-    ranges, standardized = _ranges(dataset), dataset.metadata["extra"].get("standardized", {})
+    """A sentence for each input, and each target that is a value, whose numbers are large and were not scaled; those of
+    identifiers are no sizes."""
+    ranges, extra = _ranges(dataset), dataset.metadata["extra"]
+    standardized, identifiers = extra.get("standardized", {}), extra.get("vocabularies", {})
     warned = []
     for field in () if _is_text(dataset) else dataset.fields:
         low, high = (_used(field, value) for value in ranges[field.name])
         scaled = field.offset != 0 or field.scale != 1 or field.name in standardized
-        given = field.role == "input" or dataset.kind == "values"
+        value = dataset.kind == "values" and "float" in field.dtype
+        given = field.name not in identifiers if field.role == "input" else value
         if given and not scaled and max(abs(low), abs(high)) > LARGE:
             but = "" if "float" in field.dtype else ", unless they number things, for an embedding"
             warned.append(

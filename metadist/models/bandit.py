@@ -21,11 +21,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 CLIP = 10.0
-"""What weights (the policy's probability over the propensity) are cut to in losses, for their variance."""
+"""What weights (a policy's probability over the propensity) are cut to in losses, for their variance."""
 ANY = 0.01
 """How often the greedy policy is held to take any arm in `greedy_snips`."""
-TEMPERATURE = 0.1
-"""Of the softmax policy that `doubly_robust` makes of reward estimates; rewards are of the order of 1."""
 
 
 def direct_method(outputs: Tensor, action: Tensor, propensity: Tensor, reward: Tensor, *truth: Tensor) -> Tensor:
@@ -70,10 +68,13 @@ def inverse_propensity(outputs: Tensor, action: Tensor, propensity: Tensor, rewa
 
 
 def doubly_robust(outputs: Tensor, action: Tensor, propensity: Tensor, reward: Tensor, *truth: Tensor) -> Tensor:
-    """The loss of `direct_method`, minus the doubly robust value of the policy that its estimates stand for.
+    """Mean squared error of estimated rewards of all arms against their doubly robust estimates.
 
-    The policy is the softmax of outputs / `TEMPERATURE`; its value (Dudik, Langford, Li 2011, equation 3) corrects the
-    estimates, constants there, by what was left of logged rewards, weights cut at `CLIP`.
+    Of arm a the latter is q(a) + [a was taken] / propensity * (reward - q(a)) (Dudik, Langford, Li 2011, equation 3,
+    for the policy that takes a). With the model's own estimates as q, held constant, regression on it descends what is
+    computed here: the squared error of the arm taken over its propensity, weights cut at `CLIP`, over A. It is the
+    error over all arms alike, so that a model which cannot be right for all of them is not bent to those that were
+    often taken, and where it can be, propensities may be wrong.
 
     Args:
         outputs: estimated rewards [n, A].
@@ -82,12 +83,12 @@ def doubly_robust(outputs: Tensor, action: Tensor, propensity: Tensor, reward: T
         truth: further targets, not used.
 
     Example:
-        >>> doubly_robust(torch.zeros(1, 2), torch.tensor([1]), torch.tensor([0.25]), torch.tensor([3.0]))  # 9 - 6
-        tensor(3.)
+        >>> doubly_robust(torch.zeros(1, 2), torch.tensor([1]), torch.tensor([0.25]), torch.tensor([3.0]))  # 4 * 9 / 2
+        tensor(18.)
     """
-    policy = (outputs / TEMPERATURE).softmax(dim=1)
-    value = doubly_robust_value(policy, outputs.detach(), action, propensity, reward, CLIP)
-    return direct_method(outputs, action, propensity, reward, *truth) - value
+    del truth
+    left = _of(outputs, action) - reward
+    return (_weights(torch.ones_like(outputs), action, propensity, CLIP) * left.square()).mean() / outputs.shape[1]
 
 
 def ips_value(policy: Tensor, action: Tensor, propensity: Tensor, reward: Tensor, clip: float = math.inf) -> Tensor:

@@ -85,10 +85,11 @@ def columns(prepared: Prepared) -> tuple[float, float] | None:
     if model_name(job.config.model, job.shapes) == "mlp":
         kinds = "fiu"  # elsewhere whole numbers may be those of things, for an embedding
     tasks = [part.inputs for task in prepared.chunk for part in task]
+    identifiers = job.shapes.vocabularies or [None] * len(job.shapes.inputs)
     numbers = [
         np.concatenate([np.asarray(array, np.float64).reshape(len(array), -1) for array in field])
-        for field in zip(*tasks, strict=True)
-        if field[0].ndim <= 2 and np.asarray(field[0]).dtype.kind in kinds
+        for size, *field in zip(identifiers, *tasks, strict=True)
+        if size is None and field[0].ndim <= 2 and np.asarray(field[0]).dtype.kind in kinds
     ]
     if not numbers:
         return None

@@ -11,6 +11,7 @@ reward, and the expected rewards of all arms, at which no loss looks.
 import csv
 import sys
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -209,12 +210,12 @@ def regret(learner: MAML, theta, fasts, task: Task) -> Figure:
     axes = figure.add_subplot(xlabel="round", ylabel="cumulative regret", title="One user's rounds")
     for name, arms in taken.items():
         lost = rewards.max(axis=1) - rewards[np.arange(len(arms)), arms]
-        axes.plot(np.arange(1, len(lost) + 1), lost.cumsum(), label=name)
+        axes.plot(np.arange(1, len(lost) + 1), lost.cumsum(), "--" if name == "exact Bayes" else "-", label=name)
     axes.legend()
     return figure
 
 
-def write_logs(path: str, users: int = 1500) -> None:
+def write_logs(path: str | Path, users: int = 1500) -> None:
     """The logs of some users as a CSV file: user, x1, ..., action, propensity, reward."""
     with open(path, "w", newline="") as file:
         writer = csv.writer(file)

@@ -4,7 +4,7 @@ The logarithm of sales is a level and a slow trend of each series, a weekly patt
 promotions, and noise that lasts some days. How strongly a series has each of them is its own; their shapes (which days,
 from what temperature on, how a promotion adds to a weekend) are the same for all: that is what there is to meta-learn.
 
-    python -m tests.examples.series sales.csv          # 400 series of 180 days
+    python -m tests.examples.series sales.csv          # 1,000 series of 180 days
 """
 
 import csv
@@ -12,13 +12,14 @@ import datetime
 import math
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from metadist import Draws, Learner, Task, TaskId
 
-SERIES, DAYS = 400, 180
+SERIES, DAYS = 1000, 180
 WEEK = np.array([[-0.3, -0.2, -0.1, 0.0, 0.3, 0.7, -0.4], [0.2, 0.2, 0.1, 0.1, 0.0, -0.5, -0.6]])  # leisure, offices
 COLUMNS = ["series", "date", "day", *(f"dow{n}" for n in range(7)), "temperature", "promotion", "price", "log_sales"]
 
@@ -91,8 +92,13 @@ def forecast(learner: Learner, theta, fasts, task: Task) -> Figure:
     return figure
 
 
-if __name__ == "__main__":
-    with open(sys.argv[1], "w", newline="") as out:
+def write_sales(path: str | Path, series: int = SERIES) -> None:
+    """The days of some series as a CSV file."""
+    with open(path, "w", newline="") as out:
         writer = csv.writer(out)
         writer.writerow(COLUMNS)
-        writer.writerows(row for number in range(SERIES) for row in rows(number))
+        writer.writerows(row for number in range(series) for row in rows(number))
+
+
+if __name__ == "__main__":
+    write_sales(sys.argv[1])

@@ -1,5 +1,6 @@
 import json
 import shlex
+from typing import Any
 
 import numpy as np
 import pytest
@@ -7,7 +8,8 @@ import pytest
 from metadist.config import load_config
 from metadist.core.errors import SUBMITTED_BY
 from metadist.core.task import Examples, Task
-from metadist.data import importers
+from metadist.data import importers, open_dataset
+from metadist.data.description import far_from_zero
 from metadist.run.api import train
 from metadist.run.build import Job
 from metadist.run.evaluate import evaluate
@@ -55,6 +57,28 @@ def test_many_classes_keep_their_model_and_get_class_means():
     typed = closed_form(prepared(*DIGITS), 900)
     assert typed.split()[0] == "learner.name=protonet" and "model." not in typed
     prepared(*DIGITS, *shlex.split(typed))
+
+
+def test_numbers_of_things_are_no_sizes(tmp_path):
+    """An identifier and an action of up to 200, beside a column from -1 to 1: nothing is far from 0."""
+    n = 400
+    text = "".join(f"u{i % 8},{(-1) ** i * (i % 5) / 4},i{i // 2},{i // 2},{i % 7 / 7}\n" for i in range(n))
+    (tmp_path / "log.csv").write_text("user,x,item,shown,paid\n" + text)
+    asked: dict[str, Any] = {
+        "inputs": ["x", "item"],
+        "identifiers": ["item"],
+        "targets": ["shown", "paid"],
+        "integers": ["shown"],
+    }
+    data = importers.table(tmp_path / "log.csv", tmp_path / "data", group="user", fractions=(1, 0, 0), **asked)
+    assert far_from_zero(open_dataset(data)) == []
+    plain = importers.table(tmp_path / "log.csv", tmp_path / "plain", group="user", inputs=["shown"], targets=["paid"])
+    assert len(far_from_zero(open_dataset(plain))) == 1
+    sizes = ["task.shots=5", "task.queries=5", "meta_batch_size=4", "fleet.backend=local", "evaluation.baselines=[]"]
+    here = prepare(Job(load_config([], [f"data.path={data}", *sizes])), ["train"])
+    assert here.job.shapes.vocabularies == [None, 201]
+    found = columns(here)
+    assert found is not None and found[1] < 1
 
 
 def test_columns_are_judged_as_tasks_have_them():
