@@ -33,7 +33,7 @@ class Encoder(nn.Module):
         lora_rank: rank of the adapters on query and value projections (Hu et al. 2022, equation 3,
             https://arxiv.org/abs/2106.09685): W x + (alpha / rank) B A x, parameters `lora_b` and `lora_a`, with B = 0
             at the start. 0: none.
-        lora_alpha: how far a step on them reaches; the default has it reach about as far as a step on W.
+        lora_alpha: how far a step on the adapters reaches.
         frozen_base: all but `lora_*` and `head.*` stay as they are, also for the outer loop: constants, which travel
             in the checkpoint. Give what they are as `model.weights`.
 
@@ -60,7 +60,7 @@ class Encoder(nn.Module):
         head_width: int = 16,
         feedforward: int = 128,
         lora_rank: int = 0,
-        lora_alpha: float = 32.0,
+        lora_alpha: float = 8.0,
         frozen_base: bool = False,
     ):
         super().__init__()
@@ -77,6 +77,7 @@ class Encoder(nn.Module):
         self.norm = nn.LayerNorm(width)
         nn.init.constant_(self.norm.weight, width**-0.25)  # distances of features, logits of class means, begin small
         self.head = nn.Linear(width, outputs)
+        nn.init.zeros_(self.head.weight)  # no class before another: in a few inner steps one would remain so
         if frozen_base:
             for name, parameter in self.named_parameters():
                 parameter.requires_grad_(any(part in name for part in ADAPTED))

@@ -100,12 +100,13 @@ def test_at_the_start_all_tokens_count_alike_and_adapters_change_nothing():
     module = Encoder([[6], [6]], 3, vocabulary_size=20, width=8, layers=0)
     mean = torch.stack([(module.tokens(row[row != 0]) + module.positions.weight[: (row != 0).sum()]).mean(0)
                         for row in TOKENS])  # fmt: skip
-    assert torch.allclose(module(TOKENS, MASK), module.head(module.norm(mean)), atol=1e-6)
+    assert torch.allclose(module.features(TOKENS, MASK), module.norm(mean), atol=1e-6)
+    assert torch.equal(module(TOKENS, MASK), module.head.bias.expand(2, 3))
     torch.manual_seed(0)
     adapted = Encoder([[6], [6]], 3, vocabulary_size=20, width=8, lora_rank=2)
     plain = Encoder([[6], [6]], 3, vocabulary_size=20, width=8)
     plain.load_state_dict({n: v for n, v in adapted.state_dict().items() if "lora_" not in n})
-    assert torch.equal(plain(TOKENS, MASK), adapted(TOKENS, MASK))
+    assert torch.equal(plain.features(TOKENS, MASK), adapted.features(TOKENS, MASK))
 
 
 def test_an_adapter_adds_a_product_of_low_rank_to_query_and_value_weights():
