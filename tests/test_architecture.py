@@ -33,8 +33,8 @@ FILES = {
         "best", "console", "database", "description", "jsonl", "logged_model", "models", "reach", "mlflow", "provenance"
     ],
     "learners": [
-        "inner_optimizers", "learner", "heads", "maml", "cavia", "imaml", "maml_plus_plus", "meta_curvature",
-        "meta_sgd", "platipus", "policy_gradient", "prototypes", "reptile", "ridge", "task_adaptive"
+        "inner_optimizers", "learner", "heads", "maml", "cavia", "evolution", "imaml", "maml_plus_plus",
+        "meta_curvature", "meta_sgd", "platipus", "policy_gradient", "prototypes", "reptile", "ridge", "task_adaptive"
     ],
     "engine": [
         "differentiation", "frozen_trunk", "graph_cache", "layout", "method", "remedies", "engine", "estimate",

@@ -23,6 +23,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_map, t
 from metadist.core.errors import InputError
 from metadist.core.task import Examples, Task
 from metadist.learners import Context, Fast, Learner
+from metadist.learners.evolution import at_once, one_by_one
 from metadist.models.model import DROPOUT
 
 Tensors = dict[str, Tensor]
@@ -45,6 +46,10 @@ class Differentiator:
 
     def pullback(self, f: Callable[..., Sequence[Tensor]], *at: Tensor) -> tuple[Sequence[Tensor], Any]:
         """f(*at), a tuple, and the function that takes cotangents of it to a tuple of cotangents of `at`."""
+        raise NotImplementedError
+
+    def each(self, f: Callable[[Tensors, Task], Tensor], stacked: Tensors, task: Task) -> Tensor:
+        """f(weights, task), a scalar, of each slice of the weights [n, ...]: [n]."""
         raise NotImplementedError
 
     def inner_gradient(self, f: Callable[[Tensors], Tensor], at: Tensors, second_order: bool) -> Tensors:
@@ -143,6 +148,9 @@ class Recorded(Differentiator):
 
         return [value.detach() for value in values], pull
 
+    def each(self, f: Callable[[Tensors, Task], Tensor], stacked: Tensors, task: Task) -> Tensor:
+        return one_by_one(f, stacked, task)
+
     def inner_gradient(self, f: Callable[[Tensors], Tensor], at: Tensors, second_order: bool) -> Tensors:
         gradient = torch.autograd.grad(f(at), list(at.values()), create_graph=second_order, materialize_grads=True)
         return dict(zip(at, gradient, strict=True))
@@ -162,6 +170,9 @@ class Transformed(Differentiator):
     def pullback(self, f: Callable[..., Sequence[Tensor]], *at: Tensor) -> tuple[Sequence[Tensor], Any]:
         values, pull, *_ = torch.func.vjp(lambda *tensors: tuple(f(*tensors)), *at)
         return values, lambda cotangents: pull(tuple(cotangents))
+
+    def each(self, f: Callable[[Tensors, Task], Tensor], stacked: Tensors, task: Task) -> Tensor:
+        return at_once(f, stacked, task)
 
     def inner_gradient(self, f: Callable[[Tensors], Tensor], at: Tensors, second_order: bool) -> Tensors:
         gradient = torch.func.grad(f)(at)

@@ -3,6 +3,7 @@
 from typing import Any
 
 from metadist.learners.cavia import CAVIA
+from metadist.learners.evolution import EvolutionStrategies
 from metadist.learners.imaml import IMAML
 from metadist.learners.inner_optimizers import INNER_OPTIMIZERS, InnerOptimizer
 from metadist.learners.learner import Context, Differentiation, Fast, Learner
@@ -49,6 +50,12 @@ LEARNERS: dict[str, tuple[type[Learner], dict[str, Any], str]] = {
         PolicyGradient,
         {},
         "meta-RL: MAML by policy gradients, Finn et al. 2017, 5.3, with the curvature of ProMP or the term of E-MAML",
+    ),
+    "evolution": (
+        EvolutionStrategies,
+        {},
+        "no derivative of the outer loss, or of any: losses at perturbed weights, Song et al. 2020, "
+        "arxiv.org/abs/1910.01215",
     ),
     "meta_curvature": (
         MetaCurvature,

@@ -50,6 +50,10 @@ class Differentiation(Protocol):
         """The second derivative of f at `at`, times a vector."""
         ...
 
+    def each(self, f: Callable[[Tensors, Task], Tensor], stacked: Tensors, task: Task) -> Tensor:
+        """f(weights, task), a scalar, of each slice of the weights [n, ...]: [n], at once where the engine can."""
+        ...
+
     def adapt(self, learner: "Learner", theta: Tensors, support: Examples, context: Context) -> Fast:
         """The inner loop: `begin`, then `inner_steps` times `inner_loss`, its gradient, `update`."""
         ...

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from metadist.core.task import Task
 from metadist.learners import LEARNERS, Learner
 from metadist.learners.cavia import CAVIA
+from metadist.learners.evolution import EvolutionStrategies
 from metadist.learners.heads import ClosedForm
 from metadist.learners.imaml import IMAML
 from metadist.learners.inner_optimizers import SGD, Adam
@@ -83,6 +84,7 @@ OPTIONS = {
     "reptile, adam": Case(Reptile, {"inner_optimizer": Adam(beta1=0.0), "inner_lr": 0.05}),
     "imaml": Case(IMAML, {"inner_steps": 60, "proximal": 3.0, "inner_lr": 0.1}),
     "imaml, neumann": Case(IMAML, {"inner_steps": 20, "proximal": 3.0, "solver": "neumann"}, True),
+    "evolution, inner": Case(EvolutionStrategies, {"inner_directions": 3}, True),
     "platipus": Case(PLATIPUS, {"samples": 3, "kl_weight": 1e-3}),
     "platipus, regression": Case(PLATIPUS, {"samples": 3, "kl_weight": 1e-3, "predicts": "values"}, True),
     "cavia": Case(CAVIA, {}, True, 3),
@@ -94,5 +96,5 @@ OPTIONS = {
 ON_EXAMPLES = {name: own for name, own in LEARNERS.items() if not own[0].measures}
 CASES = {name: Case(kind, options) for name, (kind, options, _) in ON_EXAMPLES.items()} | OPTIONS
 """Every learner of labelled examples as its name in a job has it, unless it needs options to be tried, and others."""
-OWN_ESTIMATOR = [name for name, case in CASES.items() if case.kind in (Reptile, IMAML)]
+OWN_ESTIMATOR = [name for name, case in CASES.items() if case.kind in (Reptile, IMAML, EvolutionStrategies)]
 FIRST_ORDER = ["fomaml", "maml++, first order"]

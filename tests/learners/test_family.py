@@ -117,7 +117,7 @@ def test_evaluation_may_take_more_inner_steps_than_training(name):
     assert engine.evaluate(engine.initial_theta(), [case.task()], metric)["m"].shape == (1, 8)
 
 
-@pytest.mark.parametrize("name", ["fomaml", "maml++, first order", "reptile", "reptile, adam", "imaml"])
+@pytest.mark.parametrize("name", ["fomaml", "maml++, first order", "reptile", "reptile, adam", "imaml", "evolution"])
 def test_meta_training_lowers_the_outer_loss(name):
     """Of learners whose meta-gradient is no derivative of it: this catches a sign or a scale that is wrong."""
     learner = CASES[name].learner()
