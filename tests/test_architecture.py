@@ -24,7 +24,7 @@ FILES = {
         "importers.letters", "importers.omniglot", "importers.sinusoid", "importers.table", "importers.text",
         "preprocessing", "raw_files"
     ],
-    "models": ["bag", "losses", "mlp", "noise", "layers", "conv4", "model", "resnet12"],
+    "models": ["bag", "losses", "mlp", "noise", "layers", "conv4", "model", "resnet12", "siren"],
     "config": ["schema", "yaml", "template", "load"],
     "checkpoint": ["format", "journal", "store", "saver"],
     "tracking": [

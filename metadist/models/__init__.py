@@ -6,7 +6,8 @@ from metadist.models.losses import LOSSES, Loss, accuracy, confidence
 from metadist.models.mlp import MLP
 from metadist.models.model import Model
 from metadist.models.resnet12 import ResNet12
+from metadist.models.siren import SIREN
 
-MODELS = {"mlp": MLP, "conv4": Conv4, "resnet12": ResNet12, "bag": Bag}
+MODELS = {"mlp": MLP, "conv4": Conv4, "resnet12": ResNet12, "bag": Bag, "siren": SIREN}
 
-__all__ = ["LOSSES", "MODELS", "MLP", "Bag", "Conv4", "Loss", "Model", "ResNet12", "accuracy", "confidence"]
+__all__ = ["LOSSES", "MODELS", "MLP", "SIREN", "Bag", "Conv4", "Loss", "Model", "ResNet12", "accuracy", "confidence"]

@@ -4,7 +4,7 @@
 
 makes a table of the file `chembl_5thresh.csv.gz` of DeepChem (ChEMBL 22.1: a row for each molecule as SMILES, a column
 for each target), which `metadist data table` imports: a row for each value that was measured, with the molecule's
-hashed n-grams and, where rdkit is installed (`pip install 'metadist[chem]'`), its Morgan fingerprint.
+hashed n-grams and, where rdkit is installed (`pip install 'metadist[chem]'`), its Morgan fingerprint and descriptors.
 """
 
 import csv
@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
+from torch import Tensor
 
 LEVEL = 6.5  # values count from here: about the middle of ChEMBL's, -log10 of 0.3 micromolar
 NGRAM_BINS, LONGEST = 1024, 4
@@ -67,10 +68,10 @@ def descriptors(smiles: str) -> np.ndarray:
     return np.clip(found, -4, 4).astype(np.float32)
 
 
-def table(source: Path) -> pa.Table:
-    """Columns `target`, `molecule` (SMILES), `value` (-log10 of a concentration, above 6.5), `ngrams`, and `morgan`
-    where rdkit is installed."""
-    targets, molecules, values = [], [], []
+def values(source: Path) -> pa.Table:
+    """A row for each value that was measured: `target`, `molecule` (SMILES), `value` (-log10 of a concentration, above
+    6.5)."""
+    targets, molecules, found = [], [], []
     with gzip.open(source, "rt") as file:
         rows = csv.reader(file)
         names = next(rows)[1:]
@@ -79,13 +80,32 @@ def table(source: Path) -> pa.Table:
                 if cell:
                     targets.append(target)
                     molecules.append(smiles)
-                    values.append(float(cell) - LEVEL)
-    columns = {"target": pa.array(targets), "molecule": pa.array(molecules), "value": pa.array(values, pa.float32())}
-    columns["ngrams"] = _lists(molecules, ngrams)
+                    found.append(float(cell) - LEVEL)
+    return pa.table({"target": targets, "molecule": molecules, "value": pa.array(found, pa.float32())})
+
+
+def table(source: Path) -> pa.Table:
+    """The `values`, with columns of lists beside them: `ngrams`, and, where rdkit is installed, `morgan` and
+    `descriptors`."""
+    rows = values(source)
+    features = {"ngrams": ngrams}
     if importlib.util.find_spec("rdkit"):
-        columns["morgan"] = _lists(molecules, morgan)
-        columns["descriptors"] = _lists(molecules, descriptors)
-    return pa.table(columns)
+        features |= {"morgan": morgan, "descriptors": descriptors}
+    for name, function in features.items():
+        rows = rows.append_column(name, _lists(rows["molecule"].to_pylist(), function))
+    return rows
+
+
+def mse(outputs: Tensor, values: Tensor) -> Tensor:
+    """Mean squared error, in squared units of log10; [n, 1], [n] or [n, 1] -> []."""
+    return (outputs[:, 0] - values.reshape(-1)).square().mean()
+
+
+def r2(outputs: Tensor, values: Tensor) -> Tensor:
+    """Squared correlation of predictions and values; 0 where either are all equal."""
+    predicted, measured = (x - x.mean() for x in (outputs[:, 0], values.reshape(-1)))
+    both = predicted.square().sum() * measured.square().sum()
+    return (predicted * measured).sum().square() / both.clamp(min=1e-12)
 
 
 def _lists(molecules: list[str], features: Callable[[str], np.ndarray]) -> pa.Array:

@@ -11,22 +11,22 @@ from metadist import Examples, Learner
 from metadist.learners import Context, Fast
 
 Tensors = dict[str, Tensor]
-VARIANCES = {"linear": 0.5, "smooth": 0.3, "level": 1.0, "noise": 0.05}
+VARIANCES = {"linear": 0.5, "smooth": 0.3, "level": 1.0, "noise": 0.05}  # to begin with
+SHARED = 50.0  # bits that are 1 in a fingerprint, about
 
 
 class Molecules(nn.Module):
-    """Fingerprints [n, bits] and descriptors [n, d] -> a prior mean [n, 1]; `features` [n, width] of descriptors are
-    where molecules lie near one another."""
+    """Fingerprints [n, bits] and descriptors [n, d] -> a prior mean [n, 1], linear in the descriptors and 0 to begin
+    with; `features`: where molecules lie near one another [n, d], a linear map of the descriptors."""
 
-    def __init__(self, descriptors: int = 9, width: int = 9):
+    def __init__(self, descriptors: int = 9):
         super().__init__()
-        self.body = nn.Linear(descriptors, width, bias=False)
+        self.body = nn.Linear(descriptors, descriptors, bias=False)
         self.head = nn.Linear(descriptors, 1)
-
         with torch.no_grad():
-            self.body.weight.copy_(torch.eye(width, descriptors) / descriptors**0.5)
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
+            self.body.weight.copy_(torch.eye(descriptors) / descriptors**0.5)
+            self.head.weight.zero_()
+            self.head.bias.zero_()
 
     def features(self, bits: Tensor, descriptors: Tensor) -> Tensor:
         return self.body(descriptors)
@@ -51,10 +51,10 @@ def smooth(a: Tensor, b: Tensor) -> Tensor:
 class MoleculeProcess(Learner):
     """The mean of a Gaussian process given the support set: m(x) + k(x, X) (k(X, X) + noise I)^-1 (y - m(X)).
 
-    k is a sum of the Tanimoto kernel of fingerprints, their linear kernel, a smooth kernel of descriptors, and a constant
-    for the level of the target. The variances (as logarithms, of the Tanimoto kernel 1), the directions in which
-    descriptors count, and the prior mean m are meta-learned by the error on query sets (in the spirit of deep kernel
-    transfer, Patacchiola et al. 2020, who take the marginal likelihood).
+    k is a sum of the Tanimoto kernel of fingerprints, their linear kernel, a smooth kernel of descriptors, and a
+    constant for the level of the target. The variances (as logarithms; the Tanimoto kernel's is 1), the directions in
+    which descriptors count, and the prior mean m are meta-learned by the error on query sets: deep kernel transfer
+    (Patacchiola et al. 2020, https://arxiv.org/abs/1910.05199) takes the marginal likelihood instead.
     """
 
     inner_steps: int = 0
@@ -88,7 +88,7 @@ class MoleculeProcess(Learner):
 
     def _kernel(self, theta: Tensors, bits: Tensor, near: Tensor, others: Tensor, others_near: Tensor) -> Tensor:
         size = {name: theta[f"variance/{name}"].exp() for name in VARIANCES}
-        linear = bits @ others.T / 50
+        linear = bits @ others.T / SHARED
         return (
             tanimoto(bits, others)
             + size["linear"] * linear
