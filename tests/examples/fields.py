@@ -13,8 +13,8 @@ from metadist.data import open_dataset
 from metadist.learners import Fast
 from metadist.models import SIREN
 
-RATES = {2: 0.01, 50: 0.003, 100: 0.003, 500: 0.001}
 W0 = 10.0
+RATES = {2: 0.002, 50: 0.001, 100: 0.0005, 500: 0.001}  # of Adam, by its steps; chosen on validation tasks, like W0
 
 
 class Drawings:
@@ -96,7 +96,9 @@ def before_and_after(learner: Learner, theta: dict[str, Tensor], fasts: Sequence
     pictures = {"known": picture(known)}
     with torch.no_grad():
         for step, fast in enumerate(fasts):
-            pictures[f"after {step} steps" if step else "before"] = picture(learner.predict(theta, fast, (places,)))
+            pictures[f"after {step} step{'s' * (step > 1)}" if step else "before"] = picture(
+                learner.predict(theta, fast, (places,))
+            )
     pictures["drawing"] = picture(torch.cat([known, asked]))
     figure = Figure(figsize=(2 * len(pictures), 2.2), layout="constrained")
     for axes, (name, shown) in zip(figure.subplots(1, len(pictures), squeeze=False)[0], pictures.items(), strict=True):

@@ -11,7 +11,7 @@ from metadist import Examples, Learner
 from metadist.learners import Context, Fast
 
 Tensors = dict[str, Tensor]
-VARIANCES = {"linear": 0.5, "smooth": 0.3, "level": 1.0, "noise": 0.05}  # to begin with
+VARIANCES = {"linear": 1.0, "smooth": 1.0, "level": 1.0, "noise": 0.1}  # to begin with
 SHARED = 50.0  # bits that are 1 in a fingerprint, about
 
 
