@@ -18,13 +18,14 @@ FILES = {
     "data": [
         "mapped", "notes", "progress", "duplicates", "files", "download", "importers.names", "importers.arrays",
         "importers.delimited", "importers.pictures", "importers.table_files", "importers.columns",
-        "importers.categories", "importers.survey", "splits", "importers.class_folders", "importers.text_files",
-        "table", "sources", "online", "shapes", "tokenizer", "description", "contact_sheet", "writer", "glyphs",
-        "cache", "remote", "importers.cifar_fs", "importers.digits", "importers.images", "importers.letters",
-        "importers.omniglot", "importers.sinusoid", "importers.table", "importers.text", "preprocessing", "raw_files"
+        "importers.categories", "importers.survey", "splits", "importers.table_splits", "importers.class_folders",
+        "importers.text_files", "table", "sources", "online", "shapes", "tokenizer", "description", "contact_sheet",
+        "writer", "glyphs", "cache", "remote", "importers.cifar_fs", "importers.digits", "importers.images",
+        "importers.letters", "importers.omniglot", "importers.sinusoid", "importers.table", "importers.text",
+        "preprocessing", "raw_files"
     ],
     "models": [
-        "bag", "bandit", "encoder", "losses", "mlp", "noise", "policy", "layers", "conv4", "model", "resnet12"
+        "bag", "bandit", "encoder", "losses", "mlp", "noise", "policy", "layers", "conv4", "model", "resnet12", "siren"
     ],
     "environments": ["environment", "gymnasium", "navigation", "point_mass"],
     "config": ["schema", "yaml", "template", "load"],

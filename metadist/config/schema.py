@@ -18,7 +18,7 @@ from pydantic_core import PydanticCustomError
 from metadist.core.errors import did_you_mean
 from metadist.core.measure import BUILT_IN
 
-BUILT_IN_MODELS = ("mlp", "conv4", "resnet12", "bag", "encoder", "gaussian_policy")
+BUILT_IN_MODELS = ("mlp", "conv4", "resnet12", "bag", "encoder", "gaussian_policy", "siren")
 LEARNER_OPTIONS = ("inner_lr", "inner_steps", "first_order")
 """What `metadist.models` and every `metadist.Learner` have, named here because settings stand below them."""
 

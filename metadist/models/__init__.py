@@ -8,12 +8,14 @@ from metadist.models.mlp import MLP
 from metadist.models.model import Model
 from metadist.models.policy import GaussianPolicy
 from metadist.models.resnet12 import ResNet12
+from metadist.models.siren import SIREN
 
 MODELS = {
-    "mlp": MLP, "conv4": Conv4, "resnet12": ResNet12, "bag": Bag, "encoder": Encoder, "gaussian_policy": GaussianPolicy
+    "mlp": MLP, "conv4": Conv4, "resnet12": ResNet12, "bag": Bag, "encoder": Encoder,
+    "gaussian_policy": GaussianPolicy, "siren": SIREN,
 }  # fmt: skip
 
 __all__ = [
-    "LOSSES", "MODELS", "MLP", "Bag", "Conv4", "Encoder", "GaussianPolicy", "Loss", "Model", "ResNet12", "accuracy",
-    "confidence",
+    "LOSSES", "MODELS", "MLP", "SIREN", "Bag", "Conv4", "Encoder", "GaussianPolicy", "Loss", "Model", "ResNet12",
+    "accuracy", "confidence",
 ]  # fmt: skip

@@ -226,16 +226,18 @@ class Labels:
     parent: str | None
     split: str | None
     share: str | None
+    disjoint: str | None = None
 
     @property
     def columns(self) -> list[str]:
-        return [column for column in (self.group, self.parent, self.split, self.share) if column is not None]
+        columns = self.group, self.parent, self.split, self.share, self.disjoint
+        return [column for column in columns if column is not None]
 
 
 @dataclass
 class Survey:
     """Counts groups (`group_rows`, `parents`, `splits`), numbers the shared items (`items`), settles the `kind`, and
-    has each of the `fields` look at its values."""
+    has each of the `fields` look at its values. `kept` says which rows are imported; by default all."""
 
     rows: Rows
     fields: list[Asked]
@@ -244,6 +246,7 @@ class Survey:
     notes: Notes
     skip_bad: bool
     time: str | None = None
+    kept: Callable[[pa.RecordBatch], np.ndarray] | None = None
     group_rows: Counter[str] = field(default_factory=Counter)
     parents: dict[str, str] = field(default_factory=dict)
     splits: dict[str, str] = field(default_factory=dict)
@@ -269,6 +272,8 @@ class Survey:
         for batch in self.rows.batches():
             if self.skip_bad:
                 batch = batch.filter(pa.array(_good(self._faults(batch, None), batch)))
+            if self.kept is not None:
+                batch = batch.filter(pa.array(self.kept(batch)))
             if batch.num_rows:
                 yield batch
 
@@ -290,6 +295,9 @@ class Survey:
                 good = _good(faults, batch)
                 names, codes = self.groups(batch)
                 bereft |= dict.fromkeys(names[code] for code in np.unique(codes[~good]) if names[code])
+                batch, places = batch.filter(pa.array(good)), places[good]
+            if self.kept is not None:
+                good = self.kept(batch)
                 batch, places = batch.filter(pa.array(good)), places[good]
             if batch.num_rows:
                 self._look(batch, places)

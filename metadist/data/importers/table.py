@@ -23,6 +23,7 @@ are stored; `extra["standardized"][field]` has their "offset" and "scale" for th
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,14 +32,14 @@ import pyarrow as pa
 
 from metadist.core.errors import InputError
 from metadist.core.task import Split
-from metadist.data.files import within
 from metadist.data.importers.arrays import instants, strings
 from metadist.data.importers.categories import Categories
 from metadist.data.importers.names import note_lookalikes
 from metadist.data.importers.survey import EXACT, Asked, Kind, Labels, Survey
 from metadist.data.importers.table_files import Rows
+from metadist.data.importers.table_splits import surveyed
 from metadist.data.notes import Notes, Progress, shown
-from metadist.data.splits import FRACTIONS, divide, split_named, split_of_file
+from metadist.data.splits import FRACTIONS
 from metadist.data.table import Field
 from metadist.data.writer import ORDER, About, DatasetWriter, Group, options_of, staging
 
@@ -86,6 +87,7 @@ def table(
     seed: int = 0,
     kind: Kind | None = None,
     share: str | None = None,
+    disjoint: str | None = None,
     time: str | None = None,
     categories: Sequence[str] = (),
     most_categories: int = 64,
@@ -112,6 +114,8 @@ def table(
         seed: of the random split.
         kind: of the dataset; by default by the target's type.
         share: column whose equal values share their inputs, stored once.
+        disjoint: column of which no value is in two splits (molecule, patient, document): rows of train whose value is
+            in validation or test too are left out, and those of validation whose value is in test.
         time: column by which the rows of a group are ordered, the earliest first.
         categories: input column whose values are names, even where they look like numbers; texts are names anyway.
         most_categories: the most names of a column; each becomes an element of the input, and one stands for all names
@@ -133,8 +137,9 @@ def table(
     if not inputs:
         raise InputError(f"no input column of {source} was named; name at least one")
     with staging(out, overwrite) as directory:
-        rows = Rows(source, [name for name in (group, parent, split_column, share, time) if name is not None], notes)
-        others = (None if name is None else rows.column(name) for name in (parent, split_column, share))
+        labelling = (parent, split_column, share, disjoint)
+        rows = Rows(source, [name for name in (group, *labelling, time) if name is not None], notes)
+        others = (None if name is None else rows.column(name) for name in labelling)
         labels, moment = Labels(rows.column(group), *others), None if time is None else rows.column(time)
         asked = _asked(inputs, targets, rows, [*labels.columns, *([] if moment is None else [moment])])
         names, numbered = ([rows.column(name) for name in given] for given in (categories, identifiers))
@@ -144,8 +149,8 @@ def table(
         rows.choose([*labels.columns, *names, *numbered], used if moment is None else [*used, moment])
         for each in asked:
             each.settle_columns(names, numbered, notes)
-        survey = Survey(rows, asked, labels, kind, notes, skip_bad, moment)
-        splits = _splits(survey, fractions, seed)
+        make = partial(Survey, rows, labels=labels, asked_kind=kind, skip_bad=skip_bad, time=moment)
+        survey, splits = surveyed(make, asked, labels.disjoint, notes, fractions, seed)
         _find_categories(survey, splits, most_categories)
         _write(directory, survey, splits, standardize, options, progress)
     return Path(out)
@@ -200,31 +205,6 @@ def _find_categories(survey: Survey, splits: dict[str, Split], most: int) -> Non
             asked.shape = () if asked.identifier else (len(asked.one_hot),)
             for column in asked.named:
                 note_lookalikes(f"categories of column {shown(column)!r}", found[column], survey.notes)
-
-
-def _splits(survey: Survey, fractions: Sequence[float], seed: int) -> dict[str, Split]:
-    if survey.labels.split is None:
-        _note_names_of_splits(survey)
-        return divide(survey.group_rows, fractions, seed)
-    splits: dict[str, Split] = {}
-    for name, text in survey.splits.items():
-        split = split_named(text)
-        if split is None:
-            column = survey.labels.split
-            raise InputError(f"column {column!r} of {survey.source} says {text!r}; write train, validation or test")
-        splits[name] = split
-    return splits
-
-
-def _note_names_of_splits(survey: Survey) -> None:
-    """Say that files called train or test, beside others, are put together and their groups divided anew."""
-    paths = survey.rows.paths
-    for path in paths if len(paths) > 1 else ():
-        if split_of_file(path, survey.source):
-            why = "their rows are put together, and whole groups are given to the splits anew, by --fractions"
-            remedy = "to keep them apart, add a column to the files that says train, validation or test, and name it "
-            remedy += "with --split-column (each group in one split alone)"
-            survey.notes.add("file names not taken as splits", why, within(path, survey.source), remedy)
 
 
 def _fields(survey: Survey, scaling: Scaling) -> tuple[list[Field], dict[str, Any]]:
