@@ -1,6 +1,6 @@
 """What a user adds to jobs of reinforcement learning: policies that know the task, and a figure of trajectories.
 
-Named in jobs/domains/*.yaml, under `evaluation.baselines` and `evaluation.figures`.
+The figure is named in jobs/domains, the policies in evaluations: they are what no learner can reach, no baselines.
 """
 
 from collections.abc import Callable, Mapping, Sequence

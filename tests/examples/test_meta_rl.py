@@ -62,10 +62,17 @@ class _Words:
         return 12345
 
 
-@pytest.mark.parametrize("path", [*sorted(JOBS.glob("navigation*.yaml")), *sorted(JOBS.glob("point_mass*.yaml"))])
-def test_each_job_can_be_computed_with_its_baselines_and_figure(path, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "knowing"),
+    [
+        ("navigation", "knowing_goal"), ("navigation_100", "knowing_goal"),
+        ("point_mass_direction", "knowing_direction"), ("point_mass_velocity", "knowing_velocity"),
+    ],
+)  # fmt: skip
+def test_each_job_can_be_computed_with_its_baselines_and_figure_and_with_who_knows(name, knowing, monkeypatch):
     monkeypatch.chdir(JOBS.parents[1])
-    config = load_config([path], ["fleet.backend=local", "meta_batch_size=2"])
-    prepared = preflight(Job(config), ["test"])
-    assert prepared.notes == []
-    assert {"joint", "initial"} < set(prepared.baselines) and len(prepared.baselines) == 3
+    asked = f"evaluation.baselines=[joint,initial,tests.examples.meta_rl:{knowing}]"
+    for more in ([], [asked]):
+        config = load_config([JOBS / f"{name}.yaml"], ["fleet.backend=local", "meta_batch_size=2", *more])
+        prepared = preflight(Job(config), ["test"])
+        assert prepared.notes == [] and prepared.baselines == ["joint", "initial", *([knowing] if more else [])]
