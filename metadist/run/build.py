@@ -121,6 +121,12 @@ class Job:
 
     @cached_property
     def loss(self) -> Loss:
+        kinds = {np.dtype(unit["dtype"]).kind for unit in self.shapes.target_units}
+        if self.config.loss in ("auto", "mse") and {"i", "f"} <= kinds:
+            raise InputError(
+                f"loss={self.config.loss} would take a target of whole numbers, such as an action, for a size: name a "
+                "loss that knows what it is, such as metadist.models.bandit:direct_method, or import without --integer"
+            )
         return make_loss(self.config.loss, self.shapes.classification)
 
     def fresh_model(self, outputs: int | None = None) -> Model:

@@ -91,8 +91,11 @@ def _model(name: str, shapes: Shapes) -> Iterator[tuple[str, tuple[Any, str]]]:
     elif name == "bag":
         yield "name", (name, "texts: a weighted mean of token embeddings")
     else:
-        numbers = sum(math.prod(shape) for shape in shapes.inputs)
-        yield "name", (name, f"{numbers} number{'s' * (numbers != 1)} an example: a fully connected network")
+        sizes = shapes.vocabularies or [None] * len(shapes.inputs)
+        numbers = sum(math.prod(shape) for shape, size in zip(shapes.inputs, sizes, strict=True) if size is None)
+        parts = [f"{numbers} number{'s' * (numbers != 1)}"] * bool(numbers)
+        parts += [f"one of {size - 1:,} names by its embedding" for size in sizes if size is not None]
+        yield "name", (name, f"{', '.join(parts)} an example: a fully connected network")
         yield "hidden", ([64, 64], "widths of its hidden layers")
 
 

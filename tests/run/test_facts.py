@@ -75,6 +75,7 @@ def test_numbers_of_things_are_no_sizes(tmp_path):
     plain = importers.table(tmp_path / "log.csv", tmp_path / "plain", group="user", inputs=["shown"], targets=["paid"])
     assert len(far_from_zero(open_dataset(plain))) == 1
     sizes = ["task.shots=5", "task.queries=5", "meta_batch_size=4", "fleet.backend=local", "evaluation.baselines=[]"]
+    sizes += ["loss=tests.run.test_inputs:of_what_was_shown", "model.outputs=200"]
     here = prepare(Job(load_config([], [f"data.path={data}", *sizes])), ["train"])
     assert here.job.shapes.vocabularies == [None, 201]
     found = columns(here)

@@ -147,6 +147,8 @@ def test_identifiers_and_actions_are_given_as_they_are_in_the_table(tmp_path):
         "evaluation.every=0", "evaluation.baselines=[]", "fleet.backend=local", "tracking.mlflow=false",
         f"run_dir={tmp_path / 'run'}",
     ]  # fmt: skip
+    with pytest.raises(metadist.InputError, match="whole numbers, such as an action, for a size"):
+        metadist.train(metadist.load_config([], [s for s in settings if not s.startswith("loss=")]), quiet=True)
     metadist.train(metadist.load_config([], settings), quiet=True)
     learner = metadist.load(tmp_path / "run", trust_code=True)
     assert list(learner.shapes.vocabularies) == [None, 5]
