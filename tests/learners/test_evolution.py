@@ -9,7 +9,7 @@ from metadist.config import load_config
 from metadist.core.errors import InputError
 from metadist.core.random import Draws
 from metadist.core.task import Task, TaskId
-from metadist.engine import Engine
+from metadist.engine import Engine, Kind
 from metadist.learners.evolution import EvolutionStrategies
 from metadist.models import Model
 from metadist.models.losses import mean_squared_error
@@ -40,7 +40,7 @@ def learner(**options) -> EvolutionStrategies:
     return EvolutionStrategies(**({"model": Model(Slopes()), "loss": mean_squared_error, "inner_lr": RATE} | options))
 
 
-def estimates(own: EvolutionStrategies, task: Task, count: int, kind: str = "vmap") -> tuple[Tensor, Tensor]:
+def estimates(own: EvolutionStrategies, task: Task, count: int, kind: Kind = "vmap") -> tuple[Tensor, Tensor]:
     """Losses [count] and rows [count, 2] of the task with keys of `count` tasks."""
     engine = Engine(own, kind, dtype=torch.float64)
     draws = [Draws(0, TaskId("train", 0, index), stream=1) for index in range(count)]
@@ -94,13 +94,12 @@ def test_an_inner_gradient_can_be_estimated_in_the_same_way():
     engine = Engine(own, "loop", dtype=torch.float64)
     theta, tensors = engine.initial_theta(), engine.tensors(task)
     draws = [Draws(0, TaskId("train", 0, index), stream=1) for index in range(400)]
-    names = {"before": 0, "after": 1}
     measured = [engine.evaluate(theta, [task], {"loss": first_output}, draws=[each])["loss"][0] for each in draws]
     found = torch.stack(measured)
     x, y = tensors.support.inputs[0], tensors.support.targets[0]
     phi = theta - RATE * 2 / len(x) * x.T @ (x @ theta - y)
-    assert torch.allclose(found[:, names["before"]], (tensors.query.inputs[0] @ theta)[0])
-    assert apart(found[:, names["after"] :], (tensors.query.inputs[0] @ phi)[:1]) < 4
+    assert torch.allclose(found[:, 0], (tensors.query.inputs[0] @ theta)[0])
+    assert apart(found[:, 1:], (tensors.query.inputs[0] @ phi)[:1]) < 4
 
 
 def first_output(outputs: Tensor, targets: Tensor) -> Tensor:

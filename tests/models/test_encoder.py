@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from metadist.data.importers import text
 from metadist.engine import Engine
 from metadist.learners import MAML
 from metadist.models import Encoder, Model
+from metadist.models.encoder import Layer
 from metadist.models.losses import cross_entropy
 from metadist.run.api import train
 
@@ -24,7 +26,7 @@ MASK = TOKENS != 0
 def encoder(**options) -> Encoder:
     """A small one, in float64, with branches and adapters that are not near zero."""
     torch.manual_seed(0)
-    given = {"vocabulary_size": 20, "width": 8, "layers": 2, "heads": 2, "head_width": 4} | options
+    given: dict[str, Any] = {"vocabulary_size": 20, "width": 8, "layers": 2, "heads": 2, "head_width": 4} | options
     module = Encoder([[6], [6]], 3, **given).double()
     with torch.no_grad():
         for name, parameter in module.named_parameters():
@@ -72,7 +74,7 @@ def torchs_own(module: Encoder) -> nn.TransformerEncoder:
     """torch's encoder with the same weights."""
     layer = nn.TransformerEncoderLayer(8, 2, 128, 0.0, "gelu", batch_first=True, norm_first=True, dtype=torch.float64)
     whole = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
-    for own, layer in zip(module.layers, whole.layers, strict=True):
+    for own, layer in zip(cast(list[Layer], list(module.layers)), whole.layers, strict=True):
         parts = [own.query, own.key, own.value]
         names = {
             "self_attn.in_proj_weight": torch.cat([part.weight for part in parts]),

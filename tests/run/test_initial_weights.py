@@ -26,7 +26,9 @@ def file_of(tmp_path, tensors: dict[str, Tensor]) -> str:
     return str(tmp_path / "w.safetensors")
 
 
-def loaded(tmp_path, tensors: dict[str, Tensor], names: dict[str, str | None] | None = None) -> tuple[nn.Module, str]:
+def loaded(
+    tmp_path, tensors: dict[str, Tensor], names: dict[str, str | None] | None = None
+) -> tuple[nn.ModuleDict, str]:
     """A network with the weights of a file, and what is said of it."""
     settings = load_config([], ["data.family=digits"]).model
     settings = settings.model_copy(update={"weights": file_of(tmp_path, tensors), "weight_names": names or {}})
