@@ -152,8 +152,8 @@ def test_its_gradient_is_that_of_finite_differences_and_engines_agree() -> None:
     torch.testing.assert_close(loop @ step, (up - down) / 2, rtol=1e-6, atol=1e-12)
 
 
-def test_a_job_from_the_file_of_values_to_a_verdict(tmp_path: Path, monkeypatch) -> None:
-    """A file as DeepChem's, of made-up values: table, import, training, baselines."""
+def test_a_job_from_the_file_of_values_to_a_verdict(tmp_path: Path) -> None:
+    """A file like DeepChem's, of made-up values: table, import, training with the same bits on two workers."""
     pytest.importorskip("rdkit")
     rng = np.random.default_rng(0)
     chains = ["C" * n + end for n in range(1, 9) for end in ("O", "N", "F", "Cl", "C=O")]
@@ -166,22 +166,26 @@ def test_a_job_from_the_file_of_values_to_a_verdict(tmp_path: Path, monkeypatch)
     content = chembl.table(tmp_path / "values.csv.gz")
     assert content.num_rows == sum(line.count(".") for line in lines[1:])
     pyarrow.parquet.write_table(content, tmp_path / "values.parquet")
-    asked: dict[str, Any] = {
-        "group": "target",
-        "inputs": ["morgan", "descriptors"],
-        "targets": ["value"],
-        "share": "molecule",
-    }
-    import_table(tmp_path / "values.parquet", tmp_path / "data", **asked)
-    config = load_config(
-        [Path(__file__).resolve().parents[2] / "jobs" / "domains" / "chembl_16.yaml"],
-        [f"data.path={tmp_path / 'data'}", "task.shots=6", "task.queries=5", "meta_steps=3", "evaluation.tasks=4",
-         "evaluation.test_tasks=4", "evaluation.joint_steps=2", "num_workers=1", "fleet.backend=local",
-         "tracking.mlflow=false", f"run_dir={tmp_path / 'run'}"],
-    )  # fmt: skip
-    results = train(config)
-    names = {name.partition(":")[2] or name for name in config.evaluation.baselines or ()}
-    assert {name.rpartition(":")[2] for name in results["baselines"]} == names
+    asked: dict[str, Any] = {"group": "target", "inputs": ["morgan", "descriptors"], "targets": ["value"]}
+    import_table(tmp_path / "values.parquet", tmp_path / "data", **asked, share="molecule")
+    job = Path(__file__).resolve().parents[2] / "jobs" / "domains" / "chembl_16.yaml"
+    small = [
+        f"data.path={tmp_path / 'data'}", "task.shots=6", "task.queries=5", "meta_steps=3", "evaluation.tasks=4",
+        "evaluation.test_tasks=4", "evaluation.joint_steps=2", "fleet.backend=local", "engine.chunk_size=4",
+        "tracking.mlflow=false",
+    ]  # fmt: skip
+    names = load_config([job]).evaluation.baselines or ()
+    results, others = (
+        train(
+            load_config(
+                [job], [*small, f"num_workers={n}", f"run_dir={tmp_path / str(n)}", f"evaluation.baselines={b}"]
+            ),
+            quiet=True,
+        )
+        for n, b in ((1, names), (2, []))
+    )
+    assert results["theta_sha256"] == others["theta_sha256"]
+    assert {name.rpartition(":")[2] for name in results["baselines"]} == {name.rpartition(":")[2] for name in names}
     assert {"mse", "r2"} <= set(results) and "no baseline" not in results["verdict"]
 
 
