@@ -202,9 +202,15 @@ def _takes_text(key: str) -> bool:
     return name in model.model_fields and model.model_fields[name].annotation in (str, Optional[str], Optional[Place])  # noqa: UP045
 
 
+_WHOLE = ("evaluation.metrics", "evaluation.figures")
+"""Mappings that are given as a whole, since their order counts: whoever gives one, replaces it."""
+
+
 def _merge(into: dict[str, Any], tree: dict[str, Any], origin: dict[str, str], source: str, path: str = "") -> None:
     for key, value in tree.items():
         here = f"{path}{key}"
+        if here in _WHOLE and not any(origin.get(f"{here}.{name}") == source for name in into.get(key) or ()):
+            into.pop(key, None)  # what another source says of it is not added to
         if isinstance(value, dict) and isinstance(into.get(key), dict):
             _merge(into[key], value, origin, source, here + ".")
         elif isinstance(value, dict) and value:

@@ -16,7 +16,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from metadist.core.errors import did_you_mean
-from metadist.core.measure import BUILT_IN
+from metadist.core.measure import BUILT_IN, Measure
 
 BUILT_IN_MODELS = ("mlp", "conv4", "resnet12", "bag", "encoder", "gaussian_policy", "siren")
 LEARNER_OPTIONS = ("inner_lr", "inner_steps", "first_order")
@@ -252,8 +252,10 @@ class EvaluationConfig(Section):
                 "metrics of your own need better=higher or better=lower, on which side the first of them is better"
                 if self.metrics else "better is about metrics of your own, and there are none"
             )  # fmt: skip
-        if built_in := [name for name in self.metrics if name in BUILT_IN]:
-            raise ValueError(f"{built_in[0]} is metadist's own metric: call yours otherwise")
+        if ours := [name for name in self.metrics if name in BUILT_IN or Measure.is_taken(name)]:
+            raise ValueError(f"{ours[0]} is metadist's own metric, or another of its results: call yours otherwise")
+        if ours := [name for name in self.baselines or [] if name.partition(":")[2] in BASELINES]:
+            raise ValueError(f"{ours[0]} is called like a baseline of metadist's own: call the function otherwise")
         if taken := [name for name in self.figures if name in FIGURES]:
             raise ValueError(f"{taken[0]}.png is a figure of metadist's own: call yours otherwise")
         return self

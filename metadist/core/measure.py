@@ -7,6 +7,12 @@ from typing import Any, Literal, NamedTuple
 Better = Literal["higher", "lower"]
 BUILT_IN: Mapping[str, Better] = {"accuracy": "higher", "confidence": "higher", "loss": "lower"}
 """The metrics of tasks with labels or values; the first that a task has is its measure."""
+_OF_A_SUMMARY = {
+    "protocol", "measure", "begun", "baselines", "verdict", "divergence", "diverged_tasks", "figures", "advice",
+    "few_tasks", "tasks_of", "online", "resolved", "seconds", "identity", "data_digest", "bit_identical", "ended_by",
+    "mlflow_page", "evaluated_step", "evaluated_theta_sha256", "theta_sha256", "meta_steps", "tasks_by_staleness",
+    "evaluation_failed", "task",
+}  # fmt: skip
 
 
 class Measure(NamedTuple):
@@ -38,6 +44,11 @@ class Measure(NamedTuple):
         if not isinstance(saved, Mapping) or saved.get("better") not in ("higher", "lower"):
             raise ValueError(f"{saved!r} is no measure with a name and what is better")
         return cls(str(saved.get("name")), saved["better"])
+
+    @staticmethod
+    def is_taken(name: str) -> bool:
+        """Whether results say something else under that name than a metric."""
+        return name in _OF_A_SUMMARY or name.endswith(("_ci95", "_before")) or "/" in name
 
     def saved(self) -> dict[str, str]:
         """As plain values."""

@@ -34,6 +34,7 @@ class Evaluator:
     training_step: int = 0
     own_baselines: Mapping[str, OwnBaseline] = field(default_factory=dict)
     _fitted: dict[str, Baseline] = field(default_factory=dict, repr=False, compare=False)
+    _shapes: list[tuple[int, ...]] = field(default_factory=list, repr=False, compare=False)
 
     def evaluate(
         self,
@@ -73,7 +74,7 @@ class Evaluator:
             found = self.own_baselines[name](task)
             if measures:
                 return _measured(name, found, measures)
-            outputs = torch.as_tensor(found).to(tensors.query.inputs[0].device)
+            outputs = self._as_the_models(name, found, task).to(tensors.query.inputs[0].device)
         elif name == "from_scratch":
             weights = from_scratch(self.engine.learner, tensors, self.scratch_steps, self.scratch_lr)
             with torch.no_grad():
@@ -84,6 +85,21 @@ class Evaluator:
             outputs = torch.from_numpy(self._fitted[name](task)).to(tensors.query.inputs[0].device)
         targets = tensors.query.targets
         return {metric: float(measure(outputs, *targets)) for metric, measure in self.metrics.items()}
+
+    def _as_the_models(self, name: str, found: object, task: Task) -> torch.Tensor:
+        """Outputs of a user's baseline, whose shape must be that of the model's: another one could be broadcast to
+        wrong figures. Raises InputError."""
+        if not self._shapes:
+            predict = self.engine.adapt(self.engine.initial_theta(), task.support)
+            self._shapes.append(tuple(predict(*task.query.inputs, transductive=self.transductive).shape))
+        shape, outputs = self._shapes[0], torch.as_tensor(found)
+        narrower = outputs.ndim == len(shape) == 2 and outputs.shape[1] < shape[1] and "accuracy" in self.metrics
+        if tuple(outputs.shape) != shape and not (narrower and len(outputs) == shape[0]):
+            raise InputError(
+                f"baseline {name} gave outputs of shape {list(outputs.shape)}, and the model's are {list(shape)}: give "
+                "one row for each query example, as the model does"
+            )
+        return outputs.to(self.engine.dtype) if outputs.is_floating_point() else outputs
 
 
 def _arrays(measured: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:

@@ -49,9 +49,9 @@ class Joint:
     """The joint baseline of one job.
 
     source: of training tasks. evaluator: the run's, whose tasks and metrics are used. make_model: a fresh model with
-    that many outputs. make_engine: an engine of plain MAML (of a learner with measures: of itself) on
-    the CPU, from outputs and options. inner_lr, inner_steps:
-    of the fine-tuning. last_step: online, the meta-step before which all tasks have arrived; else None.
+    that many outputs. make_engine: an engine of plain MAML (of a learner with measures: of itself) on the CPU, from
+    outputs and options. inner_lr, inner_steps: of the fine-tuning. last_step: online, the meta-step before which all
+    tasks have arrived; else None.
     """
 
     settings: EvaluationConfig

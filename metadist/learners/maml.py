@@ -32,7 +32,7 @@ class MAML(Learner):
         inner_optimizer: `SGD()`, `Adam()`, or anything with their methods.
 
     Raises:
-        InputError: where `adapted` matches no parameter; the message lists them.
+        InputError: where a pattern of `adapted` matches no parameter; the message lists them.
 
     Example:
         >>> from metadist import MAML, Model
@@ -48,16 +48,19 @@ class MAML(Learner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.adapted_names():
-            names = ", ".join(self.model.parameters)
-            raise InputError(f"learner.adapted={self.adapted!r} matches no parameter of the model; it has: {names}")
+        for pattern in self._patterns():
+            if not any(fnmatchcase(name, pattern) for name in self.model.parameters):
+                names = ", ".join(self.model.parameters)
+                raise InputError(f"learner.adapted: {pattern!r} matches no parameter of the model; it has: {names}")
         if "adapted" in self.refused and set(self.adapted_names()) != set(self.model.parameters):
             raise ValueError(f"learner.adapted: leave it out for {type(self).__name__}: {self.refused['adapted']}")
 
     def adapted_names(self) -> list[str]:
         """Names of the parameters that the inner loop changes, in the model's order."""
-        patterns = [pattern.strip() for pattern in self.adapted.split(",")]
-        return [name for name in self.model.parameters if any(fnmatchcase(name, pattern) for pattern in patterns)]
+        return [n for n in self.model.parameters if any(fnmatchcase(n, pattern) for pattern in self._patterns())]
+
+    def _patterns(self) -> list[str]:
+        return [pattern.strip() for pattern in self.adapted.split(",")]
 
     def begin(self, theta: Tensors, support: Examples, context: Context) -> Fast:
         del support, context

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from metadist.config import Config
 from metadist.core.errors import InputError
@@ -187,6 +188,9 @@ class Job:
                 return Measure(next(iter(own.metrics)), own.better)
             return Measure.of({"accuracy": 0} if self.shapes.classification else {})
         judged = f"learner {self.config.learner.name} is judged by its own measures ({', '.join(learner.measures)})"
+        if taken := [name for name in learner.measures if Measure.is_taken(name)]:
+            raise InputError(f"learner {self.config.learner.name} calls a measure {taken[0]!r}, which results call "
+                             "something else: rename it")  # fmt: skip
         if own.metrics:
             raise InputError(f"evaluation.metrics: {judged}: leave them out")
         if self.config.task.steps_per_round:
@@ -220,7 +224,7 @@ class Job:
         are classes, how sure the learner was, and the loss. Of more outputs than `ways` the first count: the others are
         no class of the task."""
         codes = self.config.evaluation.metrics
-        own = {name: self._own(f"evaluation.metrics.{name}", code) for name, code in codes.items()}
+        own = {name: _own_metric(name, self._own(f"evaluation.metrics.{name}", code)) for name, code in codes.items()}
         if not self.shapes.classification:
             return {**own, "loss": self.loss}
 
@@ -374,6 +378,29 @@ class Job:
             "transductive": own.transductive,
             "seed": config.seed,
         }
+
+
+def _own_metric(name: str, metric: Callable[..., Any]) -> Loss:
+    """A user's metric, NaN of a task whose outputs are not finite: what it makes of these is no figure. Raises
+    InputError where it fails, or gives anything but one number."""
+
+    def measured(outputs: torch.Tensor, *targets: torch.Tensor) -> torch.Tensor:
+        try:
+            value = metric(outputs, *targets)
+        except InputError:
+            raise
+        except Exception as error:
+            raise InputError(
+                f"evaluation.metrics.{name} fails ({type(error).__name__}: {error}): it is called with outputs "
+                "and targets as tensors, and must stay inside torch, or the job set engine.kind=loop"
+            ) from error
+        if not isinstance(value, torch.Tensor) or value.ndim:
+            what = f"a tensor {list(value.shape)}" if isinstance(value, torch.Tensor) else f"a {type(value).__name__}"
+            raise InputError(f"evaluation.metrics.{name} gave {what}: it must give one number of a task, as a tensor "
+                             "without axes (a mean over its query examples)")  # fmt: skip
+        return torch.where(outputs.isfinite().all(), value, torch.nan)
+
+    return measured
 
 
 def _worker_elsewhere(

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shlex
+from collections.abc import Mapping
 from dataclasses import asdict
 from importlib import metadata
 from typing import Any
@@ -14,6 +15,7 @@ from metadist.config import Config, shown
 from metadist.config.schema import DataConfig
 from metadist.core.errors import InputError, is_submitted
 from metadist.core.files import bare
+from metadist.core.measure import Measure
 from metadist.core.redaction import redacted_settings
 from metadist.core.task import TaskId
 from metadist.engine import Engine
@@ -68,6 +70,18 @@ def train_command(config: Config, run: str, resume: bool = False) -> str:
         return "metadist submit JOB.yaml --address URL"
     file = shlex.quote(f"{run.rstrip('/')}/config.yaml")
     return f"metadist train {file}{trust_flag(config)}{' --resume auto' if resume else ''}"
+
+
+def check_measure(progress: Mapping[str, Any], job: Job) -> None:
+    """Raises InputError where the run would be judged otherwise than before: its best checkpoint is by that."""
+    saved = progress.get("measure")
+    before = Measure.parse(saved) if saved else Measure.of({"accuracy": 0} if job.shapes.classification else {})
+    if progress.get("best") is not None and before != job.measure:
+        raise InputError(
+            f"the run is judged by {before.name} ({before.better} is better) so far, and its best checkpoint is the "
+            f"best by that: leave evaluation.metrics and evaluation.better as they were, or give another run_dir "
+            f"(`metadist evaluate` judges what is trained by {job.measure.name})"
+        )
 
 
 def evaluation_tasks(job: Job) -> dict[str, Any]:

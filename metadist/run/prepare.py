@@ -19,6 +19,11 @@ from metadist.run.auto import chunk_size
 from metadist.run.build import Job
 from metadist.run.resolved import decided, resolved
 
+UNMOVED = (
+    "the meta-gradient of the first training task is exactly zero, so theta would not move by it: where the loss has no "
+    "derivative (counts, thresholds) take learner.name=evolution with learner.inner_directions, which needs none"
+)
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -123,9 +128,11 @@ def prepare(job: Job, splits: Sequence[Split], checkpoint: Checkpoint | None = N
     ways = 0
     if shapes.classification and ("from_scratch" in baselines or not any_ways):
         ways = own.outputs if any_ways else shapes.outputs
-    _try_one_task(engine, theta, chunk[0], job.evaluation_engine("cpu", job.evaluation_outputs(engine)).learner, ways)
+    moved = _try_one_task(
+        engine, theta, chunk[0], job.evaluation_engine("cpu", job.evaluation_outputs(engine)).learner, ways
+    )
     few = [job.few_tasks(split, _tasks_of(job, split)) for split in splits]
-    notes = [note for note in (engine.learner.model.note, *few) if note]
+    notes = [note for note in (engine.learner.model.note, "" if moved else UNMOVED, *few) if note]
     return Prepared(job, engine, theta, chunk, baselines, notes=notes)
 
 
@@ -163,8 +170,9 @@ def _outputs(learner: Learner, task: Task, ways: int) -> object:
     return outputs
 
 
-def _try_one_task(engine: Engine, theta: np.ndarray, task: Task, judged: Learner, ways: int) -> None:
-    """Compute one task, so that pieces that do not fit are refused before any worker is started. `judged` is the
+def _try_one_task(engine: Engine, theta: np.ndarray, task: Task, judged: Learner, ways: int) -> bool:
+    """Compute one task, so that pieces that do not fit are refused before any worker is started; whether its gradient
+    is anything but zero. `judged` is the
     learner of evaluation, whose model must have an output for each of `ways`."""
     try:
         outputs = _outputs(judged, engine.tensors(task), ways)
@@ -174,6 +182,7 @@ def _try_one_task(engine: Engine, theta: np.ndarray, task: Task, judged: Learner
         assert losses.shape == (1,)
         if rows.numpy().tobytes() != again.numpy().tobytes():
             raise InputError(TWO_RESULTS)
+        return bool(rows.any())
     except InputError:
         raise
     except Exception as error:

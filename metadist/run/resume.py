@@ -20,11 +20,11 @@ from metadist.core.errors import InputError
 from metadist.core.task import Split
 from metadist.fleet.server import Optimization, make_optimizer
 from metadist.run.build import Job
-from metadist.run.identity import check_settings, drift, run_identity
+from metadist.run.identity import check_measure, check_settings, drift, run_identity
 from metadist.run.mirror import TARGET_FILE
 from metadist.run.preflight import preflight
 from metadist.run.prepare import Prepared
-from metadist.run.saved import find_checkpoint
+from metadist.run.saved import find_checkpoint, is_own
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,8 @@ def find_start(config: Config, resume: str | Path | None, trust_code: bool = Fal
     job = Job(config, quiet=quiet)
     say = None if quiet else partial(print, file=sys.stderr)
     prepared = preflight(job, evaluated_splits(config), checkpoint, gradient=checkpoint is None, say=say)
+    if checkpoint is not None and is_own(checkpoint, config.run_dir or ""):
+        check_measure(checkpoint.trainer["progress"], job)
     identity = run_identity(job, prepared.engine)
     drifted = bool(config.fleet.mixed_devices or config.optimizer.max_staleness)
     if checkpoint is None:
@@ -116,6 +118,7 @@ class _Server(_Strict):
 class _Progress(_Strict):
     model_config = ConfigDict(strict=True, extra="forbid")
 
+    measure: dict[str, str] | None = None
     best: float | None = Field(None, allow_inf_nan=False)
     since_best: int = Field(0, ge=0)
     round_losses: dict[int, float] = {}

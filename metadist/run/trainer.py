@@ -32,6 +32,7 @@ LOG_EVERY_S = 5.0
 class Progress:
     """What the trainer must remember beside the server's state; all of it is in the checkpoint."""
 
+    measure: dict[str, str] | None = None  # what `best` is of
     best: float | None = None
     since_best: int = 0
     round_losses: dict[int, float] = field(default_factory=dict)
@@ -77,7 +78,8 @@ class Trainer:
             self.config.optimizer.delay,
         )
         progress = state["progress"] if state and run.checkpoint_is_own else {}
-        self.progress = Progress(**{"validated": run.checkpoint.step if run.checkpoint else 0, **progress})
+        progress = {"validated": run.checkpoint.step if run.checkpoint else 0, **progress}
+        self.progress = replace(Progress(**progress), measure=self.measure.saved())
         job = prepared.job
         self._facts = {"identity": run.identity, "shapes": job.shapes._asdict(), "run_dir": run.name}
         self._facts |= {"preprocessing": job.preprocessing}

@@ -22,8 +22,10 @@ from metadist.core.redaction import is_redacted
 from metadist.learners import Learner
 from metadist.run.plugins import PARTS, resolve
 
-OURS = tuple(
-    f"metadist.environments:{name}" for name in ("Navigation", "PointMass", "Goals", "Directions", "Velocities")
+OURS = (
+    *(f"metadist.environments:{name}" for name in ("Navigation", "PointMass", "Goals", "Directions", "Velocities")),
+    *(f"metadist.models.bandit:{name}" for name in ("direct_method", "inverse_propensity", "weighted_regression")),
+    *(f"metadist.models.bandit:{name}" for name in ("greedy_snips", "greedy_doubly_robust", "greedy_reward")),
 )
 """Parts that are named as a user's own are, and call nothing else (as an environment of gymnasium may)."""
 _HERE = (None, "", "auto", "local")  # no addresses, but the cluster of this machine
@@ -36,7 +38,7 @@ def outside_code(config: Config) -> dict[str, str]:
     judging = {f"evaluation.metrics.{name}": code for name, code in own.metrics.items()}
     judging |= {f"evaluation.figures.{name}": code for name, code in own.figures.items()}
     judging |= {f"evaluation.baselines.{name.partition(':')[2]}": name for name in own.baselines or [] if ":" in name}
-    return computing_code(config) | judging
+    return computing_code(config) | {key: code for key, code in judging.items() if code not in OURS}
 
 
 def computing_code(config: Config) -> dict[str, str]:

@@ -387,10 +387,12 @@ class Survey:
 
     def _check_whole_numbers(self, kind: Kind, targets: Sequence[Asked]) -> None:
         """Raise InputError where a target cannot stay whole numbers."""
-        for target in targets if kind == "values" else ():
+        for target in targets:
             if target.whole_numbers and not target.whole:
-                raise InputError(f"target {target.name!r} of {self.source} has fractions and is no --integer column")
-            if target.whole_numbers and len(targets) == 1:
+                raise InputError(
+                    f"target {target.name!r} of {self.source} has fractions, which --integer would cut off"
+                )
+            if target.whole_numbers and kind == "values" and len(targets) == 1:
                 raise InputError(
                     f"target {target.name!r} of {self.source} is alone and in whole numbers, which are labels; leave "
                     "out --kind values, or --integer to have floats"
