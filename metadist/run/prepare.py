@@ -20,8 +20,8 @@ from metadist.run.build import Job
 from metadist.run.resolved import decided, resolved
 
 UNMOVED = (
-    "the meta-gradient of the first training task is exactly zero, so theta would not move by it: where the loss has no "
-    "derivative (counts, thresholds) take learner.name=evolution with learner.inner_directions, which needs none"
+    "the meta-gradient of the first training task is exactly zero, so theta would not move by it: where the loss has "
+    "no derivative (counts, thresholds) take learner.name=evolution with learner.inner_directions, which needs none"
 )
 
 
@@ -128,9 +128,8 @@ def prepare(job: Job, splits: Sequence[Split], checkpoint: Checkpoint | None = N
     ways = 0
     if shapes.classification and ("from_scratch" in baselines or not any_ways):
         ways = own.outputs if any_ways else shapes.outputs
-    moved = _try_one_task(
-        engine, theta, chunk[0], job.evaluation_engine("cpu", job.evaluation_outputs(engine)).learner, ways
-    )
+    judged = job.evaluation_engine("cpu", job.evaluation_outputs(engine)).learner
+    moved = _try_one_task(engine, theta, chunk[0], judged, ways)
     few = [job.few_tasks(split, _tasks_of(job, split)) for split in splits]
     notes = [note for note in (engine.learner.model.note, "" if moved else UNMOVED, *few) if note]
     return Prepared(job, engine, theta, chunk, baselines, notes=notes)

@@ -247,13 +247,16 @@ def test_figures_of_the_users_own_are_drawn_beside_the_results(folder):
     assert results["figures"] == ["slopes.png"] and (folder / "runs/job/slopes.png").exists()
 
 
+LOW = "evaluation.better=lower"
+
+
 @pytest.mark.parametrize(("overrides", "sentence"), [
     (OWN[:1], "need better=higher or better=lower"),
     (OWN[1:], "better is about metrics of your own, and there are none"),
     (["evaluation.metrics={loss: 'judged_own:within_tenth'}", "evaluation.better=lower"], "loss is metadist's own"),
-    (["evaluation.metrics={verdict: 'judged_own:within_tenth'}", "evaluation.better=lower"], "or another of its results"),
-    (["evaluation.metrics={a: 'judged_own:of_each'}", "evaluation.better=lower"], "a gave a tensor [3, 1]: it must give"),
-    (["evaluation.metrics={a: 'judged_own:failing'}", "evaluation.better=lower"], "metrics.a fails (KeyError: 'price')"),
+    (["evaluation.metrics={verdict: 'judged_own:within_tenth'}", LOW], "or another of its results"),
+    (["evaluation.metrics={a: 'judged_own:of_each'}", LOW], "a gave a tensor [3, 1]: it must give"),
+    (["evaluation.metrics={a: 'judged_own:failing'}", LOW], "metrics.a fails (KeyError: 'price')"),
     (["evaluation.metrics={a: 'judged_own:rounded'}", "evaluation.better=lower", "engine.kind=loop"], "a gave a float"),
     (["learner.adapted='slope, hed.*'"], "'hed.*' matches no parameter"),
     (["evaluation.baselines=['judged_own:ridge']"], "is called like a baseline of metadist's own"),
