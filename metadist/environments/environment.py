@@ -49,7 +49,7 @@ class Environment(Protocol):
         """The state in which n trajectories begin, and their observations [n, *observation_shape].
 
         parameters: the inputs of a task, without the axis of examples. key: int64 scalar, what chance there is must
-        be a function of it.
+        be a function of it; the noise of the policy's actions has another.
         """
         ...
 

@@ -21,6 +21,8 @@ from metadist.models.noise import normal, uniform
 KEY, LIKELIHOOD, PARAMETER = "key of trajectories", "log-likelihood of trajectories", "parameter "
 QUERY, UNADAPTED, FIRST = 0, 1, 2
 """Sets of trajectories of a task: that the adapted policy is judged on, of the unadapted one, of inner step 0, 1 ..."""
+START = 1_000_003
+"""Added to the key of a set's actions: the key of how its environments begin, apart from those of all other sets."""
 
 
 class Trajectories(NamedTuple):
@@ -155,7 +157,7 @@ class PolicyGradient(MAML):
         sets of trajectories, each with noise of its own."""
         parameters, key = tuple(value[0] for value in inputs), fast.state[KEY] + number
         weights = {name: value.detach() for name, value in self.model_weights(theta, fast).items()}
-        state, observed = self.environment.reset(parameters, key, self.trajectories)
+        state, observed = self.environment.reset(parameters, key + START, self.trajectories)
         present = torch.ones(self.trajectories, dtype=observed.dtype, device=observed.device)
         noise, steps = None, []
         for t in range(self.horizon):

@@ -247,7 +247,8 @@ def _takes(function: Callable[..., Any], name: str) -> bool:
 
 
 def make_part(option: str, setting: Any) -> Any:
-    """What an option of `PARTS` names: a built-in name or `module:callable`, or a mapping of `name` and options.
+    """What an option of `PARTS` names: a built-in name or `module:callable`, or a mapping of `name` and options, of
+    which none can be called `name`.
 
     Raises InputError.
     """

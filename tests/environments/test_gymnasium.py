@@ -1,3 +1,4 @@
+import gc
 import sys
 
 import numpy as np
@@ -5,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from metadist.config import load_config
 from metadist.core.errors import InputError
 from metadist.core.random import Draws
 from metadist.core.task import TaskId
@@ -13,10 +15,11 @@ from metadist.environments import Gymnasium, Variations
 from metadist.learners import PolicyGradient
 from metadist.models import Model
 from metadist.models.losses import mean_squared_error
+from metadist.run.api import train
 
 gymnasium = pytest.importorskip("gymnasium", reason="no gymnasium: pip install 'metadist[rl]'")
-CART_POLE = Gymnasium("CartPole-v1", vary=["force_mag", "length"])
-TASKS = Variations(0, {"force_mag": (-12.0, 12.0), "length": (0.3, 0.7)}, [4], 2)
+CART_POLE = Gymnasium("CartPole-v1", vary=["gravity", "force_mag"])  # values in alphabetical order: the force first
+TASKS = Variations(0, {"gravity": (5.0, 15.0), "force_mag": (-12.0, 12.0)}, [4], 2)
 
 
 def parameters(*values: float) -> tuple[torch.Tensor, ...]:
@@ -24,13 +27,13 @@ def parameters(*values: float) -> tuple[torch.Tensor, ...]:
 
 
 def test_a_trajectory_is_the_environments_own_with_the_tasks_attributes():
-    state, observed = CART_POLE.reset(parameters(-7.0, 0.4), torch.tensor(11), trajectories=2)
+    state, observed = CART_POLE.reset(parameters(-7.0, 5.0), torch.tensor(11), trajectories=2)
     assert observed.shape == (2, 4) and not torch.equal(observed[0], observed[1])
     by_hand = gymnasium.make("CartPole-v1").unwrapped
     by_hand.reset(seed=0)
-    by_hand.force_mag, by_hand.length, by_hand.state = -7.0, 0.4, observed[1].numpy()
+    by_hand.force_mag, by_hand.gravity, by_hand.state = -7.0, 5.0, observed[1].numpy()
     for action in (0, 1, 1):
-        step = CART_POLE.step(parameters(-7.0, 0.4), state, torch.tensor([1 - action, action]))
+        step = CART_POLE.step(parameters(-7.0, 5.0), state, torch.tensor([1 - action, action]))
         expected, reward, *_ = by_hand.step(action)
         state = step.state
         np.testing.assert_allclose(step.observations[1], expected, rtol=1e-5)
@@ -38,20 +41,67 @@ def test_a_trajectory_is_the_environments_own_with_the_tasks_attributes():
 
 
 def test_the_same_key_begins_the_same_and_another_elsewhere():
-    starts = [CART_POLE.reset(parameters(10.0, 0.5), torch.tensor(key), 3)[1] for key in (4, 4, 5)]
+    starts = [CART_POLE.reset(parameters(10.0, 9.8), torch.tensor(key), 3)[1] for key in (4, 4, 5)]
     assert torch.equal(starts[0], starts[1]) and not torch.equal(starts[0], starts[2])
 
 
 def test_after_its_end_a_trajectory_rests():
-    state, _ = CART_POLE.reset(parameters(10.0, 0.5), torch.tensor(0), 2)
+    state, _ = CART_POLE.reset(parameters(10.0, 9.8), torch.tensor(0), 2)
     steps = []
     for t in range(30):
-        steps.append(CART_POLE.step(parameters(10.0, 0.5), state, torch.tensor([1, t % 2])))
+        steps.append(CART_POLE.step(parameters(10.0, 9.8), state, torch.tensor([1, t % 2])))
         state = steps[-1].state
     ended = [bool(step.ended[0]) for step in steps]
     assert ended == sorted(ended) and ended[-1] and not steps[12].ended[1]
     after = ended.index(True) + 1
     assert steps[after].rewards[0] == 0 and torch.equal(steps[after].observations[0], steps[-1].observations[0])
+
+
+def test_values_find_their_names_in_whatever_order_both_are_given():
+    """The forces are below 0, gravity above: a swap cannot be missed."""
+    both = [
+        Variations(0, {"gravity": (5.0, 15.0), "force_mag": (-12.0, -8.0)}, [4], 2),
+        Variations(0, {"force_mag": (-12.0, -8.0), "gravity": (5.0, 15.0)}, [4], 2),
+    ]
+    values = [torch.as_tensor(source(TaskId("train", 0, 3)).query.inputs[0][0]) for source in both]
+    assert torch.equal(*values)
+    for vary in (["gravity", "force_mag"], ["force_mag", "gravity"]):
+        (made, *_), _ = Gymnasium("CartPole-v1", vary=vary).reset((values[0],), torch.tensor(0), 2)
+        for environment in made:
+            assert -12 <= environment.unwrapped.force_mag <= -8 and 5 <= environment.unwrapped.gravity <= 15
+
+
+def test_a_task_needs_a_value_for_each_name():
+    for count in (1, 3):
+        with pytest.raises(InputError, match=rf"brings {count} values, .* varies \['force_mag', 'gravity'\]"):
+            CART_POLE.reset(parameters(*[1.0] * count), torch.tensor(0), 2)
+
+
+def test_environments_are_closed_after_use(monkeypatch):
+    closed, kind = [], type(gymnasium.make("CartPole-v1").unwrapped)
+    monkeypatch.setattr(kind, "close", lambda self: closed.append(self.force_mag))
+    state, _ = CART_POLE.reset(parameters(10.0, 9.8), torch.tensor(0), 3)
+    state = CART_POLE.step(parameters(10.0, 9.8), state, torch.tensor([0, 1, 0])).state
+    gc.collect()
+    assert closed == []
+    del state
+    gc.collect()
+    assert closed == [10.0] * 3
+
+
+def test_a_job_names_it_and_its_tasks(tmp_path):
+    job = [
+        "learner.environment={name: metadist.environments:Gymnasium, id: CartPole-v1, vary: [gravity]}",
+        "data.source=metadist.environments:Variations",
+        "data.options={ranges: {gravity: [5, 15]}, observation_shape: [4], outputs: 2}", "model.name=mlp",
+        "model.hidden=[8]", "learner.name=policy_gradient", "learner.trajectories=3", "learner.horizon=6",
+        "learner.inner_lr=0.1", "engine.kind=loop", "meta_batch_size=2", "meta_steps=2", "evaluation.every=0",
+        "evaluation.tasks=2", "evaluation.test_tasks=2", "evaluation.baselines=[]", "tracking.mlflow=false",
+        "fleet.backend=local", f"run_dir={tmp_path / 'run'}",
+    ]  # fmt: skip
+    found = train(load_config([], job), quiet=True)
+    assert found["measure"] == {"name": "return", "better": "higher"}
+    assert 1 <= found["return"]["after"]["mean"] <= 6, "CartPole pays 1 a step"
 
 
 def test_actions_of_a_box_are_clipped_to_it():

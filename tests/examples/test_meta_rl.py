@@ -5,12 +5,10 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from metadist import Engine, Model, Task
+from metadist import Draws, Engine, Examples, Model, Task, TaskId
 from metadist.config import load_config
-from metadist.core.task import Examples
 from metadist.environments import Navigation
 from metadist.learners import PolicyGradient
-from metadist.learners.learner import Context
 from metadist.models import GaussianPolicy
 from metadist.models.losses import mean_squared_error
 from metadist.run.build import Job
@@ -47,19 +45,12 @@ def test_the_figure_has_a_panel_before_and_after_each_step():
         model=Model(GaussianPolicy([[2]], 2, hidden=[8])), loss=mean_squared_error, environment=Navigation(),
         trajectories=5, horizon=4, inner_steps=2,
     )  # fmt: skip
-    engine, task = Engine(learner), task_of(0.3, 0.1).map(torch.from_numpy)
-    draws = {name: torch.as_tensor(value) for name, value in learner.draw(_Words(), 1).items()}
-    theta = learner.layout()
-    fasts = list(engine._ops.trajectory(learner, theta, task.support, Context(0, 1, draws)))
+    engine = Engine(learner)
+    theta, fasts, task = engine.trajectory(engine.initial_theta(), task_of(0.3, 0.1), Draws(0, TaskId("test", 0, 0), 1))
     drawn = trajectories(learner, theta, fasts, task)
     assert isinstance(drawn, Figure) and len(drawn.axes) == 3
     assert [len(axes.lines) for axes in drawn.axes] == [5 + 2] * 3
     assert drawn.axes[0].get_title().startswith("before: return -")
-
-
-class _Words:
-    def word(self) -> int:
-        return 12345
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from metadist.learners.learner import Fast
 from metadist.learners.policy_gradient import FIRST, KEY, QUERY, UNADAPTED
 from metadist.models import GaussianPolicy, Model
 from metadist.models.losses import mean_squared_error
+from metadist.models.noise import uniform
 
 from .small import differences, distance
 
@@ -311,6 +312,28 @@ def test_each_set_of_trajectories_has_noise_of_its_own_and_the_same_when_sampled
     assert torch.equal(sets_of[0], actions(QUERY))
     flat = torch.stack([each.flatten() for each in sets_of])
     assert flat.unique().numel() == flat.numel()
+
+
+class Scattered(Chain):
+    """Shows what chance it begins with."""
+
+    def reset(self, parameters, key, trajectories):
+        return torch.zeros(trajectories, dtype=torch.int64), uniform(key, (trajectories, 2))
+
+
+def test_where_trajectories_begin_has_nothing_to_do_with_the_noise_of_their_actions():
+    """All uniform numbers, of the starts and behind the noise of every set, differ from each other."""
+    plain = PolicyGradient(
+        model=Model(nn.Linear(2, 2, bias=False).double()), loss=mean_squared_error, environment=Scattered(),
+        trajectories=5, horizon=3,
+    )  # fmt: skip
+    key, numbers = torch.tensor(7), (QUERY, UNADAPTED, FIRST, FIRST + 1)
+    sets_of = [plain.sample(plain.layout(), Fast({}, {KEY: key}), (REWARDS[None],), number) for number in numbers]
+    starts = torch.stack([each.observations[0] for each in sets_of])
+    noise = torch.stack([plain.noise(key + number, starts[0]) for number in numbers])
+    behind = 1 - (-(-noise).exp()).exp()  # as a Gumbel number is -log(-log(1 - u))
+    drawn = torch.cat([starts.flatten(), behind.flatten()])
+    assert (drawn.sort().values.diff() > 1e-12).all()
 
 
 def test_nothing_counts_after_a_trajectory_has_ended():
