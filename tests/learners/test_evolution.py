@@ -145,6 +145,36 @@ def test_a_simulator_outside_torch_gives_the_same():
     assert torch.allclose(found, expected, rtol=1e-9)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Measured(Simulated):
+    """The loss of its inner steps too is computed outside torch."""
+
+    def support_loss(self, theta, fast, support):
+        return self.outer_loss(theta, fast, support, None)
+
+
+def test_an_inner_gradient_of_a_simulator_outside_torch_is_estimated():
+    options = {"inner_steps": 2, "inner_directions": 4, "sigma": 0.5}
+    kept = {"model": Model(Slopes()), "loss": mean_squared_error, "inner_lr": RATE}
+    losses, expected = estimates(EvolutionStrategies(**options, **kept), lines(), 3, "loop")
+    simulated, found = estimates(Measured(**options, **kept), lines(), 3, "loop")
+    assert torch.allclose(simulated, losses, rtol=1e-9) and torch.allclose(found, expected, rtol=1e-9)
+    _, more = estimates(Measured(**options | {"inner_directions": 1}, **kept), lines(), 3, "loop")
+    assert not torch.allclose(more, expected, rtol=1e-3)
+
+
+def test_a_support_loss_is_descended_by_its_derivative_without_inner_directions():
+    @dataclass(frozen=True, kw_only=True)
+    class Doubled(EvolutionStrategies):
+        def support_loss(self, theta, fast, support):
+            return 2 * super().support_loss(theta, fast, support)
+
+    kept = {"model": Model(Slopes()), "loss": mean_squared_error}
+    _, expected = estimates(EvolutionStrategies(**kept, inner_lr=2 * RATE), lines(), 2)
+    _, found = estimates(Doubled(**kept, inner_lr=RATE), lines(), 2)
+    assert torch.allclose(found, expected, rtol=1e-9)
+
+
 def test_a_run_learns_the_sinusoid_with_the_same_bits_on_two_workers(tmp_path):
     job = [
         "data.family=sinusoid", "task.shots=5", "task.queries=5", "model.name=mlp", "model.hidden=[20]",
