@@ -15,7 +15,7 @@ class MLP(nn.Module):
 
     `vocabularies`: of each input that is an identifier, how many numbers it can be, None of the others (or nothing,
     where no input is one). Of an identifier int64 [n] the row of a table of that size by `embedding` is joined. Row 0,
-    of names that training data does not have, begins as zeros: no training example moves it, a random one would stay so.
+    of names that training data does not have, begins as zeros, since no training example moves it.
     """
 
     def __init__(

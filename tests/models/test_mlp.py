@@ -44,5 +44,5 @@ def test_an_unknown_identifier_begins_as_zeros_and_others_do_not():
     module = MLP([[2], [], []], 1, hidden=(), vocabularies=[None, 4, 3], embedding=3)
     zero, numbers = torch.zeros(5, dtype=torch.int64), torch.randn(5, 2)
     assert torch.equal(module(numbers, zero, zero), module.head(torch.cat([numbers, torch.zeros(5, 6)], dim=1)))
-    for table in module.embeddings.values():
-        assert table.weight[1:].all() and table.weight.requires_grad
+    tables = [part.weight for part in module.modules() if isinstance(part, nn.Embedding)]
+    assert len(tables) == 2 and all(table[1:].all() and table.requires_grad for table in tables)
