@@ -10,6 +10,7 @@ from metadist.core.errors import InputError
 from metadist.core.random import Draws
 from metadist.core.task import Task, TaskId
 from metadist.engine import Engine, Kind
+from metadist.learners import Context
 from metadist.learners.evolution import EvolutionStrategies
 from metadist.models import Model
 from metadist.models.losses import mean_squared_error
@@ -150,7 +151,7 @@ class Measured(Simulated):
     """The loss of its inner steps too is computed outside torch."""
 
     def support_loss(self, theta, fast, support):
-        return self.outer_loss(theta, fast, support, None)
+        return self.outer_loss(theta, fast, support, Context(0, 1, {}))
 
 
 def test_an_inner_gradient_of_a_simulator_outside_torch_is_estimated():
