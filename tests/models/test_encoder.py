@@ -5,9 +5,12 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import save_file
 from torch import Tensor, nn
 
+from metadist import load as load_run
 from metadist.config import load_config
+from metadist.core.errors import InputError
 from metadist.core.task import Examples, Task
 from metadist.data.importers import text
 from metadist.engine import Engine
@@ -203,6 +206,20 @@ def test_a_run_with_a_base_of_another_run_has_the_same_bits_with_two_workers(tmp
     after = load(next((tmp_path / "1").glob("checkpoints/step_*3/weights.safetensors")))
     assert all(np.array_equal(after[name], before[name]) for name in before)
     assert any(after[name].any() for name in after if "lora_b" in name)
+    kept = base.rename(tmp_path / "elsewhere.safetensors")  # a finished run has its base in its checkpoint
+    adapted = load_run(tmp_path / "1").adapt(["red green", "one two"], ["colour", "number"])
+    assert set(adapted.predict(["blue red", "two three"])) <= {"colour", "number"}
+    part = {name: value for name, value in before.items() if name != "layers.0.up.weight"}
+    save_file(part, base)
+    for unfilled, told in (
+        (f"model.weights={base}", "layers.0.up.weight"),
+        ("model.weights=null", "model.weights=FILE"),
+    ):
+        with pytest.raises(InputError, match=told):
+            train(load_config([], [*adapters, unfilled, f"run_dir={tmp_path / 'refused'}"]), quiet=True)
+    kept.rename(base)
+    longer = [*adapters, f"run_dir={tmp_path / '1'}", "meta_steps=4"]
+    assert train(load_config([], longer), resume="auto", quiet=True)["accuracy"]
 
 
 def load(path: Path) -> dict[str, np.ndarray]:
