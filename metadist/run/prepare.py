@@ -8,7 +8,6 @@ import numpy as np
 import torch
 
 from metadist.checkpoint.format import Checkpoint
-from metadist.config.schema import ModelConfig
 from metadist.core.errors import InputError
 from metadist.core.messages import Weights
 from metadist.core.task import Split, Task, TaskId
@@ -113,7 +112,7 @@ def prepare(job: Job, splits: Sequence[Split], checkpoint: Checkpoint | None = N
     theta = engine.initial_theta().numpy()
     _check_finite(engine, theta)
     if checkpoint is None:
-        _check_base(config.model, engine)
+        _check_base(job, engine)
     else:
         engine.learner.model.load_constants(checkpoint.weights)
         initial, theta = theta, engine.layout.vector(checkpoint.weights)
@@ -144,9 +143,10 @@ def _check_finite(engine: Engine, theta: np.ndarray) -> None:
             raise InputError(f"{name} is not finite before training: check the model's initial weights, model.weights")
 
 
-def _check_base(settings: ModelConfig, engine: Engine) -> None:
+def _check_base(job: Job, engine: Engine) -> None:
     """Raise InputError where an encoder's frozen base would stay as it was drawn."""
-    if settings.name == "encoder" and engine.learner.model.constants and not settings.weights:
+    own = job.config.model
+    if own.name == "encoder" and engine.learner.model.constants and not own.weights:
         raise InputError(
             "model.frozen_base=true leaves the base of the encoder as random as it is drawn: give a trained one by "
             "model.weights=FILE, such as RUN/checkpoints/step_.../weights.safetensors, or leave frozen_base out"
