@@ -23,7 +23,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_map, t
 from metadist.core.errors import InputError
 from metadist.core.task import Examples, Task
 from metadist.learners import Context, Fast, Learner
-from metadist.learners.evolution import at_once, one_by_one
+from metadist.learners.learner import at_once, one_by_one
 from metadist.models.model import DROPOUT
 
 Tensors = dict[str, Tensor]

@@ -1,6 +1,6 @@
 """Evolution strategies: theta moves by losses at perturbed weights, so that no loss needs a derivative."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from metadist.core.random import Draws
 from metadist.core.task import Examples, Task
-from metadist.learners.learner import Context, Differentiation, Fast, Tensors
+from metadist.learners.learner import Context, Differentiation, Fast, Tensors, at_once, one_by_one
 from metadist.learners.maml import MAML
 from metadist.models.noise import normal
 
@@ -31,8 +31,8 @@ class EvolutionStrategies(MAML):
     The inner loop is MAML's, no derivative passes through it. With `inner_directions` its gradients are estimated in
     the same way, of the support loss, by so many pairs in each step: then nothing is differentiated, and losses may be
     counts, ranks, or what a simulator returns. One that is not made of torch's operations is a subclass of this with
-    `engines = ("loop",)`, whose `inner_loss` and `outer_loss` are called with one set of weights after another;
-    otherwise all are computed at once.
+    `engines = ("loop",)`, whose `support_loss` (the loss of inner steps, with `inner_directions`) and `outer_loss` are
+    called with one set of weights after another; otherwise all are computed at once.
 
     Args:
         model, loss, inner_lr, inner_steps, adapted, inner_optimizer: see `MAML`.
@@ -82,16 +82,20 @@ class EvolutionStrategies(MAML):
         fast = super().begin(theta, support, context)
         return fast._replace(state=fast.state | {KEY: context.draws[KEY]})
 
+    def support_loss(self, theta: Tensors, fast: Fast, support: Examples) -> Tensor:
+        """The scalar that the inner loop descends: by default the mean loss on the support set. With
+        `inner_directions` only its values are used."""
+        return self.loss(self.predict(theta, fast, support.inputs), *support.targets)
+
     def inner_loss(self, theta: Tensors, fast: Fast, support: Examples, k: int) -> Tensor:
         """The support loss; with `inner_directions` a linear function of the weights whose gradient is the estimate."""
         if not self.inner_directions:
-            return super().inner_loss(theta, fast, support, k)
+            return self.support_loss(theta, fast, support)
         here = {name: weight.detach() for name, weight in fast.weights.items()}
         directions = perturbations(here, fast.state[KEY] + INNER * (1 + k), self.inner_directions)
 
         def loss(weights: Tensors, task: Task) -> Tensor:
-            outputs = self.predict(theta, fast._replace(weights=weights), task.support.inputs)
-            return self.loss(outputs, *task.support.targets)
+            return self.support_loss(theta, fast._replace(weights=weights), task.support)
 
         each = at_once if "vmap" in self.engines else one_by_one
         losses = each(loss, around(here, directions, self.sigma), Task(support, Examples((), ())))
@@ -104,7 +108,8 @@ class EvolutionStrategies(MAML):
     ) -> tuple[Tensor, Tensors]:
         def loss(theta: Tensors, task: Task) -> Tensor:
             fast = ops.adapt(self, theta, task.support, context)
-            return self.outer_loss(theta, fast, task.query, context).detach()
+            values = Fast(*({name: value.detach() for name, value in part.items()} for part in fast))
+            return self.outer_loss(theta, values, task.query, context).detach()
 
         directions = perturbations(theta, context.draws[KEY] + OUTER, self.directions)
         losses = ops.each(loss, around(theta, directions, self.sigma), task)
@@ -132,16 +137,3 @@ def estimate(losses: Tensor, directions: Tensors, sigma: float) -> Tensors:
     along, against = losses.chunk(2)
     slopes = (along - against) / (2 * sigma * len(along))
     return {name: torch.tensordot(slopes, value, dims=1) for name, value in directions.items()}
-
-
-def one_by_one(f: Callable[[Tensors, Task], Tensor], stacked: Tensors, task: Task) -> Tensor:
-    """f(weights, task), a scalar, of each slice of the weights [n, ...]: [n]."""
-    count = len(next(iter(stacked.values())))
-    return torch.stack([f({name: value[number] for name, value in stacked.items()}, task) for number in range(count)])
-
-
-def at_once(f: Callable[[Tensors, Task], Tensor], stacked: Tensors, task: Task) -> Tensor:
-    """The same, by vmap; the task too has n rows, as torch's rule for the squared error needs (torch 2.13: where only
-    one of its arguments has them, a vmap around this one fails)."""
-    count = len(next(iter(stacked.values())))
-    return torch.func.vmap(f)(stacked, task.map(lambda tensor: tensor.expand(count, *tensor.shape)))

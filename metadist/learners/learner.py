@@ -251,3 +251,16 @@ def one_tensor(outputs: object) -> Tensor:
         f"the model gives a {type(outputs).__name__}{of}, and losses, metrics and predictions need one tensor "
         "[n, outputs]: return the logits or values alone, or name a learner of your own whose `predict` picks them"
     )
+
+
+def one_by_one(f: Callable[[Tensors, Task], Tensor], stacked: Tensors, task: Task) -> Tensor:
+    """f(weights, task), a scalar, of each slice of the weights [n, ...]: [n]."""
+    count = len(next(iter(stacked.values())))
+    return torch.stack([f({name: value[number] for name, value in stacked.items()}, task) for number in range(count)])
+
+
+def at_once(f: Callable[[Tensors, Task], Tensor], stacked: Tensors, task: Task) -> Tensor:
+    """The same, by vmap; the task too has n rows, as torch's rule for the squared error needs (torch 2.13: where only
+    one of its arguments has them, a vmap around this one fails)."""
+    count = len(next(iter(stacked.values())))
+    return torch.func.vmap(f)(stacked, task.map(lambda tensor: tensor.expand(count, *tensor.shape)))

@@ -35,7 +35,7 @@ class Encoder(nn.Module):
             at the start. 0: none.
         lora_alpha: how far a step on the adapters reaches.
         frozen_base: all but `lora_*` and `head.*` stay as they are, also for the outer loop: constants, which travel
-            in the checkpoint. Give what they are as `model.weights`.
+            in the checkpoint. A job gives them as `model.weights`, and is refused where any of them is not filled.
 
     Raises:
         ValueError: where a frozen base has no adapters.

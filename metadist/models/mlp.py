@@ -14,7 +14,8 @@ class MLP(nn.Module):
     parameters of that name, zero to begin with, are joined to every example's inputs (for CAVIA).
 
     `vocabularies`: of each input that is an identifier, how many numbers it can be, None of the others (or nothing,
-    where no input is one). Of an identifier int64 [n] the row of a table of that size by `embedding` is joined.
+    where no input is one). Of an identifier int64 [n] the row of a table of that size by `embedding` is joined. Row 0,
+    of names that training data does not have, begins as zeros, since no training example moves it.
     """
 
     def __init__(
@@ -31,9 +32,11 @@ class MLP(nn.Module):
         self.context = nn.Parameter(torch.zeros(context)) if context else None
         joined = zip(sizes, input_shapes, strict=True)
         width = sum(math.prod(shape) if size is None else embedding for size, shape in joined)
-        self.embeddings = nn.ModuleDict(
-            {f"input_{i}": nn.Embedding(size, embedding) for i, size in enumerate(sizes) if size is not None}
-        )
+        tables = {f"input_{i}": nn.Embedding(size, embedding) for i, size in enumerate(sizes) if size is not None}
+        with torch.no_grad():
+            for table in tables.values():
+                table.weight[0] = 0
+        self.embeddings = nn.ModuleDict(tables)
         widths = [width + context, *hidden]
         self.body = nn.Sequential()
         for width_in, width_out in zip(widths, widths[1:], strict=False):

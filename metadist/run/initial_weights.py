@@ -28,7 +28,7 @@ def load_weights(module: nn.Module, settings: ModelConfig) -> str:
 
     Raises:
         InputError: where the file cannot be read, a shape or type differs, a rename does not fit file or model, two
-            names become one, or nothing is filled.
+            names become one, nothing is filled, or of an encoder's frozen base only a part.
     """
     what = f"model.weights={settings.weights}"
     tensors = _read(what, settings.weights or "")
@@ -44,6 +44,10 @@ def load_weights(module: nn.Module, settings: ModelConfig) -> str:
         _copy(what, theirs, tensors[theirs], ours, places[ours])
     filled = {id(places[ours]) for ours in used.values()}
     absent = [name for name, tensor in own.items() if id(tensor) not in filled]
+    base = [name for name in absent if settings.name == "encoder" and not own[name].requires_grad]
+    if base:
+        raise InputError(f"{what} fills only a part of the frozen base, where {_few(base)} would stay random: take a "
+                         "file that has them, or map names by model.weight_names={theirs: ours}")  # fmt: skip
     return _sentence(what, len(used), [theirs for theirs in tensors if theirs not in used], absent)
 
 

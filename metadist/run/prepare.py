@@ -116,7 +116,9 @@ def prepare(job: Job, splits: Sequence[Split], checkpoint: Checkpoint | None = N
     baselines = job.baselines()
     theta = engine.initial_theta().numpy()
     _check_finite(engine, theta)
-    if checkpoint is not None:
+    if checkpoint is None:
+        _check_base(job, engine)
+    else:
         engine.learner.model.load_constants(checkpoint.weights)
         initial, theta = theta, engine.layout.vector(checkpoint.weights)
         if theta.dtype != initial.dtype:
@@ -145,6 +147,16 @@ def _check_finite(engine: Engine, theta: np.ndarray) -> None:
     for name, value in engine.layout.unflatten(torch.from_numpy(theta)).items():
         if not value.isfinite().all():
             raise InputError(f"{name} is not finite before training: check the model's initial weights, model.weights")
+
+
+def _check_base(job: Job, engine: Engine) -> None:
+    """Raise InputError where an encoder's frozen base would stay as it was drawn."""
+    own = job.config.model
+    if own.name == "encoder" and engine.learner.model.constants and not own.weights:
+        raise InputError(
+            "model.frozen_base=true leaves the base of the encoder as random as it is drawn: give a trained one by "
+            "model.weights=FILE, such as RUN/checkpoints/step_.../weights.safetensors, or leave frozen_base out"
+        )
 
 
 def _outputs(learner: Learner, task: Task, ways: int) -> object:

@@ -10,6 +10,7 @@ from metadist.core.errors import InputError
 from metadist.core.random import Draws
 from metadist.core.task import Task, TaskId
 from metadist.engine import Engine, Kind
+from metadist.learners import Context
 from metadist.learners.evolution import EvolutionStrategies
 from metadist.models import Model
 from metadist.models.losses import mean_squared_error
@@ -142,6 +143,36 @@ def test_a_simulator_outside_torch_gives_the_same():
     options = {"inner_steps": 0, "model": Model(Slopes()), "loss": mean_squared_error}
     _, expected = estimates(EvolutionStrategies(**options), lines(), 3, "loop")
     _, found = estimates(Simulated(**options), lines(), 3, "loop")
+    assert torch.allclose(found, expected, rtol=1e-9)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured(Simulated):
+    """The loss of its inner steps too is computed outside torch."""
+
+    def support_loss(self, theta, fast, support):
+        return self.outer_loss(theta, fast, support, Context(0, 1, {}))
+
+
+def test_an_inner_gradient_of_a_simulator_outside_torch_is_estimated():
+    options = {"inner_steps": 2, "inner_directions": 4, "sigma": 0.5}
+    kept = {"model": Model(Slopes()), "loss": mean_squared_error, "inner_lr": RATE}
+    losses, expected = estimates(EvolutionStrategies(**options, **kept), lines(), 3, "loop")
+    simulated, found = estimates(Measured(**options, **kept), lines(), 3, "loop")
+    assert torch.allclose(simulated, losses, rtol=1e-9) and torch.allclose(found, expected, rtol=1e-9)
+    _, more = estimates(Measured(**options | {"inner_directions": 1}, **kept), lines(), 3, "loop")
+    assert not torch.allclose(more, expected, rtol=1e-3)
+
+
+def test_a_support_loss_is_descended_by_its_derivative_without_inner_directions():
+    @dataclass(frozen=True, kw_only=True)
+    class Doubled(EvolutionStrategies):
+        def support_loss(self, theta, fast, support):
+            return 2 * super().support_loss(theta, fast, support)
+
+    kept = {"model": Model(Slopes()), "loss": mean_squared_error}
+    _, expected = estimates(EvolutionStrategies(**kept, inner_lr=2 * RATE), lines(), 2)
+    _, found = estimates(Doubled(**kept, inner_lr=RATE), lines(), 2)
     assert torch.allclose(found, expected, rtol=1e-9)
 
 

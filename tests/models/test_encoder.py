@@ -1,13 +1,17 @@
 import json
+import shutil
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import save_file
 from torch import Tensor, nn
 
+from metadist import load as load_run
 from metadist.config import load_config
+from metadist.core.errors import InputError
 from metadist.core.task import Examples, Task
 from metadist.data.importers import text
 from metadist.engine import Engine
@@ -178,24 +182,30 @@ def sentences(folder: Path) -> Path:
     return text(folder / "texts.jsonl", folder / "texts", split_column="split", length=8)
 
 
-def test_a_run_with_a_base_of_another_run_has_the_same_bits_with_two_workers(tmp_path):
-    """Pre-training, then adapters on its frozen base, which stays as it was."""
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory) -> tuple[list[str], Path]:
+    """A job of adapters, but for its base, and the weights of a run that are one."""
+    folder = tmp_path_factory.mktemp("pretrained")
     own = [
-        f"data.path={sentences(tmp_path)}", "task.ways=2", "task.shots=2", "task.queries=2", "model.name=encoder",
+        f"data.path={sentences(folder)}", "task.ways=2", "task.shots=2", "task.queries=2", "model.name=encoder",
         "model.width=8", "meta_batch_size=4", "engine.chunk_size=2", "meta_steps=3",
         "evaluation.every=0", "evaluation.test_tasks=4", "evaluation.baselines=[]", "tracking.mlflow=false",
         "fleet.backend=local",
     ]  # fmt: skip
-    first = tmp_path / "first"
-    train(load_config([], [*own, "learner.name=protonet", f"run_dir={first}"]), quiet=True)
-    base = next(first.glob("checkpoints/step_*3/weights.safetensors"))
+    train(load_config([], [*own, "learner.name=protonet", f"run_dir={folder / 'run'}"]), quiet=True)
     adapters = [
-        *own, "model.lora_rank=2", "model.frozen_base=true", f"model.weights={base}", "learner.name=protomaml",
+        *own, "model.lora_rank=2", "model.frozen_base=true", "learner.name=protomaml",
         "learner.adapted=*lora_*, head.*", "learner.inner_steps=2",
     ]  # fmt: skip
+    return adapters, next(folder.glob("run/checkpoints/step_*3/weights.safetensors"))
+
+
+def test_a_run_with_a_base_of_another_run_has_the_same_bits_with_two_workers(pretrained, tmp_path):
+    """Adapters on a frozen base, which stays as it was."""
+    adapters, base = pretrained
+    own = [*adapters, f"model.weights={base}"]
     found = [
-        train(load_config([], [*adapters, f"run_dir={tmp_path / str(n)}", f"num_workers={n}"]), quiet=True)
-        for n in (1, 2)
+        train(load_config([], [*own, f"run_dir={tmp_path / str(n)}", f"num_workers={n}"]), quiet=True) for n in (1, 2)
     ]
     assert found[0]["theta_sha256"] == found[1]["theta_sha256"]
     assert found[0]["accuracy"] == found[1]["accuracy"]
@@ -203,6 +213,26 @@ def test_a_run_with_a_base_of_another_run_has_the_same_bits_with_two_workers(tmp
     after = load(next((tmp_path / "1").glob("checkpoints/step_*3/weights.safetensors")))
     assert all(np.array_equal(after[name], before[name]) for name in before)
     assert any(after[name].any() for name in after if "lora_b" in name)
+
+
+def test_adapters_on_a_base_that_is_not_trained_are_refused(pretrained, tmp_path):
+    adapters, base = pretrained
+    save_file({name: value for name, value in load(base).items() if name != "layers.0.up.weight"}, tmp_path / "part")
+    for unfilled, told in (([], "model.weights=FILE"), ([f"model.weights={tmp_path / 'part'}"], "layers.0.up.weight")):
+        with pytest.raises(InputError, match=told):
+            train(load_config([], [*adapters, *unfilled, f"run_dir={tmp_path / 'run'}"]), quiet=True)
+
+
+def test_a_finished_run_has_its_base_in_its_checkpoint(pretrained, tmp_path):
+    adapters, base = pretrained
+    own = [*adapters, f"model.weights={tmp_path / 'base'}", f"run_dir={tmp_path / 'run'}"]
+    shutil.copy(base, tmp_path / "base")
+    train(load_config([], own), quiet=True)
+    longer = load_config([], [*own, "meta_steps=4", "evaluation.baselines=[initial]"])
+    assert "initial" in train(longer, resume="auto", quiet=True)["baselines"]
+    (tmp_path / "base").unlink()
+    adapted = load_run(tmp_path / "run").adapt(["red green", "one two"], ["colour", "number"])
+    assert set(adapted.predict(["blue red", "two three"])) <= {"colour", "number"}
 
 
 def load(path: Path) -> dict[str, np.ndarray]:

@@ -38,3 +38,11 @@ def test_an_identifier_is_the_row_of_a_table_and_joined_in_its_place():
     rows = module.embeddings["input_1"].weight[item]
     assert torch.equal(module(numbers, item, more), module.head(torch.cat([numbers, rows, more], dim=1)))
     assert module.head.in_features == 2 + 3 + 1
+
+
+def test_an_unknown_identifier_begins_as_zeros_and_others_do_not():
+    module = MLP([[2], [], []], 1, hidden=(), vocabularies=[None, 4, 3], embedding=3)
+    zero, numbers = torch.zeros(5, dtype=torch.int64), torch.randn(5, 2)
+    assert torch.equal(module(numbers, zero, zero), module.head(torch.cat([numbers, torch.zeros(5, 6)], dim=1)))
+    tables = [part.weight for part in module.modules() if isinstance(part, nn.Embedding)]
+    assert len(tables) == 2 and all(table[1:].all() and table.requires_grad for table in tables)
