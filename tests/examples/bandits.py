@@ -147,7 +147,7 @@ def fitted(x: np.ndarray, action: np.ndarray, reward: np.ndarray, arms: int, pen
     return weights
 
 
-def ridge(task: Task) -> np.ndarray:
+def ridge_per_user(task: Task) -> np.ndarray:
     """Per-user ridge: each arm's rewards by the user's own rounds alone."""
     arms = task.query.targets[3].shape[1] if len(task.query.targets) > 3 else ARMS  # of logs alone it is not known
     return rounds(task.query)[0] @ fitted(*rounds(task.support), arms, RIDGE).T
@@ -201,7 +201,7 @@ def regret(learner: MAML, theta, fasts, task: Task) -> Figure:
     the learner before and after its inner steps, and for `Users` by exact Bayes."""
     arrays = Task(*(Examples(*(tuple(each.numpy() for each in group) for group in part)) for part in task))
     rewards = truth(arrays)
-    taken = {"logging policy": arrays.query.targets[0], "ridge": ridge(arrays).argmax(axis=1)}
+    taken = {"logging policy": arrays.query.targets[0], "ridge per user": ridge_per_user(arrays).argmax(axis=1)}
     for name, fast in (("before adaptation", fasts[0]), ("after adaptation", fasts[-1])):
         taken[name] = learner.predict(theta, fast, task.query.inputs).argmax(dim=1).numpy()
     if rewards.shape[1] == ARMS and arrays.query.inputs[0].shape[1:] == (FEATURES,):

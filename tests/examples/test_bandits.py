@@ -74,7 +74,7 @@ def test_no_baseline_is_ahead_of_bayes_nor_bayes_of_the_truth(users):
     best = worth(bandits.bayes)
     assert (worth(bandits.truth) >= best - 1e-6).all()
     for baseline in (
-        bandits.ridge, bandits.ridge_towards_pooled, bandits.pooled_ridge, bandits.pooled_with_intercept,
+        bandits.ridge_per_user, bandits.ridge_towards_pooled, bandits.pooled_ridge, bandits.pooled_with_intercept,
         bandits.thompson,
     ):  # fmt: skip
         lead = best - worth(baseline)
@@ -119,7 +119,7 @@ def test_the_figure_has_the_regret_of_each_policy(users):
     drawn = bandits.regret(learner, theta, [Fast(theta, {}), best], task)
     assert isinstance(drawn, Figure)
     lines = {line.get_label(): np.asarray(line.get_ydata()) for line in drawn.axes[0].lines}
-    assert list(lines) == ["logging policy", "ridge", "before adaptation", "after adaptation", "exact Bayes"]
+    assert list(lines) == ["logging policy", "ridge per user", "before adaptation", "after adaptation", "exact Bayes"]
     truth, action = users[0].query.targets[3], users[0].query.targets[0]
     lost = truth.max(axis=1) - truth[np.arange(len(action)), action]
     np.testing.assert_allclose(lines["logging policy"], np.cumsum(lost), rtol=1e-5)
@@ -142,7 +142,7 @@ def test_the_jobs_run_with_each_loss_and_draw_their_figure(tmp_path, monkeypatch
     settings = [*SHORT, f"run_dir={tmp_path / 'run'}", f"loss=metadist.models.bandit:{loss}"]
     metadist.train(metadist.load_config([JOBS / f"{name}.yaml"], settings), quiet=True)
     results = json.loads((tmp_path / "run" / "results.json").read_text())
-    assert {"reward", "snips", "doubly_robust"} <= results.keys() and "ridge" in results["baselines"]
+    assert {"reward", "snips", "doubly_robust"} <= results.keys() and "ridge_per_user" in results["baselines"]
     assert (tmp_path / "run" / "regret.png").exists()
 
 
@@ -158,7 +158,7 @@ def test_a_table_of_logs_is_imported_trained_on_and_asked(tmp_path, monkeypatch)
     settings = [*SHORT, f"data.path={data}", f"run_dir={tmp_path / 'run'}"]
     metadist.train(metadist.load_config([JOBS / "bandit_logs.yaml"], settings), quiet=True)
     results = json.loads((tmp_path / "run" / "results.json").read_text())
-    assert list(results["baselines"]) == ["ridge", "ridge_towards_pooled"] and "doubly_robust" in results
+    assert list(results["baselines"]) == ["ridge_per_user", "ridge_towards_pooled"] and "doubly_robust" in results
     task = bandits.Users(1)(TaskId("train", 0, 3))
     adapted = metadist.load(tmp_path / "run", trust_code=True).adapt(task.support.inputs[0], task.support.targets[:3])
     assert adapted.outputs(task.query.inputs[0]).shape == (40, bandits.ARMS)
