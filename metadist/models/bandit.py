@@ -67,14 +67,15 @@ def inverse_propensity(outputs: Tensor, action: Tensor, propensity: Tensor, rewa
     return -ips_value(outputs.softmax(dim=1), action, propensity, reward, CLIP)
 
 
-def doubly_robust(outputs: Tensor, action: Tensor, propensity: Tensor, reward: Tensor, *truth: Tensor) -> Tensor:
-    """Mean squared error of estimated rewards of all arms against their doubly robust estimates.
+def weighted_regression(outputs: Tensor, action: Tensor, propensity: Tensor, reward: Tensor, *truth: Tensor) -> Tensor:
+    """Least squares weighted by inverse propensities: the squared error of the reward that the model estimates for the
+    action taken, over its propensity (weights cut at `CLIP`), mean over rounds, over A.
 
-    Of arm a the latter is q(a) + [a was taken] / propensity * (reward - q(a)) (Dudik, Langford, Li 2011, equation 3,
-    for the policy that takes a). With the model's own estimates as q, held constant, regression on it descends what is
-    computed here: the squared error of the arm taken over its propensity, weights cut at `CLIP`, over A. It is the
-    error over all arms alike, so that a model which cannot be right for all of them is not bent to those that were
-    often taken, and where it can be, propensities may be wrong.
+    On average it is the error over all arms alike, so that a model which cannot be right for all of them is not bent to
+    those that were often taken. A loss for reward estimates, not a policy's value: that is `doubly_robust_value`. Where
+    no weight is cut, its gradient equals that of regression of all arms' estimates on doubly robust rewards, of arm a
+    q(a) + [a was taken] / propensity * (reward - q(a)) (Dudik, Langford, Li 2011, equation 3, for the policy that takes
+    a), if q is the model's own current estimate, held constant; with any other q it does not.
 
     Args:
         outputs: estimated rewards [n, A].
@@ -83,7 +84,8 @@ def doubly_robust(outputs: Tensor, action: Tensor, propensity: Tensor, reward: T
         truth: further targets, not used.
 
     Example:
-        >>> doubly_robust(torch.zeros(1, 2), torch.tensor([1]), torch.tensor([0.25]), torch.tensor([3.0]))  # 4 * 9 / 2
+        >>> rounds = torch.tensor([1]), torch.tensor([0.25]), torch.tensor([3.0])
+        >>> weighted_regression(torch.zeros(1, 2), *rounds)  # 4 * 9 / 2
         tensor(18.)
     """
     del truth
@@ -165,7 +167,7 @@ def greedy_snips(outputs: Tensor, action: Tensor, propensity: Tensor, reward: Te
 
 def greedy_doubly_robust(outputs: Tensor, action: Tensor, propensity: Tensor, reward: Tensor, *truth: Tensor) -> Tensor:
     """Metric: the value of the greedy policy by `doubly_robust_value`, with the outputs as estimated rewards (those of
-    `direct_method` or `doubly_robust`).
+    `direct_method` or `weighted_regression`).
 
     Example:
         >>> rounds = torch.tensor([0, 1]), torch.tensor([0.5, 0.25]), torch.tensor([1.0, 4.0])

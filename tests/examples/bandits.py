@@ -12,6 +12,7 @@ import csv
 import sys
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -24,7 +25,9 @@ ARMS, FEATURES, TRAITS = 5, 4, 3
 NOISE = 1.0
 LEAST = 0.04  # with which the logging policy takes every arm
 RIDGE, TOWARDS, INTERCEPT, DRAWN = 1.0, 2.0, 5.0, 10.0  # penalties of the baselines: the best on validation
-TRAINING = 400  # users that the pooled baselines are fitted to
+GAMMA, PENALTY = 1.0, 0.1  # of kernel ridge on digits, chosen in the same way
+TRAINING = 400  # users that the pooled baselines and empirical Bayes are fitted to
+ITERATIONS = 100  # of EM
 
 
 class Linear(torch.nn.Module):
@@ -147,17 +150,42 @@ def fitted(x: np.ndarray, action: np.ndarray, reward: np.ndarray, arms: int, pen
     return weights
 
 
-def ridge(task: Task) -> np.ndarray:
+def ridge_per_user(task: Task) -> np.ndarray:
     """Per-user ridge: each arm's rewards by the user's own rounds alone."""
-    arms = task.query.targets[3].shape[1] if len(task.query.targets) > 3 else ARMS  # of logs alone it is not known
-    return rounds(task.query)[0] @ fitted(*rounds(task.support), arms, RIDGE).T
+    return rounds(task.query)[0] @ fitted(*rounds(task.support), arms_of(task), RIDGE).T
+
+
+def arms_of(task: Task) -> int:
+    """Arms of a task that comes with the rewards of all; of logs alone it is not known, and `ARMS` is taken."""
+    return task.query.targets[3].shape[1] if len(task.query.targets) > 3 else ARMS
+
+
+def kernel_ridge(task: Task) -> np.ndarray:
+    """Ridge regression with a Gaussian kernel, around a reward of 1/A: each arm's rewards by the user's own rounds."""
+    (x, action, reward), asked, arms = rounds(task.support), rounds(task.query)[0], arms_of(task)
+
+    def kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        return np.exp(-GAMMA * np.square(a[:, None] - b[None]).sum(axis=2))
+
+    found = np.full((len(asked), arms), 1 / arms)
+    for arm in range(arms):
+        mine, left = x[action == arm], reward[action == arm] - 1 / arms
+        found[:, arm] += kernel(asked, mine) @ np.linalg.solve(kernel(mine, mine) + PENALTY * np.eye(len(mine)), left)
+    return found
+
+
+@cache
+def training_users() -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """All logged rounds of each training user, generated for the baselines that are fitted to many users."""
+    tasks = [Users(0)(TaskId("train", 0, number)) for number in range(TRAINING)]
+    both = [(rounds(task.support), rounds(task.query)) for task in tasks]
+    return [(np.concatenate([s[0], q[0]]), np.append(s[1], q[1]), np.append(s[2], q[2])) for s, q in both]
 
 
 @cache
 def pooled_weights() -> np.ndarray:
-    """Ridge regression of each arm's rewards on the rounds of training users [A, d], generated for it."""
-    users = [rounds(part) for number in range(TRAINING) for part in Users(0)(TaskId("train", 0, number))]
-    x, action, reward = (np.concatenate(each) for each in zip(*users, strict=True))
+    """Ridge regression of each arm's rewards on the rounds of training users [A, d]."""
+    x, action, reward = (np.concatenate(each) for each in zip(*training_users(), strict=True))
     return fitted(x, action, reward, ARMS, 1e-3)
 
 
@@ -181,6 +209,50 @@ def ridge_towards_pooled(task: Task) -> np.ndarray:
     return pooled_ridge(task) + rounds(task.query)[0] @ fitted(x, action, left, ARMS, TOWARDS).T
 
 
+class Prior(NamedTuple):
+    """What users have in common: mean [A * d] and covariance [A * d, A * d] of their weights, the noise's variance."""
+
+    mean: np.ndarray
+    covariance: np.ndarray
+    noise: float
+
+
+def one_hot(x: np.ndarray, action: np.ndarray) -> np.ndarray:
+    """Rounds as rows [n, A * d] of the regression on all arms' weights: the features in the place of the arm taken."""
+    return (np.eye(ARMS)[action][:, :, None] * x[:, None]).reshape(len(x), -1)
+
+
+def posterior(prior: Prior, rows: np.ndarray, reward: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean [..., A * d] and covariance of the weights given rewards [..., n] of rounds [..., n, A * d]."""
+    across = rows.swapaxes(-1, -2) / prior.noise
+    precision = across @ rows
+    covariance = np.linalg.solve(np.eye(len(prior.mean)) + prior.covariance @ precision, prior.covariance)
+    left = (reward - rows @ prior.mean)[..., None]
+    return prior.mean + (covariance @ (across @ left))[..., 0], covariance
+
+
+@cache
+def fitted_prior() -> Prior:
+    """The prior under which the training users' logs are likeliest, by EM (Laird and Ware 1982, section 4)."""
+    x, action, reward = map(np.stack, zip(*training_users(), strict=True))
+    rows = np.stack([one_hot(*each) for each in zip(x, action, strict=True)])
+    prior = Prior(np.zeros(rows.shape[2]), np.eye(rows.shape[2]), 1.0)
+    for _ in range(ITERATIONS):
+        means, covariances = posterior(prior, rows, reward)
+        mean = means.mean(axis=0)
+        spread = covariances.mean(axis=0) + (means - mean).T @ (means - mean) / len(means)
+        errors = np.square(reward - (rows @ means[..., None])[..., 0]) + ((rows @ covariances) * rows).sum(axis=2)
+        prior = Prior(mean, spread, float(errors.mean()))
+    return prior
+
+
+def empirical_bayes(task: Task) -> np.ndarray:
+    """Hierarchical linear model: the posterior mean of the user's weights under the prior fitted to training users."""
+    x, action, reward = rounds(task.support)
+    weights, _ = posterior(fitted_prior(), one_hot(x, action), reward)
+    return rounds(task.query)[0] @ weights.reshape(ARMS, -1).T
+
+
 def thompson(task: Task) -> np.ndarray:
     """Thompson sampling: one draw of each arm's weights from their posterior given the user's rounds, under a Gaussian
     prior around pooled ridge. Arms are played by the draw, so this still explores."""
@@ -201,7 +273,7 @@ def regret(learner: MAML, theta, fasts, task: Task) -> Figure:
     the learner before and after its inner steps, and for `Users` by exact Bayes."""
     arrays = Task(*(Examples(*(tuple(each.numpy() for each in group) for group in part)) for part in task))
     rewards = truth(arrays)
-    taken = {"logging policy": arrays.query.targets[0], "ridge": ridge(arrays).argmax(axis=1)}
+    taken = {"logging policy": arrays.query.targets[0], "ridge per user": ridge_per_user(arrays).argmax(axis=1)}
     for name, fast in (("before adaptation", fasts[0]), ("after adaptation", fasts[-1])):
         taken[name] = learner.predict(theta, fast, task.query.inputs).argmax(dim=1).numpy()
     if rewards.shape[1] == ARMS and arrays.query.inputs[0].shape[1:] == (FEATURES,):

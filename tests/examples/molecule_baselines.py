@@ -35,7 +35,7 @@ def tanimoto(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return both / np.maximum(a.sum(1)[:, None] + b.sum(1) - both, 1)
 
 
-def ridge(task: Task) -> np.ndarray:
+def fingerprint_ridge(task: Task) -> np.ndarray:
     """Ridge regression on fingerprints and descriptors, no penalty on the intercept."""
     support, query, values = parts(task)
     x, asked = (np.concatenate([each.bits, WEIGHT * each.descriptors], axis=1) for each in (support, query))

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
+from sklearn.kernel_ridge import KernelRidge
 
 import metadist
-from metadist import Draws, Task, TaskId
+from metadist import Draws, Examples, Task, TaskId
 from metadist.data import importers, open_dataset
 from metadist.learners import Fast
 from tests.examples import bandits
@@ -74,7 +75,7 @@ def test_no_baseline_is_ahead_of_bayes_nor_bayes_of_the_truth(users):
     best = worth(bandits.bayes)
     assert (worth(bandits.truth) >= best - 1e-6).all()
     for baseline in (
-        bandits.ridge, bandits.ridge_towards_pooled, bandits.pooled_ridge, bandits.pooled_with_intercept,
+        bandits.ridge_per_user, bandits.ridge_towards_pooled, bandits.pooled_ridge, bandits.pooled_with_intercept,
         bandits.thompson,
     ):  # fmt: skip
         lead = best - worth(baseline)
@@ -88,6 +89,50 @@ def test_ridge_is_that_of_the_normal_equations(users):
         mine = x[action == arm]
         expected = np.linalg.solve(mine.T @ mine + 0.7 * np.eye(x.shape[1]), mine.T @ reward[action == arm])
         np.testing.assert_allclose(found[arm], expected, atol=1e-10)
+
+
+def test_kernel_ridge_is_scikit_learns():
+    task = bandits.Classes(0)(TaskId("validation", 0, 0))
+    x, action, reward = bandits.rounds(task.support)
+    found = bandits.kernel_ridge(task)
+    for arm in np.unique(action):
+        model = KernelRidge(kernel="rbf", gamma=bandits.GAMMA).set_params(alpha=bandits.PENALTY)
+        model.fit(x[action == arm], reward[action == arm] - 1 / 3)
+        np.testing.assert_allclose(found[:, arm], 1 / 3 + model.predict(bandits.rounds(task.query)[0]), atol=1e-9)
+
+
+def test_an_arm_without_rounds_has_the_reward_of_chance():
+    task = bandits.Classes(0)(TaskId("validation", 0, 0))
+    rows = task.support.targets[0] != 1
+    rest = Examples(*(tuple(each[rows] for each in group) for group in task.support))
+    np.testing.assert_array_equal(bandits.kernel_ridge(Task(rest, task.query))[:, 1], 1 / 3)
+
+
+def test_under_the_familys_own_prior_the_posterior_is_bayes(users):
+    mean, traits, _ = bandits.family()
+    flat = traits.reshape(len(traits), -1)
+    prior = bandits.Prior(mean.reshape(-1), flat.T @ flat, bandits.NOISE**2)
+    for task in users[:5]:
+        x, action, reward = bandits.rounds(task.support)
+        weights, _ = bandits.posterior(prior, bandits.one_hot(x, action), reward)
+        found = bandits.rounds(task.query)[0] @ weights.reshape(bandits.ARMS, -1).T
+        np.testing.assert_allclose(found, bandits.bayes(task), atol=1e-8)
+
+
+def test_the_fitted_prior_is_near_the_familys(users):
+    """The mean within 3 standard errors of 400 users' mean; traits leave 3 directions in which users differ."""
+    (mean, traits, _), prior = bandits.family(), bandits.fitted_prior()
+    flat = traits.reshape(len(traits), -1)
+    deviations = np.sqrt((flat**2).sum(axis=0).max() / bandits.TRAINING)
+    assert np.abs(prior.mean - mean.reshape(-1)).max() < 3 * deviations
+    found = np.linalg.eigvalsh(prior.covariance)[::-1]
+    np.testing.assert_allclose(found[:3], np.linalg.eigvalsh(flat.T @ flat)[::-1][:3], rtol=0.2)
+    assert found[3] < 0.1 and prior.noise == pytest.approx(bandits.NOISE**2, rel=0.06)
+
+
+def test_empirical_bayes_is_close_to_bayes(users):
+    lead = [rewards(task, bandits.bayes(task)) - rewards(task, bandits.empirical_bayes(task)) for task in users]
+    assert abs(np.mean(lead)) < 0.02
 
 
 def test_the_linear_model_is_linear():
@@ -119,7 +164,7 @@ def test_the_figure_has_the_regret_of_each_policy(users):
     drawn = bandits.regret(learner, theta, [Fast(theta, {}), best], task)
     assert isinstance(drawn, Figure)
     lines = {line.get_label(): np.asarray(line.get_ydata()) for line in drawn.axes[0].lines}
-    assert list(lines) == ["logging policy", "ridge", "before adaptation", "after adaptation", "exact Bayes"]
+    assert list(lines) == ["logging policy", "ridge per user", "before adaptation", "after adaptation", "exact Bayes"]
     truth, action = users[0].query.targets[3], users[0].query.targets[0]
     lost = truth.max(axis=1) - truth[np.arange(len(action)), action]
     np.testing.assert_allclose(lines["logging policy"], np.cumsum(lost), rtol=1e-5)
@@ -135,14 +180,18 @@ def _least_squares(task: Task) -> np.ndarray:
 
 @pytest.mark.parametrize(
     ("name", "loss"),
-    [("bandit_users", "direct_method"), ("bandit_users", "doubly_robust"), ("bandit_digits", "inverse_propensity")],
+    [
+        ("bandit_users", "direct_method"),
+        ("bandit_users", "weighted_regression"),
+        ("bandit_digits", "inverse_propensity"),
+    ],
 )
 def test_the_jobs_run_with_each_loss_and_draw_their_figure(tmp_path, monkeypatch, name, loss):
     monkeypatch.chdir(JOBS.parents[1])
     settings = [*SHORT, f"run_dir={tmp_path / 'run'}", f"loss=metadist.models.bandit:{loss}"]
     metadist.train(metadist.load_config([JOBS / f"{name}.yaml"], settings), quiet=True)
     results = json.loads((tmp_path / "run" / "results.json").read_text())
-    assert {"reward", "snips", "doubly_robust"} <= results.keys() and "ridge" in results["baselines"]
+    assert {"reward", "snips", "doubly_robust"} <= results.keys() and "ridge_per_user" in results["baselines"]
     assert (tmp_path / "run" / "regret.png").exists()
 
 
@@ -158,7 +207,8 @@ def test_a_table_of_logs_is_imported_trained_on_and_asked(tmp_path, monkeypatch)
     settings = [*SHORT, f"data.path={data}", f"run_dir={tmp_path / 'run'}"]
     metadist.train(metadist.load_config([JOBS / "bandit_logs.yaml"], settings), quiet=True)
     results = json.loads((tmp_path / "run" / "results.json").read_text())
-    assert list(results["baselines"]) == ["ridge", "ridge_towards_pooled"] and "doubly_robust" in results
+    assert list(results["baselines"]) == ["empirical_bayes", "ridge_per_user", "ridge_towards_pooled"]
+    assert "doubly_robust" in results
     task = bandits.Users(1)(TaskId("train", 0, 3))
     adapted = metadist.load(tmp_path / "run", trust_code=True).adapt(task.support.inputs[0], task.support.targets[:3])
     assert adapted.outputs(task.query.inputs[0]).shape == (40, bandits.ARMS)

@@ -13,11 +13,11 @@ from metadist.data import open_dataset
 from metadist.data.importers import table as import_table
 from metadist.models.losses import mean_squared_error
 from tests.examples import chembl
-from tests.examples.molecule_baselines import nearest_neighbours, random_forest, ridge, tanimoto_process
+from tests.examples.molecule_baselines import fingerprint_ridge, nearest_neighbours, random_forest, tanimoto_process
 from tests.examples.molecule_process import MoleculeProcess, Molecules
 
 FILE = Path(__file__).resolve().parents[3] / "shared" / "data" / "chembl" / "chembl_5thresh.csv.gz"
-BASELINES = (ridge, tanimoto_process, random_forest, nearest_neighbours)
+BASELINES = (fingerprint_ridge, tanimoto_process, random_forest, nearest_neighbours)
 
 
 def task(support: int = 6, query: int = 5, seed: int = 0) -> Task:
@@ -97,7 +97,7 @@ def test_ridge_is_that_of_the_normal_equations() -> None:
     x, asked = (np.concatenate([part.inputs[0], 0.5 * part.inputs[1]], 1, dtype=np.float64) for part in one)
     y = one.support.targets[0].astype(np.float64)
     slope = np.linalg.solve((x - x.mean(0)).T @ (x - x.mean(0)) + 5 * np.eye(12), (x - x.mean(0)).T @ (y - y.mean()))
-    np.testing.assert_allclose(ridge(one)[:, 0], y.mean() + (asked - x.mean(0)) @ slope, rtol=1e-9)
+    np.testing.assert_allclose(fingerprint_ridge(one)[:, 0], y.mean() + (asked - x.mean(0)) @ slope, rtol=1e-9)
 
 
 def test_neighbours_are_weighted_by_similarity() -> None:

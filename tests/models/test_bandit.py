@@ -105,7 +105,7 @@ def test_metrics_are_of_the_arm_with_the_largest_output():
         assert metric(outputs, action, propensity, reward, arms).isnan()
 
 
-LOSSES = [bandit.direct_method, bandit.inverse_propensity, bandit.doubly_robust]
+LOSSES = [bandit.direct_method, bandit.inverse_propensity, bandit.weighted_regression]
 
 
 @pytest.mark.parametrize("loss", LOSSES)
@@ -120,7 +120,7 @@ def test_gradients_are_finite_differences_also_of_second_order(loss):
     assert torch.autograd.gradgradcheck(value, outputs)
 
 
-def test_the_doubly_robust_loss_descends_regression_on_doubly_robust_rewards():
+def test_weighted_regression_descends_regression_on_doubly_robust_rewards():
     generator = torch.Generator().manual_seed(2)
     outputs = torch.randn(6, ARMS, generator=generator, dtype=torch.float64, requires_grad=True)
     action, propensity = torch.tensor([0, 1, 2, 2, 1, 0]), torch.tensor([0.2, 0.9, 0.4, 0.5, 0.15, 1.0])
@@ -129,14 +129,14 @@ def test_the_doubly_robust_loss_descends_regression_on_doubly_robust_rewards():
     for i in range(6):
         robust[i, action[i]] += (reward[i] - constant[i, action[i]]) / propensity[i]
     (expected,) = torch.autograd.grad((outputs - robust).square().mean(), outputs)
-    (found,) = torch.autograd.grad(bandit.doubly_robust(outputs, action, propensity, reward), outputs)
+    (found,) = torch.autograd.grad(bandit.weighted_regression(outputs, action, propensity, reward), outputs)
     torch.testing.assert_close(found, expected)
 
 
-def test_the_doubly_robust_loss_is_the_error_over_all_arms_alike(problem):
+def test_weighted_regression_is_the_error_over_all_arms_alike(problem):
     """On average over what may be logged, whatever the logging policy prefers."""
     found = expectation(
-        problem, lambda action, r: bandit.doubly_robust(problem["estimates"], action, logged(problem, action), r)
+        problem, lambda action, r: bandit.weighted_regression(problem["estimates"], action, logged(problem, action), r)
     )
     errors = (problem["estimates"][..., None] - problem["values"]).square() * problem["chance"]
     assert problem["logging"].min() > 1 / bandit.CLIP  # nothing is cut
