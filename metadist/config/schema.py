@@ -102,7 +102,7 @@ class TaskConfig(Section):
     )
     order: Literal["random", "time", "window"] = Field(
         "random", description="time: support examples are earlier than query examples, in a table imported with "
-        "--time; window: and follow one another without gaps (scheme values), to forecast after a short history"
+        "--time; window: and are rows that follow one another (scheme values), to forecast after a short history"
     )  # fmt: skip
     permute_labels: bool = Field(True, description="labelled: number a task's labels in random order")
 
