@@ -102,8 +102,8 @@ class Disjoint:
                 notes.add("groups left out", why, shown(name), "import without --disjoint to keep them")
         for place in sorted(set(self._place.values()) - {self._place[name] for name in left}):
             raise InputError(
-                f"--disjoint {self._column} leaves no row of {self._source} in {SPLITS[place]}: the {self._column} of each "
-                "is in a later split too; give fewer groups to the later splits, or leave it out"
+                f"--disjoint {self._column} leaves no row of {self._source} in {SPLITS[place]}: each has a value of it "
+                "that is in a later split too; give fewer groups to the later splits, or leave it out"
             )
 
     def _read(self, batch: pa.RecordBatch) -> tuple[np.ndarray, list[str], np.ndarray]:
