@@ -92,9 +92,10 @@ class Inputs:
 
     def values(self, outputs: np.ndarray) -> np.ndarray:
         """A model's outputs [n, d] in a regression in the units of the data as it was before import; as they are where
-        there are not as many of them as target values, as with arms of which the target is the one that was taken."""
+        they are no target values, as with arms of which one target says which was taken: a whole number beside others,
+        or not as many as there are outputs."""
         units = self.shapes.target_units
-        if not units:
+        if not units or (len(units) > 1 and any(np.dtype(unit["dtype"]).kind in "iu" for unit in units)):
             return outputs
         shapes = self.shapes.targets or [[]] * len(units)
         if outputs.shape[-1] != sum(int(np.prod(shape)) for shape in shapes):

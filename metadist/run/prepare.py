@@ -199,8 +199,9 @@ def _try_one_task(engine: Engine, theta: np.ndarray, task: Task, judged: Learner
     except Exception as error:
         shapes = [list(array.shape) for part in task for arrays in part for array in arrays]
         loop = "; if the model is not made for vmap, set engine.kind=loop" if engine.kind == "vmap" else ""
+        parts = "learner.environment, model.name" if engine.learner.measures else "model.name, loss, task.scheme"
         raise InputError(
             f"model, loss and learner could not compute one task of arrays {shapes} "
             f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}): "
-            f"check model.name, loss, task.scheme and your own code{loop} (-v shows the traceback)"
+            f"check {parts} and your own code{loop} (-v shows the traceback)"
         ) from error

@@ -283,3 +283,13 @@ def test_what_is_lost_is_said_once_where_it_was_given(raw_runs):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         texts("pay money")
+
+
+def test_outputs_beside_an_action_are_not_taken_for_its_targets():
+    """Three arms, and three targets: the action, its propensity, the reward."""
+    units = [{"dtype": kind, "offset": 1.0, "scale": 2.0} for kind in ("int64", "float32", "float32")]
+    shapes = Shapes([[2]], False, None, 3, False, target_units=units, targets=[[], [], []])
+    outputs = np.array([[0.5, 1.0, 2.0]])
+    np.testing.assert_array_equal(Inputs(shapes, Preprocessing.parse({})).values(outputs), outputs)
+    values = Inputs(shapes._replace(target_units=units[1:] + units[1:2]), Preprocessing.parse({}))
+    np.testing.assert_array_equal(values.values(outputs), outputs / 2 + 1)
