@@ -65,7 +65,7 @@ def test_a_text_model_has_the_datas_vocabulary_unless_the_job_says_otherwise():
     ("learner.inner_lr=fast", "maml: inner_lr='fast': .*number"),
     ("learner.name=mamml", "'mamml' .*maml"),
     ("learner.name=MAML", "'MAML' .*maml"),
-    ("learner.adapted=haed.*", "learner.adapted='haed.*'"),
+    ("learner.adapted=haed.*", "learner.adapted: 'haed.*' matches no parameter"),
     ("learner.inner_lr=true", "maml: inner_lr=True: .*number"),
     ("learner.name=torch.nn:Linear", "learner.name=torch.nn:Linear .*metadist.Learner"),
     ("model.hiden=[3]", "mlp .*'hiden'.* hidden"),
