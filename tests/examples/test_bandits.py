@@ -68,6 +68,7 @@ def test_bayes_is_the_posterior_mean_also_as_a_gaussian_process(users):
             )
 
 
+@pytest.mark.wide
 def test_no_baseline_is_ahead_of_bayes_nor_bayes_of_the_truth(users):
     def worth(baseline):
         return np.array([rewards(task, baseline(task)) for task in users])

@@ -152,6 +152,7 @@ def test_its_gradient_is_that_of_finite_differences_and_engines_agree() -> None:
     torch.testing.assert_close(loop @ step, (up - down) / 2, rtol=1e-6, atol=1e-12)
 
 
+@pytest.mark.wide
 def test_a_job_from_the_file_of_values_to_a_verdict(tmp_path: Path) -> None:
     """A file like DeepChem's, of made-up values: table, import, training with the same bits on two workers."""
     pytest.importorskip("rdkit")
