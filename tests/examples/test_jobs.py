@@ -15,13 +15,14 @@ from metadist.config import Config, load_config
 from metadist.core.messages import plan
 from metadist.run.api import train
 from metadist.run.build import Job
+from metadist.run.places import located
 from metadist.run.prepare import prepare
 
 ROOT = Path(__file__).resolve().parents[2]
 JOBS = {path.stem: path for path in sorted((ROOT / "jobs" / "domains").glob("*.yaml"))}
 SMALL = [
     "meta_steps=4", "meta_batch_size=8", "engine.chunk_size=2", "checkpoint.every=2", "evaluation.every=0",
-    "evaluation.tasks=2", "evaluation.test_tasks=3", "evaluation.baseline_tasks=1", "evaluation.scratch_steps=1",
+    "evaluation.tasks=2", "evaluation.test_tasks=3", "evaluation.baseline_tasks=2", "evaluation.scratch_steps=1",
     "evaluation.joint_steps=2", "engine.gradient_check=false", "tracking.mlflow=false", "optimizer.schedule=constant",
 ]  # fmt: skip
 COMMAND = re.compile(r"^#   +(\S.*)$", re.MULTILINE)
@@ -61,7 +62,7 @@ def small(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch, *overrides: 
     for needed in (config.data.path, config.model.weights):
         if needed and not Path(needed).exists():
             pytest.skip(f"{needed} is not there, and the job's head has no command that makes it here")
-    return config
+    return located(config)
 
 
 def test_a_job_is_skipped_only_where_a_file_that_its_head_takes_is_absent(tmp_path):
