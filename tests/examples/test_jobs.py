@@ -3,20 +3,16 @@
 import os
 import re
 import shlex
-import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from metadist.checkpoint.format import theta_sha256
 from metadist.config import Config, load_config
-from metadist.core.messages import plan
 from metadist.run.api import train
-from metadist.run.build import Job
 from metadist.run.places import located
-from metadist.run.prepare import prepare
+from tests.killed import theta_with_a_worker_killed
 
 ROOT = Path(__file__).resolve().parents[2]
 JOBS = {path.stem: path for path in sorted((ROOT / "jobs" / "domains").glob("*.yaml"))}
@@ -94,20 +90,6 @@ def test_workers_and_resuming_change_no_bit_of_a_job(name, folder, monkeypatch, 
 @pytest.mark.ray
 @pytest.mark.parametrize("name", JOBS)
 def test_a_worker_killed_on_ray_changes_no_bit_of_a_job(name, ray_cluster, folder, monkeypatch, tmp_path):
-    from metadist.fleet.ray.fleet import RayFleet
-
     more = ["fleet.backend=local", "evaluation.baselines=[]", "evaluation.figures={}", f"run_dir={tmp_path}/alone"]
     alone = train(small(name, folder, monkeypatch, *more, "num_workers=1"), quiet=True)
-    config, said = small(name, folder, monkeypatch), []
-    prepared = prepare(Job(config), [])
-    fleet = RayFleet(lambda: Job(config).worker(), 2, say=said.append)
-    server = fleet.start_server(prepared.theta, Job(config).optimization(prepared.engine), None)
-    weights = server.weights()
-    for step in range(config.meta_steps):
-        if step == 2:
-            os.kill(next(iter(fleet.pids.values())), signal.SIGKILL)
-        weights, _ = server.apply(step, *fleet.meta_gradients(weights, plan("train", step, 8, 2)))
-    theta = fleet.fetch(weights).theta
-    fleet.close()
-    assert theta_sha256(theta) == alone["theta_sha256"]
-    assert sum("was lost" in text for text in said) == 1
+    assert theta_with_a_worker_killed(small(name, folder, monkeypatch), 2) == (alone["theta_sha256"], 1)

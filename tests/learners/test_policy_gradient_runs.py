@@ -1,21 +1,17 @@
 """Meta-reinforcement learning as whole runs: one theta on any number of workers, whoever dies, wherever resumed."""
 
-import os
-import signal
 from pathlib import Path
 
 import pytest
 
 import metadist
-from metadist.checkpoint.format import theta_sha256
 from metadist.config import Config, load_config
-from metadist.core.messages import plan
 from metadist.run.api import train
 from metadist.run.build import Job
 from metadist.run.evaluate import evaluate
 from metadist.run.preflight import preflight
-from metadist.run.prepare import prepare
 from metadist.run.replay import replay
+from tests.killed import theta_with_a_worker_killed
 
 JOB = [
     "data.source=metadist.environments:Goals", "model.name=gaussian_policy", "model.hidden=[8]",
@@ -79,18 +75,4 @@ def test_an_estimate_is_neither_refused_nor_warned_of(tmp_path, sampling):
 
 @pytest.mark.ray
 def test_a_worker_killed_on_ray_changes_no_bit(ray_cluster, whole, tmp_path):
-    from metadist.fleet.ray.fleet import RayFleet
-
-    config, said = job(tmp_path / "run"), []
-    prepared = prepare(Job(config), [])
-    fleet = RayFleet(lambda: Job(config).worker(), 2, say=said.append)
-    server = fleet.start_server(prepared.theta, Job(config).optimization(prepared.engine), None)
-    weights = server.weights()
-    for step in range(config.meta_steps):
-        if step == 7:
-            os.kill(next(iter(fleet.pids.values())), signal.SIGKILL)
-        weights, _ = server.apply(step, *fleet.meta_gradients(weights, plan("train", step, 8, 2)))
-    theta = fleet.fetch(weights).theta
-    fleet.close()
-    assert theta_sha256(theta) == whole[1]["theta_sha256"]
-    assert sum("was lost" in text for text in said) == 1
+    assert theta_with_a_worker_killed(job(tmp_path / "run"), 7) == (whole[1]["theta_sha256"], 1)

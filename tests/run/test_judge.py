@@ -184,6 +184,7 @@ def test_metrics_of_the_users_own_decide_what_is_best(folder):
     assert results["baselines"]["known_slope"]["within"]["mean"] == 1
     assert "its best baseline, known slope" in results["verdict"] and not results["verdict"].startswith("ahead")
     assert len(results["baselines"]["initial"]["within"]) == 3
+    assert all(Measure.is_taken(key) for key in results.keys() - {"within", "loss"})
     rows = [json.loads(line) for line in (folder / "runs/job/metrics.jsonl").read_text().splitlines()]
     validated = {row["step"]: row["validation/within"] for row in rows if "validation/within" in row}
     found = status(folder / "runs/job")
