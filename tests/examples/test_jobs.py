@@ -55,6 +55,8 @@ def small(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch, *overrides: 
     monkeypatch.chdir(folder)
     monkeypatch.syspath_prepend(str(ROOT))
     config = load_config([path], [*SMALL, *overrides])
+    if place := config.data.options.get("path"):  # of a source, which metadist does not know to be a path
+        config = load_config([path], [*SMALL, *overrides, f"data.options.path={folder / place}"])
     for needed in (config.data.path, config.model.weights):
         if needed and not Path(needed).exists():
             pytest.skip(f"{needed} is not there, and the job's head has no command that makes it here")
