@@ -243,7 +243,9 @@ class Fleet:
         Meanwhile, where workers have nothing else to do, those of the steps `ahead` are begun.
         """
         self._version, self._chunk_size = chunks[0].step, max(self._chunk_size, chunks[0].stop - chunks[0].start)
-        refs = self._refs(weights)
+        refs, begun = self._refs(weights), self._under_way.get(chunks[0][:2])
+        if begun and self._batches[begun].weights not in (None, refs):
+            self._forget_begun()  # the server was lost meanwhile
         while True:
             self._newest = refs
             try:
@@ -258,6 +260,12 @@ class Fleet:
             except WeightsLost as error:
                 refs = self._renew(error, weights, refs)
                 ahead = ahead and ahead._replace(weights=self._server.weights())  # pyright: ignore
+
+    def begin_next(self, chunks: Sequence[Chunk], weights: tuple[Ref, ...]) -> None:
+        """Give workers a step's chunks before there are weights for them: as soon as the server has moved them,
+        workers go on without the driver."""
+        self._version = chunks[0].step
+        self._begin_ahead(Ahead(weights, [chunks]))
 
     def evaluate(
         self, weights: Sequence[Ref] | Weights, chunks: Sequence[Chunk], baselines: tuple[str, ...] = (),
@@ -338,6 +346,7 @@ class Fleet:
 
     def _recompute(self, weights: tuple[Ref, ...], step: int, num_tasks: int) -> list[Result]:
         """A step's results once more, for a server that was lost. Raises WeightsLost."""
+        self._forget_begun()  # of weights that it can no longer send
         return self._finish(self._begin_step(weights, plan("train", step, num_tasks, self._chunk_size)))
 
     def _begin_step(self, weights: tuple[Ref, ...] | None, chunks: Sequence[Chunk]) -> int:
@@ -369,8 +378,7 @@ class Fleet:
                 self._perform(self.controller.on(event, self.executor.now()))
             if why := self._lost_weights:
                 self._lost_weights = None
-                self._perform(self.controller.drop(self.executor.now()))
-                self._under_way.clear()
+                self._forget_begun()
                 raise WeightsLost(why)
             if self.controller.state == "waiting":
                 if (signal := self._asked_to_stop()) is not None:
@@ -384,6 +392,11 @@ class Fleet:
         if batch.method == "meta_gradients":
             self._last_step = batch
         return results
+
+    def _forget_begun(self) -> None:
+        """Nobody wants what workers have been given."""
+        self._perform(self.controller.drop(self.executor.now()))
+        self._under_way.clear()
 
     def _send_ahead(self, sent: int, batch: Batch) -> int:
         """Let the server add up, while others are being computed, the first results of the step; how many it has."""

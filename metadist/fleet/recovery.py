@@ -24,6 +24,11 @@ Result = Sequence[Ref]
 """Of a bundle of chunks: the reports, then of each slice of theta that slice of their gradients."""
 
 
+def nothing(weights: Sequence[Ref]) -> None:
+    """Nothing follows."""
+    del weights
+
+
 class ServerLost(RuntimeError):
     """An actor that owns theta, or a slice of it, died."""
 
@@ -77,8 +82,15 @@ class ShardedServer:
             self._takes += self._executor.call(shard, "take", step, not self._sent, *parts)
         self._sent += [result[0] for result in results]
 
-    def apply(self, step: int, *results: Result, num_tasks: int | None = None) -> tuple[tuple[Ref, ...], Stats]:
-        """As `Server.apply`: references to the slices of the new weights, and the statistics.
+    def apply(
+        self,
+        step: int,
+        *results: Result,
+        num_tasks: int | None = None,
+        then: Callable[[tuple[Ref, ...]], None] = nothing,
+    ) -> tuple[tuple[Ref, ...], Stats]:
+        """As `Server.apply`: references to the slices of the new weights, and the statistics. `then` is given the
+        references as soon as there are any, while the weights are still to come.
 
         Raises ServerLost or ResultsLost where there is no telling whether it was applied, or it was not; doing it again
         is safe."""
@@ -101,7 +113,9 @@ class ShardedServer:
                 moved[:] = [call(shard, "move", step, *folded, *trials, returns=2) for shard in self._shards]
             return [stats for _, stats in moved]
 
-        stats = self._get(step_all)
+        asked = step_all()
+        then(tuple(weights for weights, _ in moved))
+        stats = self._get(step_all, asked=asked)
         return tuple(weights for weights, _ in moved), stats[0]
 
     def weights(self) -> tuple[Ref, ...]:
@@ -146,9 +160,10 @@ class ShardedServer:
     def _ask(self, method: str) -> list[Any]:
         return self._get(lambda: self._call_all(method))
 
-    def _get(self, call: Callable[[], list[Ref]], tries: int = TRIES) -> list[Any]:
-        """What the calls return. Where an answer is lost on the way they are made again, which changes nothing."""
-        values = self._executor.get(call())
+    def _get(self, call: Callable[[], list[Ref]], tries: int = TRIES, asked: list[Ref] | None = None) -> list[Any]:
+        """What the calls return, which have been `asked` or are made now. Where an answer is lost on the way they are
+        made again, which changes nothing."""
+        values = self._executor.get(asked or call())
         failures = [value for value in values if isinstance(value, Failure)]
         if not failures:
             return values
@@ -204,20 +219,26 @@ class RecoveringServer:
         """See `ShardedServer.send`."""
         self._server.send(step, first, results)
 
-    def apply(self, step: int, *results: Result, num_tasks: int | None = None) -> tuple[tuple[Ref, ...], Stats]:
-        """As `Server.apply`, whatever becomes of actors and results meanwhile."""
+    def apply(
+        self,
+        step: int,
+        *results: Result,
+        num_tasks: int | None = None,
+        then: Callable[[tuple[Ref, ...]], None] = nothing,
+    ) -> tuple[tuple[Ref, ...], Stats]:
+        """As `Server.apply`, whatever becomes of actors and results meanwhile; `then`: see `ShardedServer.apply`."""
         present: Sequence[Result] | None = results
         while True:
             try:
                 present = self._recompute(self.used(), step, num_tasks or 0) if present is None else present
-                weights, stats = self._server.apply(step, *present, num_tasks=num_tasks)
+                weights, stats = self._server.apply(step, *present, num_tasks=num_tasks, then=then)
                 break
             except (ServerLost, WeightsLost) as error:
                 self._rebuild(error, step)
             except ResultsLost as error:
                 self._fail(error)
                 self._say(f"results of meta-step {step} were lost ({error}); they are computed again")
-            present = None
+            present, then = None, nothing
         self._failures = 0
         self._advance(step, weights, num_tasks or stats.num_tasks)
         return weights, stats

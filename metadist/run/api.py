@@ -1,5 +1,6 @@
 """A run from its job to its results."""
 
+import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -10,10 +11,10 @@ from metadist.core.errors import Interrupted, doing_it_again
 from metadist.run.directory import Run, RunLock, RunTracker
 from metadist.run.dry_run import dry_run as dry_run
 from metadist.run.export import unlogged
-from metadist.run.fleets import check_cluster, open_fleet
+from metadist.run.fleets import Cluster, check_cluster, open_fleet
 from metadist.run.places import checked
 from metadist.run.results import conclude
-from metadist.run.resume import Start, find_start, first_target
+from metadist.run.resume import Start, find_resumable, first_target, prepare_start
 from metadist.run.signals import Signals, Stop
 from metadist.run.trainer import Trainer
 from metadist.run.trust import trust_flag, unloadable
@@ -48,20 +49,22 @@ def train(
     check_cluster(config)
     began = time.monotonic()
     with RunLock(config) as lock:
-        start = find_start(config, resume, trust_code, quiet)
-        lock.take()
-        open_tracker = partial(RunTracker, quiet=quiet, measure=start.prepared.job.measure)
-        with Run(config, start.checkpoint, start.identity, start.drifted, lock, open_tracker) as run:
-            return _train(run, start, began)
+        checkpoint = find_resumable(config, resume, trust_code)
+        with Cluster(config, first_target(config, checkpoint), partial(print, file=sys.stderr)) as cluster:
+            start = prepare_start(config, checkpoint, quiet)
+            lock.take()
+            open_tracker = partial(RunTracker, quiet=quiet, measure=start.prepared.job.measure)
+            with Run(config, start.checkpoint, start.identity, start.drifted, lock, open_tracker) as run:
+                return _train(run, start, cluster, began)
 
 
-def _train(run: Run, start: Start, began: float) -> dict[str, Any]:
+def _train(run: Run, start: Start, cluster: Cluster, began: float) -> dict[str, Any]:
     config, prepared = run.config, start.prepared
     for change in start.changes:
         run.say(f"{change}: from here on the bits may differ from an uninterrupted run")
-    target, signals = first_target(config, run.path, start.checkpoint), Signals()
+    target, signals, proofs = first_target(config, start.checkpoint), Signals(), start.proofs
     with (
-        open_fleet(prepared, target, run.say, signals, *start.proofs, writes=True) as fleet, signals, run.writing()
+        open_fleet(cluster, prepared, target, run.say, signals, *proofs, writes=True) as fleet, signals, run.writing()
     ):  # fmt: skip
         run.describe(prepared.job.dataset, prepared.resolved(), prepared.about(), trust_flag(config))
         trainer = Trainer(run, prepared, fleet)

@@ -11,6 +11,7 @@ from metadist.checkpoint.journal import Journal, planned_batches, read_journal
 from metadist.checkpoint.saver import Saver
 from metadist.checkpoint.store import CheckpointStore
 from metadist.config import Config, dump_config
+from metadist.config.load import parse_config
 from metadist.core.errors import InputError
 from metadist.core.files import DriverLock, bare, here, is_uri, private_files, reason, replace_text
 from metadist.core.storage import local_folder, reaching
@@ -171,7 +172,9 @@ def begin_directory(config: Config, run_dir: Path, checkpoint: Checkpoint | None
         run_dir.mkdir(parents=True, exist_ok=True)
         text, path = dump_config(config), run_dir / "config.yaml"
         forgotten = ["results.json"] if checkpoint else ["results.json", "metrics.jsonl"]
-        before = None if checkpoint else config_before(run_dir)
+        before = (
+            parse_config(checkpoint.config, "the checkpoint's configuration") if checkpoint else config_before(run_dir)
+        )
         if not checkpoint and (before is None or bound_settings(before) != bound_settings(config)):
             forgotten += ["journal.jsonl", TARGET_FILE]
         if before and before.num_workers != config.num_workers:

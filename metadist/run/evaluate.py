@@ -6,7 +6,7 @@ from typing import Any
 
 from metadist.config import Config, load_config, shown
 from metadist.run.build import Job
-from metadist.run.fleets import open_fleet
+from metadist.run.fleets import Cluster, open_fleet
 from metadist.run.identity import check_evaluation, digest
 from metadist.run.judge import evaluate_weights
 from metadist.run.measures import nested_tracker
@@ -60,19 +60,20 @@ def evaluate(
     check_usable(config.checkpoint.location, config.fleet.address, config.data.path, config.model.weights)
     saved = read_checkpoint(run, checkpoint, config.checkpoint.location)
     check_evaluation(saved.run["identity"], config)
-    prepared = preflight(Job(config), [config.evaluation.split], saved, say=say)
-    for note in prepared.notes:
-        say(note)
-    name, signals = f"evaluations/{digest({'config': shown(config), 'step': saved.step})}", Signals()
-    followed = is_tracked(config, trust_code, own)
-    with new_files(run, name) as (folder, place), nested_tracker(prepared, run, name, folder, followed, say) as log:
-        with open_fleet(prepared, config.num_workers, say, signals) as fleet, signals:
-            numbers = run_file(run, "metrics.jsonl")
-            weights = prepared.weights(saved.step)
-            results = evaluate_weights(prepared, fleet, weights, folder, say, str(run), numbers, doing)
-        results["resolved"] = prepared.resolved()
-        write_json(results, folder / "results.json")
-        log(results)
+    with Cluster(config, config.num_workers, say) as cluster:
+        prepared = preflight(Job(config), [config.evaluation.split], saved, say=say)
+        for note in prepared.notes:
+            say(note)
+        name, signals = f"evaluations/{digest({'config': shown(config), 'step': saved.step})}", Signals()
+        followed = is_tracked(config, trust_code, own)
+        with new_files(run, name) as (folder, place), nested_tracker(prepared, run, name, folder, followed, say) as log:
+            with open_fleet(cluster, prepared, config.num_workers, say, signals) as fleet, signals:
+                numbers = run_file(run, "metrics.jsonl")
+                weights = prepared.weights(saved.step)
+                results = evaluate_weights(prepared, fleet, weights, folder, say, str(run), numbers, doing)
+            results["resolved"] = prepared.resolved()
+            write_json(results, folder / "results.json")
+            log(results)
     return results | {"folder": place}
 
 

@@ -1,8 +1,10 @@
-"""The fleet that a job asks for, opened and closed."""
+"""The cluster and the fleet that a job asks for, opened and closed."""
 
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from metadist.config import Config
 from metadist.core.files import bare, here, is_uri
@@ -14,15 +16,80 @@ from metadist.run.prepare import Prepared
 from metadist.run.saved import location
 from metadist.run.signals import Signals
 
+if TYPE_CHECKING:
+    from metadist.fleet.ray.capacity import Resources
+
 Say = Callable[[str], None]
+
+
+class Cluster:
+    """The Ray of a run: joined, or started on this machine, in a thread, while the job is prepared; left at the end.
+
+    `say` takes a line from that thread. `head_lost`: its head has been given up.
+    """
+
+    def __init__(self, config: Config, target: int, say: Say):
+        self.head_lost, self.started = False, False
+        self._target, self._own, self._say = target, config.fleet, say
+        self._thread, self._environment = ThreadPoolExecutor(1, "ray"), ExitStack()
+        self._connected = self._begin() if self._own.backend == "ray" else None
+
+    def __enter__(self) -> "Cluster":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._connected and not self._connected.exception() and self._connected.result():
+            from metadist.fleet.ray.cluster import disconnect
+
+            disconnect(self.head_lost)
+        self._thread.shutdown()  # not before: Ray's processes die with the thread that started them
+        self._environment.close()
+
+    def wait(self, say: Say) -> "Resources":
+        """Until it is there: what each worker asks of it. Says what it has; raises InputError where it cannot be
+        reached, or cannot hold a worker."""
+        from metadist.fleet.ray.capacity import announce
+
+        assert self._connected
+        self._connected.result()
+        self._environment.close()
+        announce(self._target, self._resources, self.started, say, self._deadline)
+        return self._resources
+
+    def _begin(self) -> Future[bool]:
+        from metadist.fleet.ray.cluster import joins, own_environment
+
+        self.started = joins(self._own.address) is None
+        if self.started:
+            self._environment.enter_context(own_environment())
+        return self._thread.submit(self._connect)
+
+    def _connect(self) -> bool:
+        """Whether this process had no Ray before."""
+        from metadist.fleet.ray.capacity import NODES_WAIT_S, Resources, warn
+        from metadist.fleet.ray.cluster import connect, warm_up
+
+        own = self._own
+        connected = connect(own.address, self._target * own.cpus_per_worker, self._say)
+        self._resources = Resources(own.cpus_per_worker, own.gpus_per_worker, own.threads_per_worker, own.resources)
+        self._deadline = time.monotonic() + NODES_WAIT_S
+        if not self.started:
+            warn(self._resources, self._say)
+        elif connected:
+            warm_up(_imports, self._target, own.cpus_per_worker)
+        return connected
+
+
+def _imports() -> None:
+    """Nothing: to call it elsewhere, all that this module imports is imported there."""
 
 
 @contextmanager
 def open_fleet(
-    prepared: Prepared, target: int, say: Say, signals: Signals, proof: str | None = None,
+    cluster: Cluster, prepared: Prepared, target: int, say: Say, signals: Signals, proof: str | None = None,
     server_proof: str | None = None, writes: bool = False,
 ) -> Iterator[Any]:  # fmt: skip
-    """The fleet a job asks for, closed at the end (with Ray, if it was started here). The proofs: see `Fleet`.
+    """The fleet a job asks for, closed at the end. The proofs: see `Fleet`.
 
     `writes`: it trains, so that `scale` is followed, and checkpoints are written, which one driver of a cluster may do
     in one place.
@@ -32,30 +99,27 @@ def open_fleet(
         worker = prepared.job.worker(prepared.constants)  # what is wrong with it is told before the run begins
         yield LocalFleet(lambda: worker, target, own.min_workers, say=say)
         return
-    from metadist.fleet.ray.capacity import Resources, announce
-    from metadist.fleet.ray.cluster import GIVE_UP_S, OWN_GIVE_UP_S, claim, connect, disconnect, joins
+    from metadist.fleet.ray.cluster import GIVE_UP_S, OWN_GIVE_UP_S, claim
     from metadist.fleet.ray.fleet import RayFleet
 
-    fleet: RayFleet | None = None
+    resources = cluster.wait(say)
     with ExitStack() as stack:
-        started = joins(own.address) is None
-        if connect(own.address, target * own.cpus_per_worker, say):
-            stack.callback(lambda: disconnect(fleet is not None and fleet.head_lost))
-        resources = Resources(own.cpus_per_worker, own.gpus_per_worker, own.threads_per_worker, own.resources)
-        announce(target, resources, started, say)
         place = location(config)
         claimed = claim(bare(place), here()) if writes and is_uri(place) else None
         stack.callback(lambda: claimed)  # which ends with its last reference
         fleet = RayFleet(
             prepared.job.worker_factory(prepared.constants), target, own.min_workers, resources, say,
-            GIVE_UP_S if joins(own.address) else OWN_GIVE_UP_S, working_folder(config.run_dir or "").name,
-            alone=started, mixed_devices=own.mixed_devices,
+            OWN_GIVE_UP_S if cluster.started else GIVE_UP_S, working_folder(config.run_dir or "").name,
+            alone=cluster.started, mixed_devices=own.mixed_devices,
             asked_to_stop=lambda: signals.received,
             asked_target=lambda: asked_target(working_folder(config.run_dir or "")) if writes else None,
             servers=own.servers, patience=patience_of(config), proof=proof, server_proof=server_proof,
         )  # fmt: skip
         stack.callback(fleet.close)
-        yield fleet
+        try:
+            yield fleet
+        finally:
+            cluster.head_lost = fleet.head_lost
 
 
 def check_cluster(config: Config) -> None:

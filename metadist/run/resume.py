@@ -21,7 +21,6 @@ from metadist.core.task import Split
 from metadist.fleet.server import Optimization, make_optimizer
 from metadist.run.build import Job
 from metadist.run.identity import check_measure, check_settings, drift, run_identity
-from metadist.run.mirror import TARGET_FILE
 from metadist.run.preflight import preflight
 from metadist.run.prepare import Prepared
 from metadist.run.saved import find_checkpoint, is_own
@@ -53,16 +52,20 @@ class Start:
         return saved.get("proof"), saved.get("server_proof")
 
 
-def find_start(config: Config, resume: str | Path | None, trust_code: bool = False, quiet: bool = True) -> Start:
-    """Find the checkpoint that a run goes on from, if any, and try everything that could fail later. What takes long of
-    it is said, unless `quiet`.
-
-    Raises InputError.
-    """
+def find_resumable(config: Config, resume: str | Path | None, trust_code: bool = False) -> Checkpoint | None:
+    """The checkpoint that a run goes on from, if any, which holds all that this needs. Raises InputError."""
     checkpoint = find_checkpoint(config, resume, trust_code)
     if checkpoint is not None:
         check_resumable(checkpoint)
         check_settings(checkpoint.run["identity"], config)
+    return checkpoint
+
+
+def prepare_start(config: Config, checkpoint: Checkpoint | None, quiet: bool = True) -> Start:
+    """Try everything of a run that could fail later. What takes long of it is said, unless `quiet`.
+
+    Raises InputError.
+    """
     job = Job(config, quiet=quiet)
     say = None if quiet else partial(print, file=sys.stderr)
     prepared = preflight(job, evaluated_splits(config), checkpoint, gradient=checkpoint is None, say=say)
@@ -83,14 +86,12 @@ def evaluated_splits(config: Config) -> list[Split]:
     return [*validated, config.evaluation.split]
 
 
-def first_target(config: Config, run_dir: Path, checkpoint: Checkpoint | None) -> int:
+def first_target(config: Config, checkpoint: Checkpoint | None) -> int:
     """The number of workers to begin with: the job's; where that is as before, as many as there were."""
-    if checkpoint:
-        before = parse_config(checkpoint.config, "the checkpoint's configuration")
-        if before.num_workers == config.num_workers:
-            return checkpoint.trainer["target"]
-        (run_dir / TARGET_FILE).unlink(missing_ok=True)
-    return config.num_workers
+    if checkpoint is None:
+        return config.num_workers
+    before = parse_config(checkpoint.config, "the checkpoint's configuration")
+    return checkpoint.trainer["target"] if before.num_workers == config.num_workers else config.num_workers
 
 
 class _Strict(BaseModel):

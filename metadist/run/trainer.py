@@ -91,6 +91,8 @@ class Trainer:
         self._validated: dict[str, float] = {}
         self._saved_at, self._saved_step = time.monotonic(), -1
         self._target_changed_ns = 0
+        self._applied_at: float | None = None
+        """When the last step was applied, where workers went on with this one meanwhile."""
 
     def run(self, start: int, stop: Stop) -> tuple[Weights, str]:
         """Meta-steps `start`, ..., meta_steps - 1: the last weights, and why it ended ("done", or Stop's reason).
@@ -121,19 +123,22 @@ class Trainer:
             self._begin_round(step)
             num_tasks = self._plan_batch(step)
             chunks, ahead = plan("train", step, num_tasks, self.chunk_size), self._plan_ahead(step)
-            began = time.perf_counter()
+            following = self._plan_next(step)
+            began = self._applied_at or time.perf_counter()
             gradients = self.fleet.meta_gradients(self.server.used(), chunks, ahead)
             computed = time.perf_counter()
             try:
-                _, stats = self.server.apply(step, *gradients, num_tasks=num_tasks)
+                _, stats = self.server.apply(step, *gradients, num_tasks=num_tasks, **following)
             except Diverged as error:
                 raise self._explain(error, step) from None
+            applied = time.perf_counter()
+            self._applied_at = applied if following else None
             self._run.journal.append({"applied": step, "bundles": self.fleet.account()})
             self._watch.norm(step, stats.gradient_norm)
             if step == 0:
                 self._watch.first_loss(stats.loss)
-            self._count(stats, computed - began, time.perf_counter() - computed)
-            self.fleet.report(stats, time.perf_counter() - began)
+            self._count(stats, computed - began, applied - computed)
+            self.fleet.report(stats, applied - began)
             self._log(step + 1, stats)
             del gradients  # which would stay in the object store while the next ones come
             improved = self._validate(step + 1)
@@ -174,6 +179,17 @@ class Trainer:
         last = min(step + (own.delay or own.max_staleness), self.config.meta_steps - 1)
         steps = [plan("train", s, self._plan_batch(s), self.chunk_size) for s in range(step + 1, last + 1)]
         return Ahead(self.server.weights(), steps, stale=own.max_staleness > 0) if steps else None
+
+    def _plan_next(self, step: int) -> dict[str, Any]:
+        """What has workers begin the next step with the weights of this one, as soon as the server sends them, where
+        nothing else comes between."""
+        own, done = self.config, step + 1
+        validates = own.evaluation.every and done % own.evaluation.every == 0
+        begun = own.optimizer.delay or own.optimizer.max_staleness or own.task.steps_per_round
+        if validates or begun or done == own.meta_steps:
+            return {}
+        chunks = plan("train", done, self._plan_batch(done), self.chunk_size)
+        return {"then": partial(self.fleet.begin_next, chunks)}
 
     def _follow_target(self) -> None:
         """Take up a new number of workers that `metadist scale` has asked for."""

@@ -16,7 +16,7 @@ import re
 import shlex
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 OFFSET_FILE = "mlflow_offset"
 _BATCH_BYTES = 1 << 15  # about 1000 values
 FLUSH_EVERY_S = 2.0
+BEGIN_S = 10.0  # after which a run is shown that has no numbers yet
 FIRST_BACKOFF_S, LAST_BACKOFF_S = 5.0, 300.0
 _CLOSING_ATTEMPTS, _CLOSING_PAUSE_S = 2, 0.5
 _ARTIFACT_ATTEMPTS = 3
@@ -104,7 +105,12 @@ class MlflowTracker(Tracker):
         self._status: tuple[Status, int] = ("FINISHED", 0)
         self._error: Exception | None = None  # of the last attempt
         self._closing, self._closed = threading.Event(), threading.Event()
+        self._wanted = threading.Event()  # MLflow takes seconds to import: not while the first meta-step is prepared
         threading.Thread(target=self._write, name="mlflow-writer", daemon=True).start()
+
+    def metrics(self, values: Mapping[str, float], step: int) -> None:
+        del values, step  # which the writer finds in metrics.jsonl
+        self._wanted.set()
 
     def params(self, values: dict[str, str]) -> None:
         clean = {clean_key(key): str(value)[:_PARAM_CHARS] for key, value in redacted(values).items()}
@@ -135,6 +141,8 @@ class MlflowTracker(Tracker):
         """The run's id, for the checkpoint: the one asked for at construction as long as the server has not answered,
         None when there is none yet.
         """
+        if timeout_s:
+            self._wanted.set()
         self._run_opened.wait(timeout_s)
         return self._run_id
 
@@ -148,6 +156,7 @@ class MlflowTracker(Tracker):
             timeout_s = _MODEL_S if self._models else _END_S
         self._status = (status, int(time.time() * 1000))
         self._closing.set()
+        self._wanted.set()
         in_time = self._closed.wait(timeout_s)
         if not in_time or self._error:
             reason = self._reason(self._error) if self._error else f"no answer within {timeout_s:g} s"
@@ -163,6 +172,7 @@ class MlflowTracker(Tracker):
         """The writer thread. It catches every exception of MLflow: tracking must not stop training; each is said."""
         client: MlflowClient | None = None
         backoff_s, wait_s = FIRST_BACKOFF_S, 0.0
+        self._wanted.wait(BEGIN_S)
         attempts_left = _CLOSING_ATTEMPTS
         while attempts_left:
             closing = self._closing.wait(wait_s)

@@ -44,20 +44,23 @@ class Autoscaler(NamedTuple):
     infeasible: Sequence[Amounts]
 
 
-def announce(target: int, wanted: Resources, started: bool, say: Callable[[str], None]) -> None:
+def warn(wanted: Resources, say: Callable[[str], None]) -> None:
+    """Say where no node of a cluster that was joined could hold a worker, and no autoscaler would start another."""
+    if (problem := misfit(wanted.asked, _totals())) and find_autoscaler() is None:
+        say(f"{problem}: waiting up to {NODES_WAIT_S:.0f} s for a node that has")
+
+
+def announce(target: int, wanted: Resources, started: bool, say: Callable[[str], None], deadline: float = 0.0) -> None:
     """Say what the cluster has and the workers ask for. `started`: it was started on this machine by this run.
 
     Raises InputError where no node can hold a worker, and nobody would start another: no autoscaler runs. A cluster
-    that was joined has half a minute to get such a node, which is said as that begins.
+    that was joined has until `deadline` (of time.monotonic) to get such a node, see `warn`.
     """
     asked, autoscaler = wanted.asked, None if started else find_autoscaler()
     problem = misfit(asked, _totals())
-    if problem and not (started or autoscaler):
-        say(f"{problem}: waiting up to {NODES_WAIT_S:.0f} s for a node that has")
-        deadline = time.monotonic() + NODES_WAIT_S
-        while problem and time.monotonic() < deadline:
-            time.sleep(0.5)
-            problem = misfit(asked, _totals())
+    while problem and not (started or autoscaler) and time.monotonic() < deadline:
+        time.sleep(0.5)
+        problem = misfit(asked, _totals())
     if problem and autoscaler is None:
         settings = " or ".join(SETTINGS.get(name, "fleet.resources") for name in asked)
         where = "give fleet.address of a cluster that has it" if started else "start such a node"
@@ -65,7 +68,8 @@ def announce(target: int, wanted: Resources, started: bool, say: Callable[[str],
     nodes, ask = _totals(), words(asked)
     has = f"{_count(len(nodes), 'node')} with {_sum(nodes, 'CPU'):g} CPUs, {_sum(nodes, 'GPU'):g} GPUs"
     asks = f"{_count(target, 'worker')} {'asks' if target == 1 else 'ask'} for {ask}{' each' * (target > 1)}"
-    room = _room(asked, target, available_resources_per_node().values())
+    free = nodes if started else available_resources_per_node().values()
+    room = _room(asked, target, free)
     doing = "starting " + ("it" if target == 1 else "them")
     if room < target:
         more = "the autoscaler is asked for more nodes" if autoscaler else "waiting for room for the others"

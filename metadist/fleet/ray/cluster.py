@@ -10,8 +10,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -101,22 +101,39 @@ def _start(cpus: float, say: Callable[[str], None]) -> None:
     here = os.cpu_count() or 1
     if cpus > here:
         say(f"the workers ask for {cpus:g} CPUs and this machine has {here}: they will share them")
-    folder, before = ray_folder(say), dict(os.environ)
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    own = {**OWN_RAY, **_token()}
-    os.environ.update({name: value for name, value in own.items() if name not in os.environ})
-    os.environ[LOOPBACK] = "0"
-    ray_constants.ENABLE_RAY_CLUSTER = False  # here that variable was read at import
-    read_environment()
-    try:
+    folder = ray_folder(say)
+    with own_environment():
+        ray_constants.ENABLE_RAY_CLUSTER = False  # at import that variable was read
+        read_environment()
         ray.init(
             "local", num_cpus=max(here, math.ceil(cpus)), include_dashboard=False, log_to_driver=False,
             logging_level=logging.ERROR, _temp_dir=folder,
         )  # fmt: skip
+
+
+@contextmanager
+def own_environment() -> Iterator[None]:
+    """What the processes of a Ray of this run's own find in their environment, where the user has not set it. To be
+    entered in the main thread where another one starts Ray: a variable that vanishes fails whoever copies all of them.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    own = {**OWN_RAY, **_token(), LOOPBACK: "0"}
+    before = {name: os.environ[name] for name in own if name in os.environ}
+    os.environ.update({**own, **before, LOOPBACK: "0"})
+    try:
+        yield
     finally:
-        for name in (*own, LOOPBACK):
+        for name in own.keys() - before.keys():
             os.environ.pop(name)
         os.environ.update(before)
+
+
+def warm_up(imports: Callable[[], None], workers: int, cpus: float) -> None:
+    """Have the processes of a run's actors begin ahead of these, by a function whose module imports all they need: Ray
+    gives an actor a process that is idle."""
+    start: Any = ray.remote(imports)
+    for each in (0, *[cpus] * workers):
+        start.options(num_cpus=each, max_retries=0).remote()
 
 
 def _token() -> dict[str, str]:

@@ -122,9 +122,10 @@ def compute(args: Any, config: Config, folder: Path) -> dict[str, Any]:
     state = {"weights": server.weights(), "step": 0}
 
     def step() -> tuple[float, float | None]:
-        chunks = plan("train", state["step"], batch, size)
+        chunks, following = (plan("train", state["step"] + later, batch, size) for later in (0, 1))
         gradients = fleet.meta_gradients(state["weights"], chunks)
-        state["weights"], stats = server.apply(state["step"], *gradients, num_tasks=batch)
+        then = partial(fleet.begin_next, following)
+        state["weights"], stats = server.apply(state["step"], *gradients, num_tasks=batch, then=then)
         state["step"] += 1
         return stats.loss, stats.gradient_norm
 

@@ -186,7 +186,8 @@ def test_a_head_that_dies_is_told_within_seconds_and_the_run_is_saved_and_ends(t
         while not journal.exists() or '"applied"' not in journal.read_text():
             assert time.monotonic() < deadline and process.poll() is None
             time.sleep(0.2)
-        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        children = [pid for each in Path(f"/proc/{process.pid}/task").iterdir()
+                    for pid in (each / "children").read_text().split()]  # fmt: skip
         (head,) = [pid for pid in children if Path(f"/proc/{pid}/comm").read_text().strip() == "gcs_server"]
         os.kill(int(head), signal.SIGKILL)
         began = time.monotonic()
