@@ -318,6 +318,7 @@ def values(learner: MAML, theta, fasts, task: Task) -> Figure:
         counts = np.bincount(arms, minlength=ARMS)
         right.bar(np.arange(ARMS) + offset, counts, 0.4, label=name, color=f"C{list(found).index(name)}")
     right.set(xlabel="arm", ylabel="rounds in which it is taken", xticks=range(ARMS))
+    right.margins(y=0.3)  # room for the legend
     right.legend()
     return figure
 

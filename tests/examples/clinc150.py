@@ -75,7 +75,7 @@ def intents(learner: Learner, theta: dict[str, Tensor], fasts: Sequence[Fast], t
     ]  # fmt: skip
     more = [f"and {len(wrong) - MOST} more"] if len(wrong) > MOST else []
     shown = "\n".join(wrong[:MOST] + more) or "none"
-    text.text(0, 1, shown, va="top", fontsize=7, parse_math=False, transform=text.transAxes)
+    text.text(0, 1, shown, va="top", fontsize=8, parse_math=False, transform=text.transAxes)
     text.set_title("taken for another after adaptation", fontsize=10)
     text.set_axis_off()
     return figure
