@@ -101,6 +101,7 @@ def test_a_job_is_skipped_only_where_a_file_that_its_head_takes_is_absent(tmp_pa
 
 
 @pytest.mark.wide
+@pytest.mark.timeout(900)  # the first makes the data, of 91,000 values of molecules
 @pytest.mark.parametrize("name", JOBS)
 def test_workers_and_resuming_change_no_bit_of_a_job(name, folder, monkeypatch, tmp_path):
     local = "fleet.backend=local"
@@ -116,6 +117,7 @@ def test_workers_and_resuming_change_no_bit_of_a_job(name, folder, monkeypatch, 
 
 @pytest.mark.wide
 @pytest.mark.ray
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", JOBS)
 def test_a_worker_killed_on_ray_changes_no_bit_of_a_job(name, ray_cluster, folder, monkeypatch, tmp_path):
     more = ["fleet.backend=local", "evaluation.baselines=[]", "evaluation.figures={}", f"run_dir={tmp_path}/alone"]
