@@ -18,7 +18,6 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -94,10 +93,6 @@ class Training:
     settings: tuple[str, ...]
     paper_tasks: int | None
     differs: str
-
-    @property
-    def batch(self) -> int:
-        return int(next(text.partition("=")[2] for text in self.settings if text.startswith("meta_batch_size=")))
 
 
 @dataclass(frozen=True)
@@ -357,7 +352,7 @@ def train(bench: Bench, training: Training, seed: int, data: Path, args: argpars
     before, name = trained(bench, training, seed), f"{training.name}-seed{seed}"
     if before and before.get("ended_by") == "done":
         return True
-    say(f"{name}: training, {training.meta_steps} meta-steps of {training.batch} tasks")
+    say(f"{name}: training, {training.meta_steps} meta-steps")
     status, _ = bench.call(
         name, "train", str(JOBS / f"{training.learner}.yaml"), f"run_dir={bench.out / 'runs' / name}",
         f"data.path={data}", f"seed={seed}", f"meta_steps={training.meta_steps}", *COMMON, *training.settings,
@@ -382,7 +377,13 @@ def test(bench: Bench, cell: Cell, training: Training, seed: int, data: Path) ->
     for kind, settings in (("own", cell.settings), ("also", cell.also)):
         if settings:
             status, printed = bench.call(
-                f"{cell.name}-seed{seed}", "evaluate", str(run), f"data.path={data}", *settings, "--json"
+                f"{cell.name}-seed{seed}",
+                "evaluate",
+                str(run),
+                f"data.path={data}",
+                "engine.compile=false",
+                *settings,
+                "--json",
             )
             if status:
                 say(f"{cell.name}: its evaluation failed, see {bench.out}/logs/{cell.name}-seed{seed}.log")
@@ -391,6 +392,7 @@ def test(bench: Bench, cell: Cell, training: Training, seed: int, data: Path) ->
             found[kind] = {"protocol": answer["protocol"], **answer["accuracy"]["after"]}
             found |= {"evaluated_step": answer["evaluated_step"]}
     row = {"trained_steps": results["meta_steps"], "ended_by": results["ended_by"], "settings": list(cell.settings)}
+    row |= {"tasks_a_step": results["resolved"]["meta_batch_size"]}
     file.parent.mkdir(parents=True, exist_ok=True)
     draft = file.with_suffix(".draft")
     draft.write_text(json.dumps(row | found, indent=2))
@@ -457,10 +459,10 @@ def row_of(bench: Bench, cell: Cell, training: Training, seeds: list[int]) -> st
         figures.append(f"{percent(found['own'])}{partial}")
         means.append(found["own"]["mean"])
         also += [percent(found["also"])] if "also" in found else []
-        seen.append(found["trained_steps"] * training.batch)
+        seen.append(found["trained_steps"] * found["tasks_a_step"])
         tests.add(found["own"]["protocol"]["tasks"])
         wall_s, processor_s = bench.taken(name)
-        times.append(f"{processor_s / 60:.0f}, {wall_s / 60:.0f} min")
+        times.append(f"{processor_s / 60:.1f}, {wall_s / 60:.1f} min")
     if not figures:
         return ""
     if len(means) > 1 and None not in means:
@@ -495,11 +497,16 @@ def work(bench: Bench, cells: list[Cell], args: argparse.Namespace) -> None:
             for cell in mine:
                 test(bench, cell, training, seed, place)
 
+    stopped = False
     with ThreadPoolExecutor(args.at_once) as pool:
         jobs = [pool.submit(one, (training, seed)) for seed in args.seeds for training in order]
         for job in jobs:
-            with suppress(Stopped):
+            try:
                 job.result()
+            except Stopped:
+                stopped = True
+    if stopped:
+        say("stopped; the same command goes on from here")
 
 
 def main() -> None:
