@@ -216,7 +216,7 @@ ALONE, TOGETHER = "evaluation.transductive=false", "evaluation.transductive=true
 def by_features_cell(
     learner: str, ways: int, shots: int, paper: Paper, published: str, tasks: int, **more: Any
 ) -> Cell:
-    """Queries by themselves take a pass of the network each, with the support set: at 20 ways there are fewer of them."""
+    """Queries by themselves take a pass of the network each, with the support set: so few of them at 20 ways."""
     queries = {(5, 1): 15, (5, 5): 15, (20, 1): 2, (20, 5): 1}[ways, shots]
     one = (f"evaluation.ways={ways}", f"evaluation.shots={shots}")
     also = (*tested(600, 15 if ways == 5 else 5), *one, TOGETHER)
