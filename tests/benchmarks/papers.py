@@ -33,6 +33,8 @@ COMMON = (
 """Of every training. Its own final evaluation, of 20 tasks, is not used: the cells have theirs."""
 COSINE = "optimizer.schedule=cosine"
 COMPILED = "engine.compile=true"
+"""Twice as fast with few images a task; refused where rounding moves one task's gradient by a hundredth, as it does at
+5 shots and at 60 ways, where units lie at the kink of the ReLU."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,7 @@ def maml_like(
     shared = (
         f"task.ways={ways}", f"task.shots={shots}", f"evaluation.queries={shots}", f"evaluation.inner_steps={inner}",
         f"evaluation.tasks={600 if ways * shots < 25 else 300}", f"evaluation.every={max(1, meta_steps // 10)}",
-        COSINE, COMPILED,
+        COSINE,
     )  # fmt: skip
     return Training(f"{learner}-{ways}w{shots}s", learner, meta_steps, (*shared, *settings), tasks, differs)
 
@@ -169,7 +171,7 @@ REPTILE = ("task.shots=10", "task.queries=1", "meta_batch_size=5", "evaluation.s
 PLUS = "3 inner steps (5 there), losses of all steps and first order for the first tenths, batches of 8, one checkpoint"
 
 TRAININGS = [
-    maml_like("maml", 5, 1, 11000, maml_settings(*FIVE_ONE), 60_000 * 32, said(*FIVE_ONE)),
+    maml_like("maml", 5, 1, 11000, (*maml_settings(*FIVE_ONE), COMPILED), 60_000 * 32, said(*FIVE_ONE)),
     by_features("protonet", 1, 20, 9000, ("meta_lr=0.001",), FEWER),
     by_features("r2d2", 1, 5, 9000, ("meta_lr=0.002", "learner.initial_lambda=1.0", "learner.initial_scale=10.0"),
                 f"1 shot (1 to 9 there, at random); lambda is learned; {FEWER}"),
