@@ -3,10 +3,13 @@
 import re
 
 from metadist.engine.method import Kind, Method
-from metadist.learners import Learner
+from metadist.learners import EvolutionStrategies, Learner
 from metadist.models.model import layer_of
 
 LACKS_DERIVATIVE = re.compile(r"derivative for '?(?:aten::)?(\w+)'? is not implemented")
+LEAVES_TORCH = re.compile(
+    r"Can't call numpy\(\)|Cannot access data pointer|calling \.item\(\)|element 0 of tensors does not require grad"
+)
 
 
 def remedy(error: BaseException, learner: Learner, method: Method, num_tasks: int) -> str | None:
@@ -61,4 +64,15 @@ def _problem(text: str, learner: Learner, kind: Kind) -> str | None:
             "draws random numbers from a global generator (F.dropout, torch.randn), so that no task could be computed "
             "again: use nn.Dropout, which draws from the task's own key, and let the task's source draw other noise"
         )
+    if isinstance(learner, EvolutionStrategies) and LEAVES_TORCH.search(text):
+        return _without_derivative(learner)
     return None
+
+
+def _without_derivative(learner: EvolutionStrategies) -> str:
+    """What evolution strategies need where a model or loss has no derivative, or leaves torch."""
+    own = 'name a class of your own, learner.name=module:Class, an EvolutionStrategies with engines = ("loop",)'
+    if learner.inner_directions:
+        return f"leaves torch (numpy, .item(), a branch on values), but is computed with many weights at once: {own}"
+    also = f"; where it leaves torch (numpy, .item()), also {own}" if "vmap" in learner.engines else ""
+    return f"has no derivative, which inner steps take: set learner.inner_directions=16, which need none{also}"

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from metadist.core.errors import InputError
 from metadist.core.random import Draws
 from metadist.core.task import Examples, Task
 from metadist.learners.learner import Context, Differentiation, Fast, Tensors, at_once, one_by_one
@@ -90,12 +91,12 @@ class EvolutionStrategies(MAML):
     def inner_loss(self, theta: Tensors, fast: Fast, support: Examples, k: int) -> Tensor:
         """The support loss; with `inner_directions` a linear function of the weights whose gradient is the estimate."""
         if not self.inner_directions:
-            return self.support_loss(theta, fast, support)
+            return one_number(self.support_loss(theta, fast, support))
         here = {name: weight.detach() for name, weight in fast.weights.items()}
         directions = perturbations(here, fast.state[KEY] + INNER * (1 + k), self.inner_directions)
 
         def loss(weights: Tensors, task: Task) -> Tensor:
-            return self.support_loss(theta, fast._replace(weights=weights), task.support)
+            return one_number(self.support_loss(theta, fast._replace(weights=weights), task.support))
 
         each = at_once if "vmap" in self.engines else one_by_one
         losses = each(loss, around(here, directions, self.sigma), Task(support, Examples((), ())))
@@ -109,11 +110,18 @@ class EvolutionStrategies(MAML):
         def loss(theta: Tensors, task: Task) -> Tensor:
             fast = ops.adapt(self, theta, task.support, context)
             values = Fast(*({name: value.detach() for name, value in part.items()} for part in fast))
-            return self.outer_loss(theta, values, task.query, context).detach()
+            return one_number(self.outer_loss(theta, values, task.query, context)).detach()
 
         directions = perturbations(theta, context.draws[KEY] + OUTER, self.directions)
         losses = ops.each(loss, around(theta, directions, self.sigma), task)
         return losses.mean(), estimate(losses, directions, self.sigma)
+
+
+def one_number(loss: object) -> Tensor:
+    """The loss as it is. Raises InputError for a number of Python's or numpy's, which simulators return."""
+    if not isinstance(loss, Tensor):
+        raise InputError(f"the loss gave a {type(loss).__name__}: it must give a tensor, such as torch.tensor(value)")
+    return loss
 
 
 def perturbations(weights: Tensors, key: Tensor, count: int) -> Tensors:
@@ -136,4 +144,4 @@ def estimate(losses: Tensor, directions: Tensors, sigma: float) -> Tensors:
     """The gradient of the smoothed loss, from the losses [2 n] at the weights that `around` gives."""
     along, against = losses.chunk(2)
     slopes = (along - against) / (2 * sigma * len(along))
-    return {name: torch.tensordot(slopes, value, dims=1) for name, value in directions.items()}
+    return {name: torch.tensordot(slopes.to(value), value, dims=1) for name, value in directions.items()}

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from metadist.checkpoint.format import theta_sha256
+from metadist.core.errors import InputError
 from metadist.core.files import reason, writing
 from metadist.core.messages import Weights, unseen
 from metadist.evaluation.advice import advise
@@ -39,6 +40,7 @@ def evaluate_weights(
     try:
         summary["figures"] = draw_own(prepared.job, prepared.engine, prepared.constants, weights.theta, folder)
     except Exception as error:  # of a function that was tried before the run: no reason to lose its results
-        say(f"evaluation.figures are not all drawn ({type(error).__name__}: {reason(error)})")
+        what = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
+        say(f"evaluation.figures are not all drawn: {what}{reason(error)}")
     step_and_hash = {"evaluated_step": weights.version, "evaluated_theta_sha256": theta_sha256(weights.theta)}
     return {**step_and_hash, **summary, "tasks_of": evaluation_tasks(prepared.job)}

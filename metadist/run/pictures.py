@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from metadist.core.errors import Diverged, InputError
+from metadist.core.errors import Diverged, InputError, StorageFailed
 from metadist.core.files import reason, writing
 from metadist.core.measure import Measure
 from metadist.core.random import LEARNER_STREAM, Draws
@@ -56,7 +56,7 @@ def draw_task(
 
 def draw_own(job: Job, engine: Engine, constants: Mapping[str, np.ndarray], theta: np.ndarray, path: Path) -> list[str]:
     """The user's figures of the first task of evaluation at theta [P], each written to `path`; their files' names.
-    `engine` is the run's. Raises InputError where a function gives no figure, and whatever one raises."""
+    `engine` is the run's. Raises InputError where a function fails or gives no figure."""
     if not job.own_figures:
         return []
     own = job.evaluation_engine("cpu", job.evaluation_outputs(engine))
@@ -65,11 +65,22 @@ def draw_own(job: Job, engine: Engine, constants: Mapping[str, np.ndarray], thet
     draws = Draws(job.config.seed, name, LEARNER_STREAM)
     weights, fasts, task = own.trajectory(torch.from_numpy(theta.copy()), job.evaluation_source(name), draws)
     for label, draw in job.own_figures.items():
-        figure = draw(own.learner, weights, fasts, task)
+        code = f"evaluation.figures.{label}={job.config.evaluation.figures[label]}"
+        try:
+            figure = draw(own.learner, weights, fasts, task)
+            if hasattr(figure, "savefig"):
+                with writing(path):
+                    figure.savefig(path / f"{label}.png", format="png")
+        except StorageFailed:
+            raise
+        except Exception as error:  # whatever a user's function raises, or matplotlib of what it drew
+            raise InputError(
+                f"{code} fails ({type(error).__name__}: {reason(error)}): it is called with the learner, theta by "
+                f"name, the {len(fasts)} fast weights before and after each inner step and a task as tensors, and must "
+                "give a Figure of matplotlib: correct the function, or leave the figure out (-v shows the traceback)"
+            ) from error
         if not hasattr(figure, "savefig"):
-            raise InputError(f"evaluation.figures.{label} gave a {type(figure).__name__}: it must give a Figure")
-        with writing(path):
-            figure.savefig(path / f"{label}.png", format="png")
+            raise InputError(f"{code} gave a {type(figure).__name__}: it must give a Figure of matplotlib")
     return [f"{label}.png" for label in job.own_figures]
 
 

@@ -287,6 +287,42 @@ def regret(learner: MAML, theta, fasts, task: Task) -> Figure:
     return figure
 
 
+def round_values(scores: np.ndarray, part: Examples) -> np.ndarray:
+    """What each logged round says that the policy is worth which takes the arm of the largest score [n, A], doubly
+    robust with the scores as reward estimates [n]; their mean is `greedy_doubly_robust`."""
+    rows, (action, propensity, reward) = np.arange(len(scores)), part.targets[:3]
+    best = scores.argmax(axis=1)
+    return scores[rows, best] + (best == action) / propensity * (reward - scores[rows, action])
+
+
+def values(learner: MAML, theta, fasts, task: Task) -> Figure:
+    """What the logged query rounds of a user say that policies are worth, doubly robust, with 95 % intervals over
+    rounds; the line is what the logging policy earned in them. Beside it how often each arm is taken."""
+    arrays = task.map(lambda value: value.numpy())
+    scores = {each.__name__.replace("_", " "): each(arrays) for each in (ridge_per_user, empirical_bayes)}
+    for name, fast in (("before adaptation", fasts[0]), ("after adaptation", fasts[-1])):
+        scores[name] = learner.predict(theta, fast, task.query.inputs).detach().numpy()
+    found = {"logging policy": arrays.query.targets[2]}
+    found |= {name: round_values(each, arrays.query) for name, each in scores.items()}
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(3, 2))
+    for place, rewards in enumerate(found.values()):
+        half = 1.96 * rewards.std(ddof=1) / len(rewards) ** 0.5
+        left.errorbar(rewards.mean(), place, xerr=half, fmt="o", capsize=4, color=f"C{place}")
+    left.axvline(found["logging policy"].mean(), color="grey", linewidth=1)
+    left.set_yticks(range(len(found)), list(found))
+    left.invert_yaxis()
+    left.set(xlabel="reward a round, 95 % interval", title=f"One user's {len(arrays.query.targets[0])} judged rounds")
+    taken = {"logging policy": arrays.query.targets[0], "after adaptation": scores["after adaptation"].argmax(axis=1)}
+    for offset, (name, arms) in zip((-0.2, 0.2), taken.items(), strict=True):
+        counts = np.bincount(arms, minlength=ARMS)
+        right.bar(np.arange(ARMS) + offset, counts, 0.4, label=name, color=f"C{list(found).index(name)}")
+    right.set(xlabel="arm", ylabel="rounds in which it is taken", xticks=range(ARMS))
+    right.margins(y=0.3)  # room for the legend
+    right.legend()
+    return figure
+
+
 def write_logs(path: str | Path, users: int = 1500) -> None:
     """The logs of some users as a CSV file: user, x1, ..., action, propensity, reward."""
     with open(path, "w", newline="") as file:

@@ -13,6 +13,7 @@ import metadist
 from metadist import Draws, Examples, Task, TaskId
 from metadist.data import importers, open_dataset
 from metadist.learners import Fast
+from metadist.models.bandit import greedy_doubly_robust
 from tests.examples import bandits
 
 JOBS = Path(__file__).resolve().parents[2] / "jobs" / "domains"
@@ -173,6 +174,40 @@ def test_the_figure_has_the_regret_of_each_policy(users):
     np.testing.assert_allclose(lines["after adaptation"], 0, atol=1e-5)
 
 
+def test_the_figure_of_logs_has_what_each_policy_is_worth(users):
+    """Before adaptation arm 0 is taken always, with estimates of 0; after it the best arm, with true estimates."""
+    action, propensity, reward, truth = users[0].query.targets
+    logs = Task(*(part._replace(targets=part.targets[:3]) for part in users[0]))
+    learner = metadist.MAML(model=metadist.Model(bandits.Linear()), loss=torch.nn.functional.mse_loss)
+    theta = learner.layout()
+    best = Fast({"weights": torch.from_numpy(_least_squares(users[0])).float()}, {})
+    drawn = bandits.values(learner, theta, [Fast(theta, {}), best], logs.map(torch.from_numpy))
+    left, right = drawn.axes
+    points = {
+        label.get_text(): (line.get_children()[0].get_xdata()[0], line.get_children()[-1].get_segments()[0][:, 0])
+        for label, line in zip(left.get_yticklabels(), left.containers, strict=True)
+    }
+    assert list(points) == [
+        "logging policy", "ridge per user", "empirical bayes", "before adaptation", "after adaptation"
+    ]  # fmt: skip
+    zero = np.where(action == 0, reward / propensity, 0)
+    arm = truth.argmax(axis=1)
+    right_arm = truth.max(axis=1) + np.where(action == arm, (reward - truth.max(axis=1)) / propensity, 0)
+    for name, each in (("logging policy", reward), ("before adaptation", zero), ("after adaptation", right_arm)):
+        mean, interval = points[name]
+        half = 1.96 * np.sqrt(each.var() / (len(each) - 1))
+        np.testing.assert_allclose([mean, *interval], each.mean() + half * np.array([0, -1, 1]), rtol=1e-4)
+    heights = np.array([bar.get_height() for bar in right.patches]).reshape(2, bandits.ARMS)
+    np.testing.assert_array_equal(heights, [np.bincount(each, minlength=bandits.ARMS) for each in (action, arm)])
+
+
+def test_what_rounds_say_of_a_policy_is_the_metric_of_the_job_on_average(users):
+    scores = bandits.ridge_per_user(users[0])
+    outputs, *targets = map(torch.from_numpy, (scores, *users[0].query.targets[:3]))
+    found = bandits.round_values(scores, users[0].query).mean()
+    assert found == pytest.approx(float(greedy_doubly_robust(outputs, *targets)), rel=1e-6)
+
+
 def _least_squares(task: Task) -> np.ndarray:
     """The weights of `Linear` that give a user's true rewards."""
     x, truth = bandits.with_one(task.query.inputs[0]), task.query.targets[3]
@@ -209,7 +244,7 @@ def test_a_table_of_logs_is_imported_trained_on_and_asked(tmp_path, monkeypatch)
     metadist.train(metadist.load_config([JOBS / "bandit_logs.yaml"], settings), quiet=True)
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert list(results["baselines"]) == ["empirical_bayes", "ridge_per_user", "ridge_towards_pooled"]
-    assert "doubly_robust" in results
+    assert "doubly_robust" in results and (tmp_path / "run" / "values.png").exists()
     task = bandits.Users(1)(TaskId("train", 0, 3))
     adapted = metadist.load(tmp_path / "run", trust_code=True).adapt(task.support.inputs[0], task.support.targets[:3])
     assert adapted.outputs(task.query.inputs[0]).shape == (40, bandits.ARMS)

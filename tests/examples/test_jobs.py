@@ -5,6 +5,7 @@ import re
 import shlex
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from metadist.config import Config, load_config
 from metadist.run.api import train
 from metadist.run.places import located
+from tests.conftest import REAL_DATA
 from tests.killed import theta_with_a_worker_killed
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -29,52 +31,77 @@ def folder(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("domains")
 
 
-def made(name: str, folder: Path) -> Path:
-    """The job's file, once its data is there: made by the commands in its head, in `folder`. Skips where these need a
-    file that is not there, which its reader has to bring."""
+@cache
+def ran(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """A command of a head, run once in a folder; a run in it is as short as those of the tests."""
+    program, *words = shlex.split(command)
+    if words[0] == "train":
+        words = ["train", str(ROOT / words[1]), *SMALL, "fleet.backend=local", *words[2:]]
+    python = [sys.executable] if program == "python" else [sys.executable, "-m", program]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run([*python, *words], cwd=folder, env=environment, capture_output=True, text=True)
+
+
+def made(name: str, folder: Path, brought: Path = REAL_DATA) -> Path:
+    """The job's file, once its data is there: made by the commands in its head, in `folder`, of files that its reader
+    has to bring, from `brought`. Skips where these are not there, or a package is not."""
     head = re.match(r"(?:#.*\n)*", JOBS[name].read_text())
     assert head
+    if "Needs rdkit" in head[0]:
+        pytest.importorskip("rdkit")
+    files = {path.name: path for path in brought.rglob("*") if path.is_file()}
     for command in COMMAND.findall(head[0].replace("\\\n#", "")):
         words = shlex.split(command)
-        if words[0] not in ("python", "metadist") or "train" in words:
-            pytest.skip(f"its head asks for more than commands that can be run here: {command}")
-        program = [sys.executable] if words[0] == "python" else [sys.executable, "-m", "metadist"]
-        if "--out" in words and (folder / words[words.index("--out") + 1]).exists():
+        for file in {Path(word).name for word in words} & files.keys():
+            if not (folder / file).exists():
+                (folder / file).symlink_to(files[file])
+        if words[0] == "curl":
+            if not (folder / Path(words[-1]).name).exists():
+                pytest.skip(f"{Path(words[-1]).name} is not in {brought}: put it there ({command})")
             continue
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        done = subprocess.run([*program, *words[1:]], cwd=folder, env=environment, capture_output=True, text=True)
+        done = ran(command, folder)
         absent = [word for word in words if f"No such file or directory: {word!r}" in done.stderr]
         if done.returncode and absent and not (folder / absent[0]).exists():
-            pytest.skip(f"{absent[0]} is not there, which the job's head takes: {command}")
+            pytest.skip(f"{absent[0]} is not in {brought}: put it there, the job's head takes it ({command})")
         assert done.returncode == 0, f"{command}\n{done.stderr}"
     return JOBS[name]
 
 
 def small(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch, *overrides: str) -> Config:
+    """The job with few steps and tasks, in `folder`; weights that it begins with are those of the short run before."""
     path = made(name, folder)
     monkeypatch.chdir(folder)
     monkeypatch.syspath_prepend(str(ROOT))
-    config = load_config([path], [*SMALL, *overrides])
+    more = [*SMALL, *overrides]
+    config = load_config([path], more)
     if place := config.data.options.get("path"):  # of a source, which metadist does not know to be a path
-        config = load_config([path], [*SMALL, *overrides, f"data.options.path={folder / place}"])
-    for needed in (config.data.path, config.model.weights):
-        if needed and not Path(needed).exists():
-            pytest.skip(f"{needed} is not there, and the job's head has no command that makes it here")
-    return located(config)
+        more.append(f"data.options.path={folder / place}")
+    if config.model.weights:
+        saved = sorted(Path(config.model.weights).parents[1].glob("*/weights.safetensors"))
+        more.append(f"model.weights={saved[-1]}")
+    return located(load_config([path], more))
 
 
 def test_a_job_is_skipped_only_where_a_file_that_its_head_takes_is_absent(tmp_path):
-    with pytest.raises(pytest.skip.Exception, match="data_full.json is not there"):
-        made("clinc150_pretrain", tmp_path)
-    (tmp_path / "data_full.json").write_text("{}")
-    with pytest.raises(pytest.skip.Exception, match="domains.json is not there"):
-        made("clinc150_pretrain", tmp_path)
-    (tmp_path / "domains.json").write_text("no JSON")
+    nothing, one, both = (tmp_path / name for name in ("nothing", "one", "both"))
+    for folder in (nothing, one, both):
+        (folder / "brought" / "inside").mkdir(parents=True)
+    for folder in (one, both):
+        (folder / "brought" / "inside" / "data_full.json").write_text("{}")
+    (both / "domains.json").write_text("no JSON")
+    with pytest.raises(pytest.skip.Exception, match="data_full.json is not in "):
+        made("clinc150_pretrain", nothing, nothing / "brought")
+    with pytest.raises(pytest.skip.Exception, match="domains.json is not in "):
+        made("clinc150_pretrain", one, one / "brought")
     with pytest.raises(AssertionError, match="JSONDecodeError"):
-        made("clinc150_pretrain", tmp_path)
+        made("clinc150_pretrain", both, both / "brought")
+    pytest.importorskip("rdkit")
+    with pytest.raises(pytest.skip.Exception, match="chembl_5thresh.csv.gz is not in .*curl"):
+        made("chembl_16", nothing, nothing / "brought")
 
 
 @pytest.mark.wide
+@pytest.mark.timeout(900)  # the first makes the data, of 91,000 values of molecules
 @pytest.mark.parametrize("name", JOBS)
 def test_workers_and_resuming_change_no_bit_of_a_job(name, folder, monkeypatch, tmp_path):
     local = "fleet.backend=local"
@@ -90,6 +117,7 @@ def test_workers_and_resuming_change_no_bit_of_a_job(name, folder, monkeypatch, 
 
 @pytest.mark.wide
 @pytest.mark.ray
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", JOBS)
 def test_a_worker_killed_on_ray_changes_no_bit_of_a_job(name, ray_cluster, folder, monkeypatch, tmp_path):
     more = ["fleet.backend=local", "evaluation.baselines=[]", "evaluation.figures={}", f"run_dir={tmp_path}/alone"]

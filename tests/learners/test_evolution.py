@@ -208,3 +208,41 @@ def test_two_tasks_have_directions_of_their_own():
 def test_a_simulator_is_not_computed_at_once():
     with pytest.raises(InputError, match="loop"):
         Engine(Simulated(model=Model(Slopes()), loss=mean_squared_error), "vmap")
+
+
+def squared_by_numpy(outputs: Tensor, targets: Tensor) -> Tensor:
+    return torch.tensor(np.square(outputs.detach().numpy()[:, 0] - targets.numpy()).mean())
+
+
+def squared_item(outputs: Tensor, targets: Tensor) -> Tensor:
+    return torch.tensor((outputs.squeeze(1) - targets).square().mean().item())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("loss", [squared_by_numpy, squared_item])
+def test_what_a_loss_outside_torch_needs_is_said(loss, kind):
+    """Inner gradients that are not derivatives, and then a class that is not computed at once: with both it is."""
+    with pytest.raises(InputError, match=r"has no derivative, which inner steps take: set learner.inner_directions=16"):
+        estimates(learner(loss=loss), lines(), 1, kind)
+    with pytest.raises(InputError, match=r'leaves torch .* learner.name=module:Class, .* engines = \("loop",\)'):
+        estimates(learner(loss=loss, inner_directions=4), lines(), 1, kind)
+
+    @dataclass(frozen=True, kw_only=True)
+    class OneByOne(EvolutionStrategies):
+        engines = ("loop",)
+
+    own = OneByOne(model=Model(Slopes()), loss=loss, inner_lr=RATE, inner_directions=4)
+    found, _ = estimates(own, lines(), 1, "loop")
+    expected, _ = estimates(learner(inner_directions=4), lines(), 1, "loop")
+    assert torch.allclose(found, expected)
+
+
+@pytest.mark.parametrize("inner_directions", [0, 2])
+def test_a_loss_that_is_no_tensor_is_refused(inner_directions):
+    @dataclass(frozen=True, kw_only=True)
+    class OneByOne(EvolutionStrategies):
+        engines = ("loop",)
+
+    options = {"model": Model(Slopes()), "loss": lambda *both: squared_item(*both).item()}
+    with pytest.raises(InputError, match="the loss gave a float: it must give a tensor"):
+        estimates(OneByOne(**options, inner_directions=inner_directions), lines(), 1, "loop")

@@ -97,6 +97,18 @@ def drawn(learner, theta, fasts, task):
     return figure
 
 
+def late(learner, theta, fasts, task):
+    return {}["slope"]
+
+
+def without_symbols(learner, theta, fasts, task):
+    from matplotlib.figure import Figure
+
+    figure = Figure()
+    figure.subplots().set_title("a $\\\\nothing$")
+    return figure
+
+
 def no_figure(learner, theta, fasts, task):
     return "a picture"
 
@@ -248,6 +260,12 @@ def test_figures_of_the_users_own_are_drawn_beside_the_results(folder):
     assert results["figures"] == ["slopes.png"] and (folder / "runs/job/slopes.png").exists()
 
 
+def test_a_figure_that_matplotlib_cannot_write_is_named_before_the_run(folder, figures):
+    with pytest.raises(InputError, match="figures.a=judged_own:without_symbols fails .ValueError: .*Unknown symbol"):
+        train("evaluation.figures={a: 'judged_own:without_symbols'}", "evaluation.baselines=[]")
+    assert not (folder / "runs" / "job" / "metrics.jsonl").exists()
+
+
 LOW = "evaluation.better=lower"
 
 
@@ -265,7 +283,11 @@ LOW = "evaluation.better=lower"
     (["evaluation.metrics={a: within_tenth}", "evaluation.better=lower"], "evaluation.metrics.a='within_tenth'"),
     (["evaluation.metrics={a: 'judged_own:nothing'}", "evaluation.better=lower"], "has no 'nothing'"),
     (["evaluation.figures={task: 'judged_own:drawn'}"], "task.png is a figure of metadist's own"),
-    (["evaluation.figures={a: 'judged_own:no_figure'}"], "evaluation.figures.a gave a str: it must give a Figure"),
+    (["evaluation.figures={a: 'judged_own:no_figure'}"],
+     "evaluation.figures.a=judged_own:no_figure gave a str: it must give a Figure"),
+    (["evaluation.figures={a: 'judged_own:late'}"],
+     "evaluation.figures.a=judged_own:late fails (KeyError: 'slope'): it is called with the learner, theta by name, "
+     "the 3 fast weights"),
     (["evaluation.baselines=['judged_own:two_apart','other:two_apart']"], "baselines has two_apart twice"),
     (["evaluation.baselines=[nearest_class_mean]"], "does not suit regression"),
     ([*OWN, "learner.name=judged_own:Judged"], "is judged by its own measures"),
