@@ -7,10 +7,11 @@ import platform
 import socket
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from itertools import pairwise
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -29,6 +30,7 @@ TWO_RESULTS = (
     "(F.dropout, torch.randn, numpy.random) or keeps state between calls; use nn.Dropout, which draws from the task's "
     "own key, let the source draw other noise from metadist.Draws(seed, task_id), and keep no state"
 )
+Result = TypeVar("Result")
 MALLOC = {-3: 1 << 25, -1: 1 << 30, -2: 1 << 26}
 """mallopt's M_MMAP_THRESHOLD (its largest), M_TRIM_THRESHOLD and M_TOP_PAD in bytes; see malloc.h of glibc."""
 
@@ -87,6 +89,7 @@ class Worker:
         self.chunk_size = chunk_size
         self.aggregate = aggregate
         self._computing = threading.Lock()
+        self._thread = ThreadPoolExecutor(1, "computing")
         self._vitals = Vitals()
         self._name = f"{socket.gethostname()}:{os.getpid()}"
 
@@ -98,15 +101,18 @@ class Worker:
         began = time.perf_counter()
         tasks, draws = self._sample(self.source, chunk)
         sampled = time.perf_counter()
-        with self._computing:
+        found: dict[str, torch.Tensor] = {}
+
+        def compute() -> tuple[np.ndarray, np.ndarray, list[float]]:
             times = [time.perf_counter()]
             theta = _tensor(weights).to(self.engine.device)
             times.append(self.engine.now())
-            found: dict[str, torch.Tensor] = {}
             losses, rows = self.engine.meta_gradients(theta, tasks, chunk.step, self.meta_steps, draws, found)
             times.append(self.engine.now())
             gradient, losses = rows.cpu().numpy(), losses.cpu().numpy().astype(np.float64)
-            times.append(time.perf_counter())
+            return gradient, losses, [*times, time.perf_counter()]
+
+        gradient, losses, times = self._in_turn(compute)
         cut = gradient.shape[1] - self.engine.num_statistics
         norms = np.sqrt(np.einsum("ij,ij->i", gradient[:, :cut], gradient[:, :cut], dtype=np.float64))
         norms[~np.isfinite(gradient[:, cut:]).all(axis=1)] = np.nan
@@ -122,8 +128,9 @@ class Worker:
         """{metric: [n, inner_steps + 1]} of the chunk's tasks, before adaptation and after every inner step, and
         {"baseline/metric": [n]} for each baseline named."""
         tasks, draws = self._sample(self.evaluator.source, chunk)
-        with self._computing:  # baselines too: two threads in one module would see each other's weights
-            return self.evaluator.evaluate(_tensor(weights), tasks, draws, weights.version, self.meta_steps, baselines)
+        return self._in_turn(  # baselines too: two threads in one module would see each other's weights
+            lambda: self.evaluator.evaluate(_tensor(weights), tasks, draws, weights.version, self.meta_steps, baselines)
+        )
 
     def proof(self) -> str:
         """The device, and a hash of the meta-gradients of the run's first chunk at its initial theta: workers with the
@@ -142,6 +149,19 @@ class Worker:
         """Support loss and norm of the fast weights of one training task, before and after every inner step."""
         task, draws = self.source(task_id), Draws(self.seed, task_id, LEARNER_STREAM)
         return self.engine.trace(_tensor(weights), task, draws, task_id.step, self.meta_steps)
+
+    def _in_turn(self, compute: Callable[[], Result]) -> Result:
+        """What `compute` returns, nothing else being computed meanwhile. The main thread calls it itself; for all
+        others one thread does: glibc keeps memory that a thread has freed for that thread alone, so each that computes
+        would have as much of its own."""
+
+        def alone() -> Result:
+            with self._computing:
+                return compute()
+
+        if threading.current_thread() is threading.main_thread():
+            return alone()
+        return self._thread.submit(alone).result()
 
     def _sample(self, source: Source, chunk: Chunk) -> tuple[Sequence[Task], list[Draws]]:
         names = chunk.tasks

@@ -86,6 +86,6 @@ def _run(command: list[str], folder: Path | None = None) -> None:
 
 
 def last_line(text: str) -> str:
-    """The line of an error output that says what was wrong: the last one that is not empty."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    """The line of an error output that says what was wrong: the last one that is neither empty nor a rule."""
+    lines = [line.strip() for line in text.splitlines() if line.strip(" =-")]
     return lines[-1][:300] if lines else "nothing was said"

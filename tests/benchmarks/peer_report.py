@@ -8,6 +8,7 @@ from statistics import median
 from typing import Any
 
 TOLERANCE = 1e-3
+JAX = "JAX"
 Runs = list[dict[str, Any]]
 
 
@@ -57,6 +58,8 @@ def speeds(part: dict[str, Any]) -> None:
                      f"{first:.1f}", f"{peak:.0f}"])  # fmt: skip
     table(["", "version", "processes", "tasks/s, median (min-max)", "of the fastest peer", "first step, s",
            "memory over baseline, MB"], rows)  # fmt: skip
+    for sentence in comparisons(chosen):
+        print(f"\n{sentence}", flush=True)
     notes(part["runs"], wrong)
 
 
@@ -105,6 +108,34 @@ def best_settings(runs: Runs) -> dict[str, Runs]:
     for run in runs:
         groups.setdefault(run["name"], {}).setdefault(run["threads"], []).append(run)
     return {name: max(by.values(), key=lambda g: median(r["tasks_per_s"] for r in g)) for name, by in groups.items()}
+
+
+def comparisons(chosen: dict[str, Runs]) -> list[str]:
+    """metadist's fastest variant beside the fastest peer, and what runs in one process beside JAX: ratios of the same
+    rounds."""
+    own = [name for name, runs in chosen.items() if runs[0]["metadist"]]
+    peers = [name for name in chosen if name not in own]
+    if not own or not peers:
+        return []
+
+    def speed(name: str) -> float:
+        return median(run["tasks_per_s"] for run in chosen[name])
+
+    def ratios(name: str, other: str) -> list[float]:
+        """How many times as fast as the other, in each round that has both."""
+        others = {run["round"]: run["tasks_per_s"] for run in chosen[other]}
+        return [run["tasks_per_s"] / others[run["round"]] for run in chosen[name] if run["round"] in others]
+
+    best, rival = max(own, key=speed), max(peers, key=speed)
+    fast = ratios(best, rival)
+    sentences = [f"{best}: {median(fast):.2f} ({spread(fast)}) times the speed of the fastest peer, {rival}."] * bool(
+        fast
+    )
+    for name in own if JAX in peers else []:
+        slow = ratios(JAX, name)
+        if chosen[name][0]["processes"] == 1 and slow:
+            sentences.append(f"{name}: {median(slow):.2f} ({spread(slow)}) times the time that JAX takes.")
+    return sentences
 
 
 def fastest_peer(chosen: dict[str, Runs]) -> dict[int, float]:

@@ -37,7 +37,7 @@ class Runner:
         python = self._interpreters[contender.environment]
         if isinstance(python, str):
             return {"threads": threads, "error": python}
-        command = [str(python), contender.script, "--workload", json.dumps(workload.asdict())]
+        command = [str(python), *contender.launcher, contender.script, "--workload", json.dumps(workload.asdict())]
         command += ["--threads", str(threads), "--seconds", str(self.seconds), *more]
         for setting in contender.settings:
             command += ["--override", setting]

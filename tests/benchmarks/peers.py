@@ -6,7 +6,8 @@
 Every contender computes the same network on the same tasks from the same initial weights in a process of its own; their
 first query loss and meta-gradient norm must agree to 1e-3 before any speed is printed. Rounds are interleaved: in each,
 every contender runs once, in turn. Single processes run with one thread and with two, and the better setting counts;
-what runs on Ray has two processes of one thread. What cannot run here is listed with the reason.
+what runs on Ray or under torchrun has two processes of one thread. What cannot run here is listed with the
+reason.
 """
 
 import argparse
@@ -40,6 +41,7 @@ ENVIRONMENTS = {
     ),
     "higher": Environment(("numpy==1.26.4", "higher==0.2.1")),
     "TorchOpt": Environment(("numpy==1.26.4", "torchopt==0.7.3", "optree==0.20.0")),
+    "JAX": Environment(("numpy==2.4.6", "scipy==1.17.1", "jax==0.10.2", "jaxlib==0.10.2", "optax==0.2.8")),
 }  # fmt: skip
 """Peers in environments of their own, torch being the one that runs this; the others run in this one."""
 
@@ -54,12 +56,14 @@ class Contender:
     threads: tuple[int, ...] = (1, 2)
     processes: int = 1
     settings: tuple[str, ...] = ()
+    launcher: tuple[str, ...] = ()  # what the interpreter is given before the script
 
     @property
     def is_metadist(self) -> bool:
         return self.script == "metadist_system.py"
 
 
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 PEERS = (
     Contender("learn2learn", "learn2learn_maml.py", "learn2learn"),
     Contender("higher", "higher_maml.py", "higher"),
@@ -67,6 +71,8 @@ PEERS = (
     Contender("torch.func vmap", "vmap_maml.py"),
     Contender("hand-written loop", "loop_maml.py"),
     Contender("hand-written loop on Ray", "ray_loop.py", threads=(1,), processes=2),
+    Contender("hand-written loop under torchrun", "torchrun_loop.py", threads=(1,), processes=2, launcher=TORCHRUN),
+    Contender("JAX", "jax_maml.py", "JAX"),
 )
 METADIST = {
     "metadist": (),

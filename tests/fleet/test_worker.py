@@ -1,4 +1,5 @@
 import math
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -207,6 +208,30 @@ def test_threads_that_share_a_worker_get_the_bits_of_one_after_the_other(kind):
         found = list(threads.map(lambda chunk: shared.meta_gradients(weights, chunk), chunks))
     for (report, rows), (same, bits) in zip(found, expected, strict=True):
         assert report.chunk == same.chunk and np.array_equal(rows, bits) and np.array_equal(report.losses, same.losses)
+
+
+def test_whatever_threads_ask_one_computes_and_the_main_one_for_itself():
+    """glibc keeps freed memory per thread: each that computes would hold as much as one."""
+    threads_of_loss = set()
+
+    def loss(outputs, targets):
+        threads_of_loss.add(threading.current_thread())
+        return cross_entropy(outputs, targets)
+
+    worker = make_worker(loss=loss)
+    weights, several = weights_of(worker), threading.Barrier(3)
+
+    def ask(_):
+        several.wait()
+        worker.meta_gradients(weights, CHUNK)
+        return threading.current_thread()
+
+    with ThreadPoolExecutor(3) as threads:
+        asked = set(threads.map(ask, range(3)))
+    assert len(asked) == 3 and len(threads_of_loss) == 1 and not threads_of_loss & asked
+    threads_of_loss.clear()
+    worker.meta_gradients(weights, CHUNK)
+    assert threads_of_loss == {threading.main_thread()}
 
 
 def test_threads_that_evaluate_do_not_see_each_others_weights():
