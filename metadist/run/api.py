@@ -49,6 +49,7 @@ def train(
     began = time.monotonic()
     with RunLock(config) as lock:
         start = find_start(config, resume, trust_code, quiet)
+        config = start.prepared.job.config
         lock.take()
         open_tracker = partial(RunTracker, quiet=quiet, measure=start.prepared.job.measure)
         with Run(config, start.checkpoint, start.identity, start.drifted, lock, open_tracker) as run:

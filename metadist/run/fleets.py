@@ -1,5 +1,6 @@
 """The fleet that a job asks for, opened and closed."""
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -60,10 +61,11 @@ def open_fleet(
 
 def check_cluster(config: Config) -> None:
     """Raises InputError, within ten seconds, where the Ray cluster that a job would join cannot be reached."""
-    if config.fleet.backend == "ray":
+    own = config.fleet
+    if own.backend == "ray" or (own.backend == "auto" and (own.address or os.environ.get("RAY_ADDRESS"))):
         from metadist.fleet.ray.cluster import check_cluster as check
 
-        check(config.fleet.address)
+        check(own.address)
 
 
 def patience_of(config: Config) -> Patience:
