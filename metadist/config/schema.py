@@ -178,7 +178,10 @@ class EngineConfig(Section):
 
 
 class FleetConfig(Section):
-    backend: Literal["ray", "local"] = Field("ray", description="actors, or everything in this process")
+    backend: Literal["ray", "local", "auto"] = Field(
+        "ray", description="actors, or everything in this process; auto: this process where a network is so small that "
+        "a step is shorter than what Ray adds to it, and neither workers nor a cluster are asked for"
+    )  # fmt: skip
     address: str | None = Field(None, description="Ray cluster; default RAY_ADDRESS, else a local one is started")
     min_workers: Workers = Field(1, description="below this the run waits and says so")
     cpus_per_worker: Annotated[float, Field(ge=0)] = 1
@@ -329,7 +332,7 @@ class Config(Section):
             raise ValueError("optimizer.max_staleness needs fleet.backend=ray: in one process nothing is asynchronous")
         if self.fleet.gpus_per_worker > 1 and self.fleet.gpus_per_worker % 1:
             raise ValueError(f"fleet.gpus_per_worker={self.fleet.gpus_per_worker} must be whole, or a part of one GPU")
-        if self.engine.device == "cuda" and self.fleet.backend == "ray" and not self.fleet.gpus_per_worker:
+        if self.engine.device == "cuda" and self.fleet.backend != "local" and not self.fleet.gpus_per_worker:
             raise ValueError("engine.device=cuda needs fleet.gpus_per_worker above 0 (such as 1 or 0.5)")
         if self.engine.keep == "sqrt" and self.engine.differentiation == "unroll":
             raise ValueError("engine.keep=sqrt needs engine.differentiation=remat: unroll keeps every step")

@@ -1,9 +1,8 @@
 """Random draws that are a pure function of a task's name: no generator state, no worker rank, no clock."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
-from typing import Any
 
 import numpy as np
 
@@ -32,7 +31,7 @@ class Draws:
 
     def __init__(self, seed: int, task: TaskId, stream: int = 0):
         self._key = [seed, stream]
-        self._counter = [0, task.index, task.step, SPLITS.index(task.split)]
+        self._counter = _counter(task)
         self._words: list[int] = []
 
     def word(self) -> int:
@@ -71,12 +70,76 @@ class Draws:
         return np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])[:count]
 
     def _fetch(self) -> list[int]:
-        """The next words, last first. A generator is set to where they begin: making one takes five times as long."""
-        if not hasattr(_own, "philox"):
-            _own.philox = np.random.Philox(key=[0, 0])
-            _own.state = _own.philox.state
-        place: Any = _own.state["state"]
-        place["key"][:], place["counter"][:] = self._key, self._counter
-        _own.philox.state = _own.state
+        """The next words, last first."""
+        words = next(_raw(self._key, [self._counter], _BLOCK)).tolist()
         self._counter[0] += _BLOCK // 4
-        return _own.philox.random_raw(_BLOCK).tolist()[::-1]
+        return words[::-1]
+
+
+class ManyDraws:
+    """The draws of several tasks at once: those that `Draws(seed, task)` makes of each, in the same order, as arrays.
+
+    Args:
+        seed: The run's seed.
+        tasks: T tasks.
+        count: How many words each of them draws.
+
+    Example:
+        >>> draws = ManyDraws(0, [TaskId("train", 0, 0), TaskId("train", 0, 1)], count=21)
+        >>> group = draws.below(np.full((2, 1), 1000))  # [2, 1]
+        >>> rows = draws.choose(np.full((2, 1), 50), 5, 15)  # [2, 1, 20]: 5, then 15 more distinct integers below 50
+    """
+
+    def __init__(self, seed: int, tasks: Sequence[TaskId], count: int):
+        self._words = np.array([*_raw([seed, 0], map(_counter, tasks), count)])
+        self._drawn = 0
+
+    def skip(self, count: int) -> None:
+        """Leave out so many words of each task."""
+        self._drawn += count
+
+    def below(self, n: np.ndarray) -> np.ndarray:
+        """Of each task t, `Draws.below` of each element of n[t], in order: int64, of n's shape."""
+        count = n[0].size
+        words = self._words[:, self._drawn : self._drawn + count].reshape(n.shape)
+        self._drawn += count
+        if n.max(initial=0) >> 32:
+            return (words.astype(object) * n >> 64).astype(np.int64)
+        n, half, low = n.astype(np.uint64), np.uint64(32), np.uint64(2**32 - 1)
+        return ((words >> half) * n + ((words & low) * n >> half) >> half).astype(np.int64)
+
+    def choose(self, n: np.ndarray, *parts: int) -> np.ndarray:
+        """Distinct integers below each of n [T, sets], in random order: int64 [T, sets, sum(parts)]. So many as the
+        first part says are drawn of each set in turn, then of each as the next says."""
+        count = sum(parts)
+        places = np.empty((*n.shape, count), np.int64)
+        for end, part in zip(np.cumsum(parts).tolist(), parts, strict=True):
+            own = np.arange(end - part, end)
+            places[..., end - part : end] = self.below(n[..., None] - own) + own
+        return np.array([_shuffled(row) for row in places.reshape(-1, count).tolist()], np.int64).reshape(places.shape)
+
+
+def _shuffled(places: list[int]) -> list[int]:
+    """What `Draws.shuffle` yields where its i-th draw is of place i or a later one, places[i]."""
+    moved: dict[int, int] = {}
+    order = []
+    for i, j in enumerate(places):
+        order.append(moved.get(j, j))
+        moved[j] = moved.get(i, i)
+    return order
+
+
+def _counter(task: TaskId) -> list[int]:
+    return [0, task.index, task.step, SPLITS.index(task.split)]
+
+
+def _raw(key: list[int], counters: Iterable[list[int]], count: int) -> Iterator[np.ndarray]:
+    """uint64 [count] of the stream of a key, from each of the counters on. The one generator is set to where they
+    begin: making one takes five times as long, and setting it from arrays in the place of lists twice as long."""
+    if not hasattr(_own, "philox"):
+        _own.philox = np.random.Philox(key=[0, 0])
+    philox, empty = _own.philox, [0, 0, 0, 0]
+    rest = {"bit_generator": "Philox", "buffer": empty, "buffer_pos": len(empty), "has_uint32": 0, "uinteger": 0}
+    for counter in counters:
+        philox.state = {"state": {"counter": counter, "key": key}, **rest}  # pyright: ignore[reportAttributeAccessIssue]
+        yield philox.random_raw(count)

@@ -114,7 +114,10 @@ def as_labels(task: Task) -> Task:
 
 def has_labels(examples: Examples) -> bool:
     """Whether the targets are labels: one array of whole numbers."""
-    return len(examples.targets) == 1 and _kind(examples.targets[0]).startswith(("int", "uint"))
+    if len(examples.targets) != 1:
+        return False
+    only = examples.targets[0]
+    return only.dtype.kind in "iu" if isinstance(only, np.ndarray) else _kind(only).startswith(("int", "uint"))
 
 
 def _kind(array: Any) -> str:

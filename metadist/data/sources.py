@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 
 from metadist.core.errors import InputError
-from metadist.core.random import Draws
+from metadist.core.random import Draws, ManyDraws
 from metadist.core.task import Examples, Split, Task, TaskId, Tasks
 from metadist.data.table import Table
 
@@ -81,8 +81,8 @@ class TableSource(ABC):
         where a group is the task, in the group. Raises InputError if the split cannot yield a task."""
 
     @abstractmethod
-    def rows(self, table: Table, pool: np.ndarray, draws: Draws) -> list[list[int]]:
-        """K + Q rows of each label of one task (or, without labels, of the task)."""
+    def rows(self, table: Table, pools: Sequence[np.ndarray], task_ids: Sequence[TaskId]) -> np.ndarray:
+        """K + Q rows of each label of each task (or, without labels, of the task): int64 [T, labels, K + Q]."""
 
     def pools(self, split: Split) -> list[np.ndarray]:
         """What `eligible` found for a split. Raises InputError if the split cannot yield a task."""
@@ -96,39 +96,27 @@ class TableSource(ABC):
         return self.sample([task_id])[0]
 
     def sample(self, task_ids: Sequence[TaskId]) -> Tasks:
-        """Tasks of one split, read from the table at once: the same as one after the other, in half the time."""
-        pools = self.pools(task_ids[0].split)
-        table = self.tables[task_ids[0].split]
-        ways: list[list[int]] = []
-        order: list[int] = []
-        for task_id in task_ids:
-            draws = Draws(self.seed, task_id)
-            ways = self.rows(table, pools[draws.below(len(pools))], draws)
-            order += [row for rows in ways for row in rows[: self.shots]]
-            order += [row for rows in ways for row in rows[self.shots :]]
-        inputs, targets = table.gather(np.array(order))
+        """Tasks of one split, drawn and read from the table at once: the same as one after the other, in a third of the
+        time."""
+        pools, table = self.pools(task_ids[0].split), self.tables[task_ids[0].split]
+        rows = self.rows(table, pools, task_ids)
+        count, ways = rows.shape[:2]
+        order = [part.reshape(count, -1) for part in (rows[..., : self.shots], rows[..., self.shots :])]
+        inputs, targets = table.gather(np.concatenate(order, axis=1).ravel())
         if not isinstance(self, ValueSource):
-            labels = np.arange(len(ways))
+            labels = np.arange(ways)
             labels = np.concatenate([labels.repeat(self.shots), labels.repeat(self.queries)])
-            targets = (np.tile(labels, len(task_ids)),)
-        cut, each = len(ways) * self.shots, len(order) // len(task_ids)
+            targets = (np.tile(labels, count),)
 
         def part(arrays: tuple[np.ndarray, ...], chosen: slice) -> tuple[np.ndarray, ...]:
-            return tuple(array.reshape(-1, each, *array.shape[1:])[:, chosen] for array in arrays)
+            return tuple(array.reshape(count, -1, *array.shape[1:])[:, chosen] for array in arrays)
 
-        support, query = slice(cut), slice(cut, None)
+        support, query = slice(ways * self.shots), slice(ways * self.shots, None)
         return Tasks(Task(*(Examples(part(inputs, chosen), part(targets, chosen)) for chosen in (support, query))))
 
     @property
     def _needed(self) -> int:
         return self.shots + self.queries
-
-    def _places(self, sizes: Sequence[int], draws: Draws) -> list[list[int]]:
-        """K + Q places in sets of the given sizes. All support sets are drawn first: they do not depend on Q."""
-        orders = [draws.shuffle(size) for size in sizes]
-        supports = [list(islice(order, self.shots)) for order in orders]
-        sets = [support + list(islice(order, self.queries)) for support, order in zip(supports, orders, strict=True)]
-        return [sorted(places) for places in sets] if self.in_order else sets
 
 
 @dataclass(frozen=True)
@@ -176,11 +164,14 @@ class ClassSource(TableSource):
     def combinations(self, split: Split) -> int:
         return sum(comb(len(pool), self.ways) for pool in self.pools(split))
 
-    def rows(self, table: Table, pool: np.ndarray, draws: Draws) -> list[list[int]]:
-        groups = [pool[place] for place in draws.choose(len(pool), self.ways)]
-        starts = [int(table.starts[group]) for group in groups]
-        ways = self._places([int(table.counts[group]) for group in groups], draws)
-        return [[start + place for place in places] for start, places in zip(starts, ways, strict=True)]
+    def rows(self, table: Table, pools: Sequence[np.ndarray], task_ids: Sequence[TaskId]) -> np.ndarray:
+        draws = ManyDraws(self.seed, task_ids, 1 + self.ways + self.ways * self._needed)
+        pool = draws.below(np.full((len(task_ids), 1), len(pools)))
+        sizes, starts = np.array([len(each) for each in pools]), np.cumsum([0, *(len(each) for each in pools[:-1])])
+        places = draws.choose(sizes[pool], self.ways)[:, 0]
+        groups = (pools[0] if len(pools) == 1 else np.concatenate(pools))[starts[pool] + places]
+        chosen = draws.choose(table.counts[groups], self.shots, self.queries)
+        return table.starts[groups][..., None] + (np.sort(chosen) if self.in_order else chosen)
 
 
 @dataclass(frozen=True)
@@ -241,7 +232,12 @@ class LabelledSource(TableSource):
         labels = np.bincount(groups[rows >= self._needed])
         return sum(comb(int(labels[group]), self.ways) for group in self.pools(split)[0])
 
-    def rows(self, table: Table, pool: np.ndarray, draws: Draws) -> list[list[int]]:
+    def rows(self, table: Table, pools: Sequence[np.ndarray], task_ids: Sequence[TaskId]) -> np.ndarray:
+        return np.array([self._rows(table, pools[0], task_id) for task_id in task_ids], np.int64)
+
+    def _rows(self, table: Table, pool: np.ndarray, task_id: TaskId) -> list[np.ndarray]:
+        draws = Draws(self.seed, task_id)
+        draws.word()  # which chose the one pool there is
         group = pool[draws.below(len(pool))]
         start = int(table.starts[group])
         labels = table.column(_target(table))[start : start + int(table.counts[group])]
@@ -251,8 +247,15 @@ class LabelledSource(TableSource):
         members = [
             start + np.flatnonzero(labels == values[p]) for p in (places if self.permute_labels else sorted(places))
         ]
-        ways = self._places([len(rows) for rows in members], draws)
-        return [[int(rows[place]) for place in places] for rows, places in zip(members, ways, strict=True)]
+        chosen = self._places([len(rows) for rows in members], draws)
+        return [rows[places] for rows, places in zip(members, chosen, strict=True)]
+
+    def _places(self, sizes: Sequence[int], draws: Draws) -> list[list[int]]:
+        """K + Q places in sets of the given sizes. All support sets are drawn first: they do not depend on Q."""
+        orders = [draws.shuffle(size) for size in sizes]
+        supports = [list(islice(order, self.shots)) for order in orders]
+        sets = [support + list(islice(order, self.queries)) for support, order in zip(supports, orders, strict=True)]
+        return [sorted(places) for places in sets] if self.in_order else sets
 
 
 @dataclass(frozen=True)
@@ -298,13 +301,16 @@ class ValueSource(TableSource):
     def combinations(self, split: Split) -> int:
         return len(self.pools(split)[0])
 
-    def rows(self, table: Table, pool: np.ndarray, draws: Draws) -> list[list[int]]:
-        group = pool[draws.below(len(pool))]
+    def rows(self, table: Table, pools: Sequence[np.ndarray], task_ids: Sequence[TaskId]) -> np.ndarray:
+        draws = ManyDraws(self.seed, task_ids, 2 + (1 if self.window else self._needed))
+        draws.skip(1)  # which chose the one pool there is
+        groups = pools[0][draws.below(np.full((len(task_ids), 1), len(pools[0])))]
+        starts, counts = table.starts[groups], table.counts[groups]
         if self.window:
-            first = int(table.starts[group]) + draws.below(int(table.counts[group]) - self._needed + 1)
-            return [list(range(first, first + self._needed))]
-        chosen = draws.choose(int(table.counts[group]), self._needed)
-        return [[int(table.starts[group]) + row for row in (sorted(chosen) if self.in_order else chosen)]]
+            chosen = draws.below(counts - self._needed + 1)[..., None] + np.arange(self._needed)
+        else:
+            chosen = draws.choose(counts, self._needed)
+        return starts[..., None] + (np.sort(chosen) if self.in_order else chosen)
 
 
 def sample(source: Source, task_ids: Sequence[TaskId]) -> Sequence[Task]:

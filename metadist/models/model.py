@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
+from functools import cached_property, partial
 from types import FunctionType
 from typing import Any, NamedTuple
 
@@ -78,7 +78,7 @@ class Model:
         """Whether its outputs depend on a DROPOUT key."""
         return bool(self._dropouts)
 
-    @property
+    @cached_property
     def recurrent(self) -> str | None:
         """The name of a recurrent layer, if there is one: vmap cannot batch it, cuDNN not differentiate it twice."""
         kinds = nn.RNNBase | nn.RNNCellBase

@@ -52,6 +52,7 @@ def train(
         checkpoint = find_resumable(config, resume, trust_code)
         with Cluster(config, first_target(config, checkpoint), partial(print, file=sys.stderr)) as cluster:
             start = prepare_start(config, checkpoint, quiet)
+            config = start.prepared.job.config
             lock.take()
             open_tracker = partial(RunTracker, quiet=quiet, measure=start.prepared.job.measure)
             with Run(config, start.checkpoint, start.identity, start.drifted, lock, open_tracker) as run:

@@ -11,21 +11,27 @@
 | | | no more than a quarter of the meta-batch, or few workers would have all of it |
 | engine.aggregate | up to / more than 64 MiB of gradients a chunk | task / chunk |
 | engine.device | workers with / without a GPU | cuda / cpu |
+| fleet.backend | up to 10,000 parameters times inner steps + 1, on a CPU, no convolutions, recurrence, | |
+| | own `measures` or source | local (a step takes less than the 6 ms that Ray adds), by one worker |
+| | everything else; or `num_workers`, a cluster's address, what only several processes can do | ray |
 
 A learner that admits one kind of engine only gets that one.
 """
 
 import math
+import os
 from collections.abc import Sequence
 from typing import Literal
 
 from metadist.config.schema import Config
+from metadist.core.errors import is_submitted
 from metadist.engine import Engine, Kind, Method
 from metadist.learners import Learner
 
 LARGE_CHUNK_BYTES = 64 << 20
 LONG_LOOP = 10
 SMALL_IMAGE = 16 * 16
+SMALL_STEP = 10_000  # parameters times inner steps + 1
 
 
 def worker_device(config: Config) -> str:
@@ -78,3 +84,26 @@ def aggregation(config: Config, engine: Engine) -> Literal["task", "chunk"]:
         return config.engine.aggregate
     size = chunk_size(config, engine) * engine.layout.size * 4
     return "task" if size <= LARGE_CHUNK_BYTES else "chunk"
+
+
+def backend(config: Config, engine: Engine) -> Literal["ray", "local"]:
+    """Where the workers of a run are. A submitted job, and one with a cluster's address, is Ray's."""
+    own, learner = config.fleet, engine.learner
+    if own.backend != "auto":
+        return own.backend
+    cluster = own.address or os.environ.get("RAY_ADDRESS") or is_submitted()
+    several = own.min_workers > 1 or own.servers > 1 or config.tasks_per_worker or config.optimizer.max_staleness
+    if cluster or several or "num_workers" in config.model_fields_set:
+        return "ray"
+    small = engine.layout.size * (learner.inner_steps + 1) <= SMALL_STEP and worker_device(config) == "cpu"
+    own_time = _convolves(learner) or learner.model.recurrent is not None or learner.measures or config.data.source
+    return "local" if small and not own_time else "ray"
+
+
+def with_backend(config: Config, engine: Engine) -> Config:
+    """The job with what `fleet.backend: auto` stands for."""
+    if config.fleet.backend != "auto":
+        return config
+    chosen = backend(config, engine)
+    changes = {"fleet": config.fleet.model_copy(update={"backend": chosen})}
+    return config.model_copy(update=changes | ({"num_workers": 1} if chosen == "local" else {}))

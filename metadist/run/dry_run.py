@@ -21,7 +21,7 @@ def dry_run(config: Config) -> dict[str, Any]:
     check_cluster(config)
     find_checkpoint(config, "auto")
     prepared = preflight(Job(config), evaluated_splits(config), gradient=True, say=to_stderr)
-    engine = prepared.engine
+    config, engine = prepared.job.config, prepared.engine
     return {
         "run_dir": name_of(config.run_dir or ""),
         "learner": config.learner.name,

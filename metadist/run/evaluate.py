@@ -67,7 +67,7 @@ def evaluate(
         name, signals = f"evaluations/{digest({'config': shown(config), 'step': saved.step})}", Signals()
         followed = is_tracked(config, trust_code, own)
         with new_files(run, name) as (folder, place), nested_tracker(prepared, run, name, folder, followed, say) as log:
-            with open_fleet(cluster, prepared, config.num_workers, say, signals) as fleet, signals:
+            with open_fleet(cluster, prepared, prepared.job.config.num_workers, say, signals) as fleet, signals:
                 numbers = run_file(run, "metrics.jsonl")
                 weights = prepared.weights(saved.step)
                 results = evaluate_weights(prepared, fleet, weights, folder, say, str(run), numbers, doing)

@@ -1,5 +1,6 @@
 """The cluster and the fleet that a job asks for, opened and closed."""
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -25,7 +26,8 @@ Say = Callable[[str], None]
 class Cluster:
     """The Ray of a run: joined, or started on this machine, in a thread, while the job is prepared; left at the end.
 
-    `say` takes a line from that thread. `head_lost`: its head has been given up.
+    With `fleet.backend=auto` it is begun by `wait`. `say` takes a line from that thread. `head_lost`: its head has been
+    given up.
     """
 
     def __init__(self, config: Config, target: int, say: Say):
@@ -50,7 +52,7 @@ class Cluster:
         reached, or cannot hold a worker."""
         from metadist.fleet.ray.capacity import announce
 
-        assert self._connected
+        self._connected = self._connected or self._begin()
         self._connected.result()
         self._environment.close()
         announce(self._target, self._resources, self.started, say, self._deadline)
@@ -124,10 +126,11 @@ def open_fleet(
 
 def check_cluster(config: Config) -> None:
     """Raises InputError, within ten seconds, where the Ray cluster that a job would join cannot be reached."""
-    if config.fleet.backend == "ray":
+    own = config.fleet
+    if own.backend == "ray" or (own.backend == "auto" and (own.address or os.environ.get("RAY_ADDRESS"))):
         from metadist.fleet.ray.cluster import check_cluster as check
 
-        check(config.fleet.address)
+        check(own.address)
 
 
 def patience_of(config: Config) -> Patience:

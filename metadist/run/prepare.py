@@ -15,10 +15,14 @@ from metadist.engine import Engine, estimate
 from metadist.fleet.worker import TWO_RESULTS, set_up_process
 from metadist.learners.learner import Learner, one_tensor
 from metadist.models import LOSSES
-from metadist.run.auto import chunk_size
+from metadist.run.auto import chunk_size, with_backend
 from metadist.run.build import Job
 from metadist.run.resolved import decided, resolved
 
+IN_ONE_PROCESS = (
+    "a step of this network takes less than Ray adds to it, so everything is computed in this process "
+    "(fleet.backend=auto is local): num_workers=N takes so many workers on Ray, to the same bits"
+)
 UNMOVED = (
     "the meta-gradient of the first training task is exactly zero, so theta would not move by it: where the loss has "
     "no derivative (counts, thresholds) take learner.name=evolution with learner.inner_directions, which needs none"
@@ -96,7 +100,7 @@ class Prepared:
 
 def prepare(job: Job, splits: Sequence[Split], checkpoint: Checkpoint | None = None) -> Prepared:
     """Set up this process, open the data, draw a task of each split needed, build the model and compute one task; theta
-    is initial, or the checkpoint's.
+    is initial, or the checkpoint's. From then on the job says where it is computed.
 
     Raises InputError for whatever would go wrong later.
     """
@@ -133,7 +137,10 @@ def prepare(job: Job, splits: Sequence[Split], checkpoint: Checkpoint | None = N
     judged = job.evaluation_engine("cpu", job.evaluation_outputs(engine)).learner
     moved = _try_one_task(engine, theta, chunk[0], judged, ways)
     few = [job.few_tasks(split, _tasks_of(job, split)) for split in splits]
-    notes = [note for note in (engine.learner.model.note, "" if moved else UNMOVED, *few) if note]
+    settled = with_backend(config, engine)
+    alone = IN_ONE_PROCESS if config.fleet.backend != settled.fleet.backend == "local" else ""
+    notes = [note for note in (engine.learner.model.note, "" if moved else UNMOVED, alone, *few) if note]
+    job.config = settled
     return Prepared(job, engine, theta, chunk, baselines, notes=notes)
 
 

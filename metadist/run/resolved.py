@@ -9,7 +9,7 @@ from metadist.core.errors import InputError
 from metadist.core.files import is_uri
 from metadist.engine import Engine
 from metadist.models import LOSSES
-from metadist.run.auto import aggregation, chunk_size, worker_device
+from metadist.run.auto import aggregation, backend, chunk_size, worker_device
 from metadist.run.build import Job
 from metadist.run.plugins import model_name
 from metadist.run.trust import outside_code
@@ -27,6 +27,7 @@ def resolved(job: Job, engine: Engine, baselines: Sequence[str]) -> dict[str, An
         "engine.chunk_size": chunk_size(config, engine),
         "engine.aggregate": aggregation(config, engine),
         "engine.device": worker_device(config),
+        "fleet.backend": backend(config, engine),
         "evaluation.baselines": [named.get(name, name) for name in baselines],
     }
     if config.loss == "auto":

@@ -1,6 +1,7 @@
 """The training loop, and what it does every so often: log, validate, save."""
 
 import math
+import os
 import time
 from contextlib import suppress
 from copy import deepcopy
@@ -90,7 +91,7 @@ class Trainer:
         self._logged = False
         self._validated: dict[str, float] = {}
         self._saved_at, self._saved_step = time.monotonic(), -1
-        self._target_changed_ns = 0
+        self._target_file, self._target_changed_ns = str(run.path / TARGET_FILE), 0
         self._applied_at: float | None = None
         """When the last step was applied, where workers went on with this one meanwhile."""
 
@@ -194,7 +195,7 @@ class Trainer:
     def _follow_target(self) -> None:
         """Take up a new number of workers that `metadist scale` has asked for."""
         try:
-            changed_ns = (self._run.path / TARGET_FILE).stat().st_mtime_ns
+            changed_ns = os.stat(self._target_file).st_mtime_ns
         except FileNotFoundError:
             return
         if changed_ns != self._target_changed_ns:

@@ -127,7 +127,10 @@ class Watch:
         own, size = self._config.optimizer, self._prepared.engine.layout.size
         limited = min(norm, own.clip_norm or norm, (own.clip_value or norm) * size**0.5)
         self.norms.append(limited)
-        largest, usual = max(self.norms), median(self.norms)
+        largest = max(self.norms)
+        if largest <= SPIKE * min(self.norms):  # which is at most the median, and found in less time
+            return
+        usual = median(self.norms)
         if len(self.norms) > 2 and largest > SPIKE * usual > 0:
             at = step + 1 - len(self.norms) + list(self.norms).index(largest)
             slow = (

@@ -6,7 +6,7 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from metadist.core.random import Draws
+from metadist.core.random import Draws, ManyDraws
 from metadist.core.task import TaskId
 
 MASK = 2**64 - 1
@@ -93,6 +93,35 @@ def test_threads_do_not_disturb_one_another():
         sys.setswitchinterval(interval)
     for place in range(4):
         assert found[place] == [stream(0, TaskId("train", place, index), 0, count) for index in range(300)]
+
+
+MANY = [TaskId(split, step, index) for split in ("train", "test") for step in (0, 70) for index in (0, 3, 2**40)]
+
+
+@pytest.mark.parametrize("most", [1, 2, 50, 2**32 - 1, 2**32, 2**62])
+def test_integers_of_many_tasks_are_those_of_each(most):
+    sizes = np.random.default_rng(0).integers(1, most, (len(MANY), 3, 40), endpoint=True)
+    sizes[0, 0] = most
+    drawn = ManyDraws(2**63, MANY, 120).below(sizes)
+    for task, own, numbers in zip(MANY, sizes, drawn, strict=True):
+        draws = Draws(2**63, task)
+        assert numbers.dtype == np.int64
+        assert numbers.ravel().tolist() == [draws.below(int(n)) for n in own.ravel()]
+
+
+@pytest.mark.parametrize("most", [25, 200, 10**12])
+def test_choices_of_many_tasks_are_those_of_each(most):
+    """As two sources draw: some sets of their own, and two sets of which first each one's support, then its query."""
+    sizes = np.random.default_rng(0).integers(25, most, (len(MANY), 2), endpoint=True)
+    many = ManyDraws(5, MANY, 6 + 2 * 25)
+    groups, rows = many.choose(np.full((len(MANY), 1), 30), 6), many.choose(sizes, 9, 16)
+    assert rows.shape == (len(MANY), 2, 25)
+    for place, task in enumerate(MANY):
+        draws = Draws(5, task)
+        assert groups[place].tolist() == [draws.choose(30, 6)]
+        orders = [draws.shuffle(int(n)) for n in sizes[place]]
+        supports = [list(islice(order, 9)) for order in orders]
+        assert rows[place].tolist() == [a + list(islice(order, 16)) for a, order in zip(supports, orders, strict=True)]
 
 
 def test_one_tasks_draws_do_not_depend_on_what_was_drawn_for_another():
