@@ -5,7 +5,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
@@ -45,7 +45,10 @@ class Signals:
         self.received = number
         if not self._deferred:
             raise Interrupted(number)
-        os.write(2, b"stopping after this meta-step, then saving; a second signal exits at once\n")  # no lock is taken
+        with suppress(OSError):  # of a terminal that is gone: an error here would end the run before it has saved
+            os.write(
+                2, b"stopping after this meta-step, then saving; a second signal exits at once\n"
+            )  # without a lock
 
 
 class Stop:

@@ -208,8 +208,27 @@ def test_a_signal_finishes_the_step_saves_and_exits(tmp_path, number, code):
     _, said = process.communicate(timeout=60)
     assert process.returncode == code, said
     assert "--resume auto" in said
-    records = read_journal(tmp_path / "run" / "journal.jsonl")
-    assert records[-1]["done"] == max(record.get("step", 0) for record in records) + 1
+    check_saved(tmp_path / "run")
+
+
+def check_saved(run_dir: Path) -> None:
+    """The step that was applied last is saved."""
+    records = read_journal(run_dir / "journal.jsonl")
+    applied = max(record.get("applied", 0) for record in records)
+    assert records[-1]["done"] == applied + 1
+    assert (run_dir / "checkpoints" / f"step_{applied + 1:08}").exists()
+
+
+def test_a_signal_saves_though_the_terminal_is_gone(tmp_path):
+    job = ["data.family=digits", "task.ways=3", "task.queries=3", *SMALL, "meta_steps=100000", "evaluation.every=0"]
+    command = [sys.executable, "-m", "metadist", "train", *job, "tracking.mlflow=false", f"run_dir={tmp_path / 'run'}"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
+        assert process.stderr is not None
+        next(line for line in process.stderr if line.startswith(b"step"))
+        process.stderr.close()
+        process.send_signal(signal.SIGINT)
+        process.wait(60)
+    check_saved(tmp_path / "run")
 
 
 def test_config_commands(tmp_path):
