@@ -116,6 +116,27 @@ class WorkerActor:
         self._changed.wait_for(holds)
 
 
+class WeightCache:
+    """Which weights each worker has: they travel to it once, from then on their number stands for them."""
+
+    def __init__(self):
+        self._numbers: dict[tuple[Any, ...], int] = {}
+        self._sent: set[tuple[int, int]] = set()
+
+    def send(self, worker: int, weights: tuple[Any, ...]) -> tuple[int, tuple[Any, ...]]:
+        """The number of the weights and, if the worker does not have them yet, the weights."""
+        if weights not in self._numbers:
+            self._numbers[weights] = max(self._numbers.values(), default=0) + 1
+            for old in list(self._numbers)[:-CACHED]:
+                del self._numbers[old]
+            self._sent = {pair for pair in self._sent if pair[1] in self._numbers.values()}
+        number = self._numbers[weights]
+        if (worker, number) in self._sent:
+            return number, ()
+        self._sent.add((worker, number))
+        return number, weights
+
+
 def join_weights(parts: Sequence[Weights]) -> tuple[Weights, list[slice]]:
     """Slices of theta, in order, as one; and where each lies."""
     edges = [0, *np.cumsum([len(part.theta) for part in parts])]

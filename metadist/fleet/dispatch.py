@@ -14,7 +14,7 @@ import numpy as np
 from metadist.core.errors import InputError, Interrupted
 from metadist.core.messages import Chunk, ChunkReport, Progress, Weights, plan, unseen
 from metadist.fleet import events
-from metadist.fleet.actors import CACHED, Bundle, join_weights
+from metadist.fleet.actors import Bundle, WeightCache, join_weights
 from metadist.fleet.controller import REMEMBERED, Controller
 from metadist.fleet.events import Action, Attempt, Event
 from metadist.fleet.executor import Executor, Failure, Ref
@@ -119,27 +119,6 @@ def cut_bundles(chunks: Sequence[Chunk], workers: int) -> list[Bundle]:
         bundles.append(tuple(chunks[start : start + size]))
         start += size
     return bundles
-
-
-class WeightCache:
-    """Which weights each worker has: they travel to it once, from then on their number stands for them."""
-
-    def __init__(self):
-        self._numbers: dict[tuple[Ref, ...], int] = {}
-        self._sent: set[tuple[int, int]] = set()
-
-    def send(self, worker: int, weights: tuple[Ref, ...]) -> tuple[int, tuple[Ref, ...]]:
-        """The number of the weights and, if the worker does not have them yet, the weights."""
-        if weights not in self._numbers:
-            self._numbers[weights] = max(self._numbers.values(), default=0) + 1
-            for old in list(self._numbers)[:-CACHED]:
-                del self._numbers[old]
-            self._sent = {pair for pair in self._sent if pair[1] in self._numbers.values()}
-        number = self._numbers[weights]
-        if (worker, number) in self._sent:
-            return number, ()
-        self._sent.add((worker, number))
-        return number, weights
 
 
 class Fleet:

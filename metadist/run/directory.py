@@ -11,7 +11,6 @@ from metadist.checkpoint.journal import Journal, planned_batches, read_journal
 from metadist.checkpoint.saver import Saver
 from metadist.checkpoint.store import CheckpointStore
 from metadist.config import Config, dump_config
-from metadist.config.load import parse_config
 from metadist.core.errors import InputError
 from metadist.core.files import DriverLock, bare, here, is_uri, private_files, reason, replace_text
 from metadist.core.storage import local_folder, reaching
@@ -172,9 +171,7 @@ def begin_directory(config: Config, run_dir: Path, checkpoint: Checkpoint | None
         run_dir.mkdir(parents=True, exist_ok=True)
         text, path = dump_config(config), run_dir / "config.yaml"
         forgotten = ["results.json"] if checkpoint else ["results.json", "metrics.jsonl"]
-        before = (
-            parse_config(checkpoint.config, "the checkpoint's configuration") if checkpoint else config_before(run_dir)
-        )
+        before = config_before(run_dir, checkpoint)
         if not checkpoint and (before is None or bound_settings(before) != bound_settings(config)):
             forgotten += ["journal.jsonl", TARGET_FILE]
         if before and before.num_workers != config.num_workers:

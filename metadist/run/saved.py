@@ -29,8 +29,10 @@ def is_own(checkpoint: Checkpoint | None, run_dir: str) -> bool:
     return checkpoint is not None and checkpoint.run.get("run_dir") == bare(run_dir)
 
 
-def config_before(run_dir: Path) -> Config | None:
-    """The configuration of the run that the directory already has, if any."""
+def config_before(run_dir: Path, checkpoint: Checkpoint | None = None) -> Config | None:
+    """The configuration of the checkpoint that a run goes on from, or of the run that is in the directory, if any."""
+    if checkpoint is not None:
+        return parse_config(checkpoint.config, "the checkpoint's configuration")
     path = run_dir / "config.yaml"
     try:
         return parse_config(read_file(path).decode(), str(path))

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from metadist.core.errors import InputError
 from metadist.core.files import JsonLines, read_json_lines
 from metadist.tracking import Status, Tracker
 
+BATCH_BYTES = 1 << 15  # about 1000 values
 _NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 
 
@@ -40,6 +41,20 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         raise InputError(f"There is no {path}: give a run directory in which training has begun.")
     return [numbers(row) for row in read_json_lines(path)]
+
+
+def line_batches(path: Path, offset: int) -> Iterator[tuple[list[bytes], int]]:
+    """The whole lines of a metrics file from a byte on, some at a time, each time with the byte at which they end."""
+    if not path.exists():
+        return
+    with path.open("rb") as file:
+        file.seek(offset)
+        while lines := file.readlines(BATCH_BYTES):
+            whole = [line for line in lines if line.endswith(b"\n")]
+            offset += sum(map(len, whole))
+            yield whole, offset
+            if len(whole) < len(lines):  # the rest is being written
+                return
 
 
 def numbers(row: dict[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import re
 import shlex
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +27,7 @@ from metadist.core.files import parse_json_line, replace_text
 from metadist.core.redaction import redact, redacted
 from metadist.tracking import SavedModel, Status, Tracker
 from metadist.tracking.database import database_file, make_database
+from metadist.tracking.jsonl import line_batches
 from metadist.tracking.models import log_model
 from metadist.tracking.reach import shortened
 
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     from mlflow.entities import Metric
 
 OFFSET_FILE = "mlflow_offset"
-_BATCH_BYTES = 1 << 15  # about 1000 values
 FLUSH_EVERY_S = 2.0
 BEGIN_S = 10.0  # after which a run is shown that has no numbers yet
 FIRST_BACKOFF_S, LAST_BACKOFF_S = 5.0, 300.0
@@ -161,7 +161,7 @@ class MlflowTracker(Tracker):
         if not in_time or self._error:
             reason = self._reason(self._error) if self._error else f"no answer within {timeout_s:g} s"
             reason = "as said above" if reason == self._outage else reason
-            lacking = sum(len(lines) for lines, _ in _batches(self._metrics, self._offset))
+            lacking = sum(len(lines) for lines, _ in line_batches(self._metrics, self._offset))
             self._say(
                 f"MLflow at {self._shown_uri} did not take the end of this run ({reason}): it lacks {lacking} lines of "
                 f"metrics.jsonl in {self._metrics.parent} and may show the run as running; once it answers, "
@@ -288,7 +288,7 @@ class MlflowTracker(Tracker):
     def _send_all(self, client: "MlflowClient") -> None:
         """Sends all that MLflow lacks; what it takes is noted, so that the next attempt goes on from there."""
         self._send_settings(client)
-        for lines, end in _batches(self._metrics, self._offset):
+        for lines, end in line_batches(self._metrics, self._offset):
             self._log_batch(client, metrics=[value for line in lines for value in _values(line)])
             self._note_offset(end)
         self._send_datasets(client)
@@ -373,7 +373,7 @@ class MlflowTracker(Tracker):
         while self._models:
             model = self._models[0]
             try:
-                lines = (line for batch, _ in _batches(self._metrics, 0) for line in batch)
+                lines = (line for batch, _ in line_batches(self._metrics, 0) for line in batch)
                 judged = (line for line in lines if b'"validation/' in line or b'"test/' in line)  # few of many
                 figures = (metric for line in judged for metric in _values(line) if metric.step == model.step)
                 own = [metric for metric in figures if metric.key.startswith(("validation/", "test/"))]
@@ -462,20 +462,6 @@ def _reached(metrics: Path, run_id: str | None) -> int:
         return min(max(int(noted), 0), size) if noted_id == run_id else 0
     except (OSError, ValueError):
         return size if run_id else 0
-
-
-def _batches(metrics: Path, offset: int) -> Iterator[tuple[list[bytes], int]]:
-    """The whole lines from a byte on, some at a time, each time with the byte at which they end."""
-    if not metrics.exists():
-        return
-    with metrics.open("rb") as file:
-        file.seek(offset)
-        while lines := file.readlines(_BATCH_BYTES):
-            whole = [line for line in lines if line.endswith(b"\n")]
-            offset += sum(map(len, whole))
-            yield whole, offset
-            if len(whole) < len(lines):  # the rest is being written
-                return
 
 
 def _values(line: bytes) -> list["Metric"]:
