@@ -65,7 +65,7 @@ class Contender:
         return self.script == "metadist_system.py"
 
 
-ROUNDING = "it rounds otherwise, which moves the norm of this gradient by 0.3 %; in float64 it agrees to 1e-13 on smaller images"
+ROUNDING = "its rounding moves the norm of this gradient by 0.3 %; on smaller images it agrees in float64 to 1e-13"
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 PEERS = (
     Contender("learn2learn", "learn2learn_maml.py", "learn2learn"),
