@@ -57,12 +57,15 @@ class Contender:
     processes: int = 1
     settings: tuple[str, ...] = ()
     launcher: tuple[str, ...] = ()  # what the interpreter is given before the script
+    left_out: str = ""  # a network that it is not measured on
+    reason: str = ""
 
     @property
     def is_metadist(self) -> bool:
         return self.script == "metadist_system.py"
 
 
+ROUNDING = "its rounding moves the norm of this gradient by 0.3 %; on smaller images it agrees in float64 to 1e-13"
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 PEERS = (
     Contender("learn2learn", "learn2learn_maml.py", "learn2learn"),
@@ -72,7 +75,7 @@ PEERS = (
     Contender("hand-written loop", "loop_maml.py"),
     Contender("hand-written loop on Ray", "ray_loop.py", threads=(1,), processes=2),
     Contender("hand-written loop under torchrun", "torchrun_loop.py", threads=(1,), processes=2, launcher=TORCHRUN),
-    Contender("JAX", "jax_maml.py", "JAX"),
+    Contender("JAX", "jax_maml.py", "JAX", left_out="resnet12", reason=ROUNDING),
 )
 METADIST = {
     "metadist": (),
@@ -180,7 +183,8 @@ def measure(runner: Runner, workload: Workload, who: list[Contender], rounds: in
     for turn in range(rounds):
         for each in who:
             for threads in each.threads:
-                figures = runner.run(each, workload, threads, "--tasks", str(tasks))
+                left_out = {"threads": threads, "error": each.reason} if workload.network == each.left_out else None
+                figures = left_out or runner.run(each, workload, threads, "--tasks", str(tasks))
                 runs.append({"round": turn, "name": each.name, "processes": each.processes,
                              "metadist": each.is_metadist, **figures})  # fmt: skip
                 say(f"{workload.name}, round {turn + 1} of {rounds}: {peer_report.brief(runs[-1])}")
