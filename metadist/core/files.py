@@ -115,6 +115,9 @@ def finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+_LINE = json.JSONEncoder(allow_nan=False, separators=(",", ":"))
+
+
 class JsonLines:
     """Appends JSON objects to `path`, one a line; any thread may. One that could not be written whole leaves no trace.
 
@@ -133,7 +136,7 @@ class JsonLines:
 
     def append(self, record: dict[str, Any], *, sync: bool = False) -> None:
         """Writes a record of plain JSON values (no NaN: ValueError); with `sync` it is on the disk at return."""
-        data = json.dumps(record, allow_nan=False, separators=(",", ":")).encode() + b"\n"
+        data = _LINE.encode(record).encode() + b"\n"
         with self._lock, writing(self._path):
             self._held.check()
             try:

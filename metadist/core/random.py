@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
+from typing import Any
 
 import numpy as np
 
@@ -138,7 +139,8 @@ def _raw(key: list[int], counters: Iterable[list[int]], count: int) -> Iterator[
     begin: making one takes five times as long, and setting it from arrays in the place of lists twice as long."""
     if not hasattr(_own, "philox"):
         _own.philox = np.random.Philox(key=[0, 0])
-    philox, empty = _own.philox, [0, 0, 0, 0]
+    philox: Any = _own.philox
+    empty = [0, 0, 0, 0]
     rest = {"bit_generator": "Philox", "buffer": empty, "buffer_pos": len(empty), "has_uint32": 0, "uinteger": 0}
     for counter in counters:
         philox.state = {"state": {"counter": counter, "key": key}, **rest}  # pyright: ignore[reportAttributeAccessIssue]

@@ -276,19 +276,20 @@ def _writes(node: Node) -> bool:
 
 
 def _origin(node: Any) -> Any:
-    """What a chain of views looks at."""
-    while node.op == "call_function" and node.target in VIEWS:
-        node = node.args[0]
+    """Whose memory it has: what a chain of views, or of changes in place, begins with."""
+    while (schema := getattr(node.target, "_schema", None)) and schema.returns and schema.returns[0].alias_info:
+        node = node.all_input_nodes[0]
     return node
 
 
 def _copied(node: Node) -> Any:
     """The node whose numbers this one only copies, into memory that lies the same; None where it does more."""
+    arguments: Any = node.args
     source: Any = None
-    if node.target is aten.cat.default and len(node.args[0]) == 1:  # pyright: ignore[reportArgumentType]
-        source = node.args[0][0]  # pyright: ignore[reportArgumentType, reportIndexIssue, reportOptionalSubscript]
-    elif node.target in (aten.mul.Scalar, aten.mul.Tensor) and node.args[1] in (1, 1.0):
-        source = node.args[0]
+    if node.target is aten.cat.default and len(arguments[0]) == 1:
+        source = arguments[0][0]
+    elif node.target in (aten.mul.Scalar, aten.mul.Tensor) and arguments[1] in (1, 1.0):
+        source = arguments[0]
     if source is None:
         return None
     one, other = node.meta["val"], source.meta["val"]

@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from metadist.core.errors import InputError
 from metadist.core.task import Task
 from metadist.engine import Engine, Method
-from metadist.engine.graph_cache import AFTER, SHAPES, Program
+from metadist.engine.graph_cache import AFTER, SHAPES, Program, record, shortened
 from metadist.learners import MAML, Learner, Reptile
 from metadist.learners.inner_optimizers import Adam
 from metadist.models.losses import cross_entropy
@@ -417,3 +417,38 @@ def test_engines_in_two_threads_do_not_spoil_each_others_recordings():
     played.clear()
     steady.meta_gradients(steady.initial_theta(), tasks_of("mlp", 1, first=90))
     assert not played
+
+
+def played(function, *tensors: Tensor) -> tuple[list[Tensor], int]:
+    """What a recording gives once it is shortened, and how many operations are left."""
+    graph = record(lambda structure, step, meta_steps, given: function(*given), None, 0, 1, tensors)
+    play = shortened(graph)
+    return list(play(*tensors)), sum(node.op == "call_function" for node in graph.graph.nodes)
+
+
+def test_a_shortened_recording_leaves_out_what_only_copies():
+    x, w = torch.randn(4, 3), torch.randn(3, 3)
+    (y,), operations = played(lambda x, w: (torch.mm(torch.cat([x], 1) * 1, w) * 1,), x, w)
+    assert operations == 1 and torch.equal(y, x @ w)
+
+
+def test_a_shortened_recording_keeps_a_copy_that_is_written_to():
+    x, before = torch.randn(4, 3), torch.zeros(4, 3)
+    before.copy_(x)
+
+    def function(x: Tensor) -> tuple[Tensor, ...]:
+        copy, other, third = torch.cat([x], 1), x * 1, torch.cat([x], 0)
+        copy.view(12).add_(1)
+        third[1].mul_(2)
+        third.split([1, 3])[1].add_(1)
+        return copy, other, third, x + 0.5
+
+    expected = [before + 1, before, torch.stack([before[0], 2 * before[1] + 1, before[2] + 1, before[3] + 1])]
+    found, _ = played(function, x)
+    assert torch.equal(x, before)
+    assert [torch.equal(a, b) for a, b in zip(found, [*expected, before + 0.5], strict=True)] == [True] * 4
+
+
+def test_a_shortened_recording_keeps_the_kind_of_number():
+    (y,), operations = played(lambda x: (x * 1.0,), torch.arange(3))
+    assert operations == 1 and y.dtype == torch.float32
