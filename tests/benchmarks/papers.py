@@ -34,7 +34,7 @@ COMMON = (
 COSINE = "optimizer.schedule=cosine"
 COMPILED = "engine.compile=true"
 """Twice as fast with few images a task; refused where rounding moves one task's gradient by a hundredth, as it does at
-5 shots and at 60 ways, where units lie at the kink of the ReLU."""
+5 shots and at 60 ways, probably as units lie at the kink of the ReLU."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,8 @@ class Paper:
 
 FINN = Paper(
     "Finn et al. 2017, table 1 (arXiv 1703.03400)",
-    "1,100 characters to train on, 100 to validate, 423 to test, each at four angles; as many queries a class as "
-    "shots; 3 inner steps at 5 ways, 5 at 20",
+    "1,100 characters to train on, 100 to validate, 423 to test, each at four angles (here a task may hold one "
+    "character at two of these, there it cannot); as many queries a class as shots; 3 inner steps at 5 ways, 5 at 20",
     600, True, True,
 )  # fmt: skip
 NICHOL_FO = Paper("Nichol et al. 2018, table 2 (arXiv 1803.02999)", "that of MAML", 600, True, True)
@@ -63,12 +63,12 @@ NICHOL = Paper(
     10_000, True, False,
 )  # fmt: skip
 SNELL = Paper(
-    "Snell et al. 2017, table 1 (arXiv 1703.05175), Euclidean, trained with 60 ways",
+    "Snell et al. 2017, table 1 (arXiv 1703.05175), Euclidean, trained with 60 ways (not checked against the paper)",
     "1,200 characters to train and validate on, 423 to test, each at four angles; 15 queries a class, each by itself",
     1000, False, True,
 )  # fmt: skip
 BERTINETTO = Paper(
-    "Bertinetto et al. 2019, table 2 (arXiv 1805.08136), network of 64 channels",
+    "Bertinetto et al. 2019, table 2 (arXiv 1805.08136), network of 64 channels (not checked against the paper)",
     "split and angles of Snell et al.; queries each by themselves",
     10_000, False, True,
 )  # fmt: skip
