@@ -124,7 +124,7 @@ class Trainer:
             self._begin_round(step)
             num_tasks = self._plan_batch(step)
             chunks, ahead = plan("train", step, num_tasks, self.chunk_size), self._plan_ahead(step)
-            following = self._plan_next(step)
+            target, following = self.fleet.target, self._plan_next(step)
             began = self._applied_at or time.perf_counter()
             gradients = self.fleet.meta_gradients(self.server.used(), chunks, ahead)
             computed = time.perf_counter()
@@ -140,7 +140,7 @@ class Trainer:
                 self._watch.first_loss(stats.loss)
             self._count(stats, computed - began, applied - computed)
             self.fleet.report(stats, applied - began)
-            self._log(step + 1, stats)
+            self._log(step + 1, stats, target)
             del gradients  # which would stay in the object store while the next ones come
             improved = self._validate(step + 1)
             reason = stop.reason(self.progress.since_best)
@@ -210,7 +210,7 @@ class Trainer:
         window.compute_s += compute_s
         window.update_s += update_s
 
-    def _log(self, done: int, stats: Stats) -> None:
+    def _log(self, done: int, stats: Stats, target: int) -> None:
         window, elapsed = self._window, time.perf_counter() - self._window.began
         due = done % self.config.tracking.log_every == 0 or elapsed >= LOG_EVERY_S
         if self._logged and not due and done < self.config.meta_steps:
@@ -235,7 +235,7 @@ class Trainer:
             "workers_time/update_s": window.update_s / window.steps,
             "workers_time/outside_slowest_worker_share": 1 - max(slowest.values()) / window.last_s,
             "workers/alive": self.fleet.num_workers,
-            "workers/target": self.fleet.target,
+            "workers/target": target,
         }
         if self.config.optimizer.max_staleness:
             tasks = self.fleet.staleness
