@@ -262,8 +262,14 @@ def submit_when_ready(server: JobServer, **job: Any) -> str:
         try:
             return server.submit_job(**job)
         except Refused as error:
-            if "try again later" not in str(error) or time.monotonic() > deadline:
+            if "try again later" not in str(error):
                 raise
+            if time.monotonic() > deadline:
+                raise Refused(
+                    f"{server.url} has taken no job for {READY_S:.0f} s, as none of its nodes' agents answers: see "
+                    "dashboard_agent.log on the head; where another Ray runs on that machine too, give `ray start` "
+                    "--dashboard-agent-listen-port=PORT, a free one"
+                ) from error
             time.sleep(RETRY_S)
 
 

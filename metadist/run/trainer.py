@@ -92,6 +92,7 @@ class Trainer:
         self._validated: dict[str, float] = {}
         self._saved_at, self._saved_step = time.monotonic(), -1
         self._target_file, self._target_changed_ns = str(run.path / TARGET_FILE), 0
+        self._targets: dict[int, int] = {}  # that steps were planned with which are yet to be applied
         self._applied_at: float | None = None
         """When the last step was applied, where workers went on with this one meanwhile."""
 
@@ -124,7 +125,7 @@ class Trainer:
             self._begin_round(step)
             num_tasks = self._plan_batch(step)
             chunks, ahead = plan("train", step, num_tasks, self.chunk_size), self._plan_ahead(step)
-            target, following = self.fleet.target, self._plan_next(step)
+            following = self._plan_next(step)
             began = self._applied_at or time.perf_counter()
             gradients = self.fleet.meta_gradients(self.server.used(), chunks, ahead)
             computed = time.perf_counter()
@@ -140,7 +141,7 @@ class Trainer:
                 self._watch.first_loss(stats.loss)
             self._count(stats, computed - began, applied - computed)
             self.fleet.report(stats, applied - began)
-            self._log(step + 1, stats, target)
+            self._log(step + 1, stats, self._targets.pop(step, self.fleet.target))
             del gradients  # which would stay in the object store while the next ones come
             improved = self._validate(step + 1)
             reason = stop.reason(self.progress.since_best)
@@ -170,6 +171,7 @@ class Trainer:
         """The step's number of tasks, journalled before any is computed, so that a repetition has the same."""
         self._follow_target()
         if step not in self.planned:
+            self._targets[step] = self.fleet.target
             self.planned[step] = self.config.batch_size(self.fleet.target)
             self._run.journal.append({"step": step, "target": self.fleet.target, "tasks": self.planned[step]})
         return self.planned[step]

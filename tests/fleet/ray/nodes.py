@@ -77,18 +77,23 @@ def head(folder: Path, *options: str, port: int | None = None, **environment: st
     """The head of a cluster, without CPUs: its address. `folder` must have a short path."""
     port = port or free_port()
     own = ["--head", f"--port={port}", "--node-ip-address=127.0.0.1", "--num-cpus=0", "--include-dashboard=false"]
-    own += [f"--temp-dir={folder}/ray", *SMALL, *options]
+    own += [f"--temp-dir={folder}/ray", *agent(), *SMALL, *options]
     environment = {"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0", **environment}
     with process([*RAY, *own], folder / "head.log", **environment) as started:
         wait_for(lambda: "Ray runtime started" in (folder / "head.log").read_text(), 120, started)
         yield f"127.0.0.1:{port}"
 
 
+def agent() -> list[str]:
+    """A port of its own for the agent that takes jobs: without one, beside another Ray of this machine, none does."""
+    return [f"--dashboard-agent-listen-port={free_port()}"]
+
+
 @contextmanager
 def node(folder: Path, address: str, name: str, cpus: int = 1, **environment: str) -> Iterator[subprocess.Popen]:
     """A node of a cluster, with a resource of its name."""
     own = [f"--address={address}", "--node-ip-address=127.0.0.1", f"--num-cpus={cpus}", *SMALL]
-    own += [f'--resources={{"{name}": 1}}']
+    own += [f'--resources={{"{name}": 1}}', *agent()]
     log = folder / f"{name}.log"
     with process([*RAY, *own], log, **environment) as started:
         wait_for(lambda: "Ray runtime started" in log.read_text(), 120, started)
