@@ -69,7 +69,7 @@ class Cluster:
     def _connect(self) -> bool:
         """Whether this process had no Ray before."""
         from metadist.fleet.ray.capacity import NODES_WAIT_S, Resources, warn
-        from metadist.fleet.ray.cluster import connect, warm_up
+        from metadist.fleet.ray.cluster import connect
 
         own = self._own
         connected = connect(own.address, self._target * own.cpus_per_worker, self._say)
@@ -77,13 +77,7 @@ class Cluster:
         self._deadline = time.monotonic() + NODES_WAIT_S
         if not self.started:
             warn(self._resources, self._say)
-        elif connected:
-            warm_up(_imports, self._target, own.cpus_per_worker)
         return connected
-
-
-def _imports() -> None:
-    """Nothing: to call it elsewhere, all that this module imports is imported there."""
 
 
 @contextmanager

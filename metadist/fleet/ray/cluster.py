@@ -128,14 +128,6 @@ def own_environment() -> Iterator[None]:
         os.environ.update(before)
 
 
-def warm_up(imports: Callable[[], None], workers: int, cpus: float) -> None:
-    """Have the processes of a run's actors begin ahead of these, by a function whose module imports all they need: Ray
-    gives an actor a process that is idle."""
-    start: Any = ray.remote(imports)
-    for each in (0, *[cpus] * workers):
-        start.options(num_cpus=each, max_retries=0).remote()
-
-
 def _token() -> dict[str, str]:
     """Environment for token authentication, unless the user has decided otherwise; with a token of this run's own,
     unless the user has set one in the environment: Ray would write one into the home directory."""
