@@ -14,7 +14,7 @@ from metadist.run.export import unlogged
 from metadist.run.fleets import Cluster, check_cluster, open_fleet
 from metadist.run.places import checked
 from metadist.run.results import conclude
-from metadist.run.resume import Start, find_resumable, first_target, prepare_start
+from metadist.run.resume import Start, find_resumable, first_target, open_job, prepare_start
 from metadist.run.signals import Signals, Stop
 from metadist.run.trainer import Trainer
 from metadist.run.trust import trust_flag, unloadable
@@ -50,8 +50,9 @@ def train(
     began = time.monotonic()
     with RunLock(config) as lock:
         checkpoint = find_resumable(config, resume, trust_code)
+        job = open_job(config, quiet)
         with Cluster(config, first_target(config, checkpoint), partial(print, file=sys.stderr)) as cluster:
-            start = prepare_start(config, checkpoint, quiet)
+            start = prepare_start(job, checkpoint, quiet)
             config = start.prepared.job.config
             lock.take()
             open_tracker = partial(RunTracker, quiet=quiet, measure=start.prepared.job.measure)

@@ -65,6 +65,10 @@ class Job:
         assert data.path
         return dataset_at(data.path, self._data_name)
 
+    def open_data(self) -> None:
+        """Open the dataset now. Raises InputError where it is not there or damaged."""
+        _ = self.dataset
+
     @cached_property
     def source(self) -> Source:
         """The tasks of training."""

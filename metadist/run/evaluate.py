@@ -60,8 +60,10 @@ def evaluate(
     check_usable(config.checkpoint.location, config.fleet.address, config.data.path, config.model.weights)
     saved = read_checkpoint(run, checkpoint, config.checkpoint.location)
     check_evaluation(saved.run["identity"], config)
+    job = Job(config)
+    job.open_data()
     with Cluster(config, config.num_workers, say) as cluster:
-        prepared = preflight(Job(config), [config.evaluation.split], saved, say=say)
+        prepared = preflight(job, [config.evaluation.split], saved, say=say)
         for note in prepared.notes:
             say(note)
         name, signals = f"evaluations/{digest({'config': shown(config), 'step': saved.step})}", Signals()

@@ -61,12 +61,19 @@ def find_resumable(config: Config, resume: str | Path | None, trust_code: bool =
     return checkpoint
 
 
-def prepare_start(config: Config, checkpoint: Checkpoint | None, quiet: bool = True) -> Start:
+def open_job(config: Config, quiet: bool = True) -> Job:
+    """The job with its dataset, so that what is wrong with that is told before Ray is started. Raises InputError."""
+    job = Job(config, quiet=quiet)
+    job.open_data()
+    return job
+
+
+def prepare_start(job: Job, checkpoint: Checkpoint | None, quiet: bool = True) -> Start:
     """Try everything of a run that could fail later. What takes long of it is said, unless `quiet`.
 
     Raises InputError.
     """
-    job = Job(config, quiet=quiet)
+    config = job.config
     say = None if quiet else partial(print, file=sys.stderr)
     prepared = preflight(job, evaluated_splits(config), checkpoint, gradient=checkpoint is None, say=say)
     if checkpoint is not None and is_own(checkpoint, config.run_dir or ""):
