@@ -22,11 +22,8 @@ TRIES = 3  # of a call whose answer is lost on the way
 
 Result = Sequence[Ref]
 """Of a bundle of chunks: the reports, then of each slice of theta that slice of their gradients."""
-
-
-def nothing(weights: Sequence[Ref]) -> None:
-    """Nothing follows."""
-    del weights
+Then = Callable[[tuple[Ref, ...]], None]
+"""What follows a meta-step, given references to weights that are still to come."""
 
 
 class ServerLost(RuntimeError):
@@ -83,14 +80,10 @@ class ShardedServer:
         self._sent += [result[0] for result in results]
 
     def apply(
-        self,
-        step: int,
-        *results: Result,
-        num_tasks: int | None = None,
-        then: Callable[[tuple[Ref, ...]], None] = nothing,
+        self, step: int, *results: Result, num_tasks: int | None = None, then: Then | None = None
     ) -> tuple[tuple[Ref, ...], Stats]:
-        """As `Server.apply`: references to the slices of the new weights, and the statistics. `then` is given the
-        references as soon as there are any, while the weights are still to come.
+        """As `Server.apply`: references to the slices of the new weights, and the statistics. `then` is called as
+        soon as the weights have been asked for.
 
         Raises ServerLost or ResultsLost where there is no telling whether it was applied, or it was not; doing it again
         is safe."""
@@ -114,7 +107,8 @@ class ShardedServer:
             return [stats for _, stats in moved]
 
         asked = step_all()
-        then(tuple(weights for weights, _ in moved))
+        if then is not None:
+            then(tuple(weights for weights, _ in moved))
         stats = self._get(step_all, asked=asked)
         return tuple(weights for weights, _ in moved), stats[0]
 
@@ -220,11 +214,7 @@ class RecoveringServer:
         self._server.send(step, first, results)
 
     def apply(
-        self,
-        step: int,
-        *results: Result,
-        num_tasks: int | None = None,
-        then: Callable[[tuple[Ref, ...]], None] = nothing,
+        self, step: int, *results: Result, num_tasks: int | None = None, then: Then | None = None
     ) -> tuple[tuple[Ref, ...], Stats]:
         """As `Server.apply`, whatever becomes of actors and results meanwhile; `then`: see `ShardedServer.apply`."""
         present: Sequence[Result] | None = results
@@ -238,7 +228,7 @@ class RecoveringServer:
             except ResultsLost as error:
                 self._fail(error)
                 self._say(f"results of meta-step {step} were lost ({error}); they are computed again")
-            present, then = None, nothing
+            present, then = None, None
         self._failures = 0
         self._advance(step, weights, num_tasks or stats.num_tasks)
         return weights, stats

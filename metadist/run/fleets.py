@@ -1,6 +1,5 @@
 """The cluster and the fleet that a job asks for, opened and closed."""
 
-import os
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -120,11 +119,10 @@ def open_fleet(
 
 def check_cluster(config: Config) -> None:
     """Raises InputError, within ten seconds, where the Ray cluster that a job would join cannot be reached."""
-    own = config.fleet
-    if own.backend == "ray" or (own.backend == "auto" and (own.address or os.environ.get("RAY_ADDRESS"))):
+    if config.fleet.backend != "local":
         from metadist.fleet.ray.cluster import check_cluster as check
 
-        check(own.address)
+        check(config.fleet.address)
 
 
 def patience_of(config: Config) -> Patience:

@@ -11,6 +11,8 @@ from typing import Any
 
 from metadist.core.errors import Interrupted
 
+STOPPING = b"stopping after this meta-step, then saving; a second signal exits at once\n"
+
 
 class Signals:
     """SIGINT and SIGTERM as a request: while `deferred` they wait for the step's end, otherwise they raise Interrupted
@@ -46,9 +48,7 @@ class Signals:
         if not self._deferred:
             raise Interrupted(number)
         with suppress(OSError):  # of a terminal that is gone: an error here would end the run before it has saved
-            os.write(
-                2, b"stopping after this meta-step, then saving; a second signal exits at once\n"
-            )  # without a lock
+            os.write(2, STOPPING)  # which takes no lock
 
 
 class Stop:

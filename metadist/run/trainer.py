@@ -125,16 +125,16 @@ class Trainer:
             self._begin_round(step)
             num_tasks = self._plan_batch(step)
             chunks, ahead = plan("train", step, num_tasks, self.chunk_size), self._plan_ahead(step)
-            following = self._plan_next(step)
+            then = self._plan_next(step)
             began = self._applied_at or time.perf_counter()
             gradients = self.fleet.meta_gradients(self.server.used(), chunks, ahead)
             computed = time.perf_counter()
             try:
-                _, stats = self.server.apply(step, *gradients, num_tasks=num_tasks, **following)
+                _, stats = self.server.apply(step, *gradients, num_tasks=num_tasks, then=then)
             except Diverged as error:
                 raise self._explain(error, step) from None
             applied = time.perf_counter()
-            self._applied_at = applied if following else None
+            self._applied_at = applied if then else None
             self._run.journal.append({"applied": step, "bundles": self.fleet.account()})
             self._watch.norm(step, stats.gradient_norm)
             if step == 0:
@@ -183,16 +183,16 @@ class Trainer:
         steps = [plan("train", s, self._plan_batch(s), self.chunk_size) for s in range(step + 1, last + 1)]
         return Ahead(self.server.weights(), steps, stale=own.max_staleness > 0) if steps else None
 
-    def _plan_next(self, step: int) -> dict[str, Any]:
+    def _plan_next(self, step: int) -> partial[None] | None:
         """What has workers begin the next step with the weights of this one, as soon as the server sends them, where
         nothing else comes between."""
         own, done = self.config, step + 1
         validates = own.evaluation.every and done % own.evaluation.every == 0
         begun = own.optimizer.delay or own.optimizer.max_staleness or own.task.steps_per_round
         if validates or begun or done == own.meta_steps:
-            return {}
+            return None
         chunks = plan("train", done, self._plan_batch(done), self.chunk_size)
-        return {"then": partial(self.fleet.begin_next, chunks)}
+        return partial(self.fleet.begin_next, chunks)
 
     def _follow_target(self) -> None:
         """Take up a new number of workers that `metadist scale` has asked for."""

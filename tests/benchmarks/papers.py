@@ -166,6 +166,7 @@ def said(rate: float, queries: int, batch: int, meta_lr: float) -> str:
 
 FIVE_ONE, FIVE_FIVE = (0.4, 3, 16, 0.002), (0.4, 5, 8, 0.002)
 TWENTY_ONE, TWENTY_FIVE = (0.5, 2, 8, 0.002), (0.5, 2, 4, 0.002)
+R2D2 = ("meta_lr=0.002", "learner.initial_lambda=1.0", "learner.initial_scale=10.0")
 REPTILE = ("task.shots=10", "task.queries=1", "meta_batch_size=5", "evaluation.shots=1", "evaluation.queries=1",
            "evaluation.inner_steps=50", "evaluation.tasks=200")  # fmt: skip
 PLUS = "3 inner steps (5 there), losses of all steps and first order for the first tenths, batches of 8, one checkpoint"
@@ -173,7 +174,7 @@ PLUS = "3 inner steps (5 there), losses of all steps and first order for the fir
 TRAININGS = [
     maml_like("maml", 5, 1, 11000, (*maml_settings(*FIVE_ONE), COMPILED), 60_000 * 32, said(*FIVE_ONE)),
     by_features("protonet", 1, 20, 9000, ("meta_lr=0.001",), FEWER),
-    by_features("r2d2", 1, 5, 9000, ("meta_lr=0.002", "learner.initial_lambda=1.0", "learner.initial_scale=10.0"),
+    by_features("r2d2", 1, 5, 9000, R2D2,
                 f"1 shot (1 to 9 there, at random); lambda is learned; {FEWER}"),
     maml_like("maml", 5, 5, 6000, maml_settings(*FIVE_FIVE), 60_000 * 32, said(*FIVE_FIVE)),
     maml_like("maml", 20, 1, 6000, maml_settings(*TWENTY_ONE), 60_000 * 16, said(*TWENTY_ONE)),
@@ -189,7 +190,7 @@ TRAININGS = [
     maml_like("maml_plus_plus", 20, 1, 1500, (*maml_settings(0.2, 1, 8, 0.001, 3), "learner.multi_step_until=600",
               "learner.first_order_until=150", "optimizer.final_lr=0.00001"), 50_000 * 8, PLUS),
     by_features("protonet", 5, 20, 4000, ("meta_lr=0.001",), FEWER),
-    by_features("r2d2", 5, 5, 4000, ("meta_lr=0.002", "learner.initial_lambda=1.0", "learner.initial_scale=10.0"),
+    by_features("r2d2", 5, 5, 4000, R2D2,
                 f"5 shots (1 to 9 there, at random); lambda is learned; {FEWER}"),
     Training("reptile-20w", "reptile", 2000, (*REPTILE, "task.ways=20", "learner.inner_steps=10",
              "learner.inner_batch=20", "learner.inner_lr=0.0005", "evaluation.tasks=50", "evaluation.every=500"),

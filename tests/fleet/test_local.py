@@ -1,6 +1,7 @@
 import os
 import random
 import socket
+from functools import partial
 
 import numpy as np
 import pytest
@@ -72,6 +73,22 @@ def test_a_rebuilt_server_has_its_steps_computed_in_chunks_of_the_same_size():
         server.apply(step, *fleet.meta_gradients(server.used(), plan("train", step, tasks, 4)), num_tasks=tasks)
     usual = [(0, 0, 4), (0, 4, 6), (1, 0, 4), (1, 4, 6), (2, 0, 2)]
     assert Noting.seen == [*usual, *usual]
+
+
+@pytest.mark.parametrize("goes_on", [True, False])
+def test_workers_go_on_with_the_next_step_as_soon_as_the_server_has_moved(goes_on):
+    """Then its results are there before the driver asks for them, by the virtual clock."""
+    fleet = LocalFleet(lambda: WORKER, 2)
+    server = fleet.start_server(WEIGHTS.theta, Optimization(), None)
+    first, second = (plan("train", step, 8, 2) for step in (0, 1))
+    then = partial(fleet.begin_next, second) if goes_on else None
+    server.apply(0, *fleet.meta_gradients(server.used(), first), num_tasks=8, then=then)
+    fleet.evaluate(server.weights(), plan("validation", 0, 8, 2))
+    asked_at = fleet.executor.now()
+    results = fleet.meta_gradients(server.used(), second)
+    assert (fleet.executor.now() == asked_at) == goes_on
+    server.apply(1, *results, num_tasks=8)
+    assert fleet.staleness == {0: 16}
 
 
 def test_a_death_costs_time_and_is_said():

@@ -62,8 +62,8 @@ def run(fleet: LocalFleet, lag: int, goes_on: bool = False) -> list:
         ahead = Ahead(server.weights(), [next_tasks]) if lag and step + 1 < STEPS else None
         gradients = fleet.meta_gradients(server.used(), tasks, ahead)
         begin_next = goes_on and not lag and step + 1 < STEPS
-        following = {"then": partial(fleet.begin_next, next_tasks)} if begin_next else {}
-        weights, stats = server.apply(step, *gradients, num_tasks=TASKS, **following)
+        then = partial(fleet.begin_next, next_tasks) if begin_next else None
+        weights, stats = server.apply(step, *gradients, num_tasks=TASKS, then=then)
         assert stats.num_tasks == TASKS
         results.append((theta_sha256(fleet.fetch(weights).theta), stats.loss))
         if step == STEPS // 2:

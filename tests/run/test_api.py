@@ -102,6 +102,15 @@ def test_each_split_is_used_for_what_the_job_says_and_scored_after_adaptation(tm
     assert {(row["validation/loss_before"], row["validation/loss"]) for row in rows} == {(1.0, 0.0)}
 
 
+def test_data_that_is_not_there_is_told_before_ray_is_started(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr("ray.init", lambda *arguments, **options: asked.append(arguments))
+    own = ["data.family=null", f"data.path={tmp_path / 'nowhere'}", "fleet.backend=ray"]
+    with pytest.raises(InputError, match="there is no data in"):
+        train(job(tmp_path / "run", *own), quiet=True)
+    assert not asked
+
+
 def test_a_resumed_run_deals_the_batches_that_its_journal_has(tmp_path):
     """The journal has 2 tasks for each step, dealt when there was one worker to be; with three it would be 6."""
     growing = ["meta_batch_size=null", "tasks_per_worker=2", "meta_steps=4", "evaluation.every=0", "checkpoint.every=2"]

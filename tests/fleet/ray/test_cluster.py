@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from metadist.core.errors import InputError
-from metadist.fleet.ray.cluster import LONGEST_FOLDER, ray_folder
+from metadist.fleet.ray.cluster import LONGEST_FOLDER, own_environment, ray_folder
 
 pytestmark = pytest.mark.ray
 
@@ -176,6 +176,22 @@ def test_the_server_and_the_claim_of_an_object_store_are_on_the_drivers_node():
     """Of three; soft affinity without CPUs put them on any."""
     done = subprocess.run([sys.executable, "-c", NODES], capture_output=True, text=True, timeout=150)
     assert done.stdout.splitlines()[-1] == str([True] * 8), done.stdout + done.stderr[-3000:]
+
+
+def test_the_environment_of_an_own_ray_comes_and_goes_at_once(monkeypatch):
+    """Within it, where another thread starts Ray, no variable vanishes, and the token stays the same."""
+    monkeypatch.setenv("RAY_health_check_period_ms", "700")
+    for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    before = dict(os.environ)
+    with own_environment():
+        outside = dict(os.environ)
+        with own_environment():
+            assert dict(os.environ) == outside
+        assert dict(os.environ) == outside
+    assert len(outside["RAY_AUTH_TOKEN"]) == 64 and outside["RAY_health_check_period_ms"] == "700"
+    assert dict(os.environ) == before
 
 
 def test_a_head_that_dies_is_told_within_seconds_and_the_run_is_saved_and_ends(tmp_path):
