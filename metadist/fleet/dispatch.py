@@ -224,7 +224,7 @@ class Fleet:
         self._version, self._chunk_size = chunks[0].step, max(self._chunk_size, chunks[0].stop - chunks[0].start)
         refs, begun = self._refs(weights), self._under_way.get(chunks[0][:2])
         if begun and self._batches[begun].weights not in (None, refs):
-            self._forget_begun()  # the server was lost meanwhile
+            self._forget_begun()  # an answer of the server was lost, and its weights asked for once more
         while True:
             self._newest = refs
             try:

@@ -8,6 +8,7 @@ import pytest
 
 from metadist.core.messages import plan
 from metadist.fleet.events import Waiting
+from metadist.fleet.executor import Failure
 from metadist.fleet.limits import Patience, TooManyLosses
 from metadist.fleet.local import Fault, LocalFleet
 from metadist.fleet.server import Optimization
@@ -89,6 +90,18 @@ def test_workers_go_on_with_the_next_step_as_soon_as_the_server_has_moved(goes_o
     assert (fleet.executor.now() == asked_at) == goes_on
     server.apply(1, *results, num_tasks=8)
     assert fleet.staleness == {0: 16}
+
+
+def test_a_step_begun_with_weights_that_never_come_is_begun_again_with_those_that_did():
+    """As where the server's answer is lost on the way: its processes are well, and nothing is rebuilt."""
+    said: list[str] = []
+    fleet = LocalFleet(lambda: WORKER, 2, say=said.append)
+    server = fleet.start_server(WEIGHTS.theta, Optimization(), None)
+    first, second = (plan("train", step, 8, 2) for step in (0, 1))
+    server.apply(0, *fleet.meta_gradients(server.used(), first), num_tasks=8)
+    fleet.begin_next(second, (fleet.executor.put(Failure("unavailable", "scripted")),))
+    server.apply(1, *fleet.meta_gradients(server.used(), second), num_tasks=8)
+    assert not any("lost" in line for line in said)
 
 
 def test_a_death_costs_time_and_is_said():
