@@ -5,7 +5,7 @@ Both derive adaptation and meta-gradient from the same learner and agree to roun
 
 import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -248,10 +248,6 @@ class Engine:
     def outputs(self, weights: Tensors, task: Task, transductive: bool) -> Tensor:
         """Query outputs of the bare model with `weights`, in one batch or each with the support set, see `evaluate`."""
         return predict_query(lambda inputs: self.learner.model(weights, *inputs), task, transductive)
-
-    def recording(self) -> AbstractContextManager[None]:
-        """What is computed meanwhile is recorded at once, not after some calls; the bits stay the same."""
-        return self._program.recording_at_once()
 
     def operations(self, tasks: Sequence[Task]) -> list[Node]:
         """What `meta_gradients` computes of a chunk (with a loop: of its first task), on tensors without memory."""

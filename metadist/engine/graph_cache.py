@@ -11,8 +11,7 @@ the computation goes on being called as it stands. Before a recording counts, it
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -107,17 +106,7 @@ class Program:
         self._function = function
         self._compiled, self._captured = compiled, captured
         self._records: dict[Any, _Record] = {}
-        self._after, self._longest_s = AFTER, LONGEST_S
         self.read: set[str] = set()
-
-    @contextmanager
-    def recording_at_once(self) -> Iterator[None]:
-        """What is computed meanwhile is recorded at its first call, however long that takes."""
-        self._after, self._longest_s = 0, float("inf")
-        try:
-            yield
-        finally:
-            self._after, self._longest_s = AFTER, LONGEST_S
 
     def __call__(self, structure: Any, step: int, meta_steps: int, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
         """`structure` is handed to the function as it is; with the tensors' shapes it tells recordings apart."""
@@ -131,8 +120,7 @@ class Program:
         if self._compiled:
             return self._run_compiled(record, *given)
         record.calls += 1
-        due = record.calls == AFTER or (record.calls >= self._after and self._after < AFTER)
-        if due and record.play is None and sum(known.play is not None for known in self._records.values()) < SHAPES:
+        if record.calls == AFTER and sum(known.play is not None for known in self._records.values()) < SHAPES:
             record.play = self._player(*given)
         if record.play is not None and record.checked >= CHECKS:
             return _run(record.play, tensors)
@@ -153,7 +141,7 @@ class Program:
     def _record(self, structure: Any, step: int, meta_steps: int, tensors: Sequence[Tensor]) -> GraphModule | None:
         """The operations; None where they are not the same for every step."""
         self.read.clear()
-        graph = record(self._function, structure, step, meta_steps, tensors, self._longest_s)
+        graph = record(self._function, structure, step, meta_steps, tensors, LONGEST_S)
         return None if self.read else graph
 
     def _player(self, *given: Any) -> Player | None:
@@ -205,7 +193,9 @@ class Program:
                 "engine.compile=true: the learner depends on the meta-step, so there is no one computation to compile"
             )
         from torch._dynamo.exc import BackendCompilerFailed  # takes a second to import
+        from torch._inductor import config
 
+        config.deterministic = torch.are_deterministic_algorithms_enabled()
         compiled = torch.compile(graph.forward, fullgraph=True, dynamic=False)  # not through three calls of nn.Module
         try:
             _run(compiled, given[-1])
@@ -236,8 +226,9 @@ def record(
 
     with functorch_config.patch(fake_tensor_allow_unsafe_data_ptr_access=False):  # which would be someone's memory
         mode = FakeTensorMode(allow_non_fake_inputs=True)
+    recorder = make_fx(traced)  # imports the compiler at its first call: not under a mode that makes tensors fakes
     with _ONE_AT_A_TIME, mode:
-        graph = make_fx(traced)(*map(mode.from_tensor, tensors))
+        graph = recorder(*map(mode.from_tensor, tensors))
     for node in graph.graph.nodes:
         if node.op == "call_function" and torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
             raise RuntimeError(f"{node.target} has other numbers at every call")

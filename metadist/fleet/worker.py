@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from itertools import pairwise
 from typing import Literal, Protocol, TypeVar
 
@@ -22,7 +21,6 @@ from metadist.core.random import LEARNER_STREAM, Draws
 from metadist.core.task import Task, TaskId
 from metadist.data.sources import Source, sample
 from metadist.engine import Engine
-from metadist.engine.graph_cache import AFTER
 from metadist.fleet.vitals import Vitals
 
 TWO_RESULTS = (
@@ -43,7 +41,7 @@ def set_up_process(threads: int) -> None:
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(True)
+    torch.set_deterministic_debug_mode("error")  # `use_deterministic_algorithms` imports the compiler: over a second
     torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
@@ -134,13 +132,9 @@ class Worker:
 
     def proof(self) -> str:
         """The device, and a hash of the meta-gradients of the run's first chunk at its initial theta: workers with the
-        same proof are taken to compute the same bits. In a run that is long enough the second computation is recorded,
-        and each recording compared with the computation itself, to the bit. Raises InputError where computing it twice
-        gives two results."""
+        same proof are taken to compute the same bits. Raises InputError where computing it twice gives two results."""
         weights, chunk = Weights(0, self.engine.initial_theta().cpu().numpy()), Chunk("train", 0, 0, self.chunk_size)
-        first = self.meta_gradients(weights, chunk)[1].tobytes()
-        with self.engine.recording() if self.meta_steps > AFTER else nullcontext():  # else it would not be earned back
-            second = self.meta_gradients(weights, chunk)[1].tobytes()
+        first, second = (self.meta_gradients(weights, chunk)[1].tobytes() for _ in range(2))
         if first != second:
             raise InputError(TWO_RESULTS)
         return f"{self.engine.fingerprint()}, {hashlib.sha256(first).hexdigest()[:16]}"

@@ -8,9 +8,11 @@ from pathlib import Path
 
 from metadist.cli.main import main
 
+ROOT = Path(__file__).resolve().parents[2]
+
 
 def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """What the command printed, and its exit code. The user's own modules are imported anew each time."""
+    """What the command printed, and its exit code. The user's own modules are imported anew, ours not."""
     out, err = io.StringIO(), io.StringIO()
     modules, path = set(sys.modules), list(sys.path)
     try:
@@ -19,6 +21,7 @@ def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     finally:
         sys.path[:] = path
         for name in set(sys.modules) - modules:
-            if Path(getattr(sys.modules[name], "__file__", None) or "/").is_relative_to(cwd):
+            file = Path(getattr(sys.modules[name], "__file__", None) or "/")
+            if file.is_relative_to(cwd) and not file.is_relative_to(ROOT):  # ours, and perhaps all packages
                 del sys.modules[name]
     return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())

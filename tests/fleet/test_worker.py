@@ -130,7 +130,7 @@ def test_a_learners_draws_are_not_those_that_sample_the_task():
         assert np.array_equal(report.losses, expected) == equal
 
 
-def test_a_recorded_computation_is_part_of_the_proof_of_a_long_run():
+def test_nothing_is_recorded_before_the_first_steps_are_over():
     calls: list[int] = []
 
     def loss(outputs, target):
@@ -138,16 +138,13 @@ def test_a_recorded_computation_is_part_of_the_proof_of_a_long_run():
         return cross_entropy(outputs, target)
 
     worker = make_worker(kind="loop", chunk=4, loss=loss)
-    worker.meta_steps = 1000
-    proof = worker.proof()
-    calls.clear()
-    worker.meta_gradients(weights_of(worker), Chunk("train", 9, 0, 4))
-    assert not calls  # played back from its first chunk on
-    short = make_worker(kind="loop", chunk=4, loss=loss)
-    assert short.proof() == proof
-    calls.clear()
-    short.meta_gradients(weights_of(short), Chunk("train", 9, 0, 4))
-    assert calls
+    worker.proof()
+    called = []
+    for step in range(8):  # of 4 tasks each, which the loop computes one by one
+        calls.clear()
+        worker.meta_gradients(weights_of(worker), Chunk("train", step, 0, 4))
+        called.append(bool(calls))
+    assert called[0] and not called[-1]
 
 
 def test_evaluation_measures_before_and_after_every_inner_step_of_its_own_learner():
