@@ -226,9 +226,8 @@ def record(
 
     with functorch_config.patch(fake_tensor_allow_unsafe_data_ptr_access=False):  # which would be someone's memory
         mode = FakeTensorMode(allow_non_fake_inputs=True)
-    recorder = make_fx(traced)  # imports the compiler at its first call: not under a mode that makes tensors fakes
     with _ONE_AT_A_TIME, mode:
-        graph = recorder(*map(mode.from_tensor, tensors))
+        graph = make_fx(traced)(*map(mode.from_tensor, tensors))
     for node in graph.graph.nodes:
         if node.op == "call_function" and torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
             raise RuntimeError(f"{node.target} has other numbers at every call")

@@ -137,7 +137,8 @@ def maml_like(
 def by_features(
     learner: str, shots: int, ways: int, meta_steps: int, settings: tuple[str, ...], differs: str
 ) -> Training:
-    """Training of a learner whose head is made from the support set: on many ways, for tests of any number of them."""
+    """Training of a learner whose head is made from the support set: on many ways, for tests of any number of them. The
+    last of two settings of one key counts."""
     shared = (
         "task.ways=60", f"task.shots={shots}", "task.queries=5", "meta_batch_size=1", COSINE,
         f"evaluation.ways={ways}", "evaluation.queries=5", "evaluation.tasks=200",
@@ -166,7 +167,9 @@ def said(rate: float, queries: int, batch: int, meta_lr: float) -> str:
 
 FIVE_ONE, FIVE_FIVE = (0.4, 3, 16, 0.002), (0.4, 5, 8, 0.002)
 TWENTY_ONE, TWENTY_FIVE = (0.5, 2, 8, 0.002), (0.5, 2, 4, 0.002)
-R2D2 = ("meta_lr=0.002", "learner.initial_lambda=1.0", "learner.initial_scale=10.0")
+R2D2 = ("task.ways=20", "meta_batch_size=3", "meta_lr=0.002", "learner.initial_lambda=1.0",
+        "learner.initial_scale=10.0")  # fmt: skip
+R2D2_FEWER = f"20 ways: with 60 the statistics of a batch are further from a test's; lambda is learned; {FEWER}"
 REPTILE = ("task.shots=10", "task.queries=1", "meta_batch_size=5", "evaluation.shots=1", "evaluation.queries=1",
            "evaluation.inner_steps=50", "evaluation.tasks=200")  # fmt: skip
 PLUS = "3 inner steps (5 there), losses of all steps and first order for the first tenths, batches of 8, one checkpoint"
@@ -175,7 +178,7 @@ TRAININGS = [
     maml_like("maml", 5, 1, 11000, (*maml_settings(*FIVE_ONE), COMPILED), 60_000 * 32, said(*FIVE_ONE)),
     by_features("protonet", 1, 20, 9000, ("meta_lr=0.001",), FEWER),
     by_features("r2d2", 1, 5, 9000, R2D2,
-                f"1 shot (1 to 9 there, at random); lambda is learned; {FEWER}"),
+                f"1 shot (1 to 9 there, at random); {R2D2_FEWER}"),
     maml_like("maml", 5, 5, 6000, maml_settings(*FIVE_FIVE), 60_000 * 32, said(*FIVE_FIVE)),
     maml_like("maml", 20, 1, 6000, maml_settings(*TWENTY_ONE), 60_000 * 16, said(*TWENTY_ONE)),
     maml_like("anil", 5, 1, 6000, (*maml_settings(0.4, 3, 16, 0.002, 3), "evaluation.inner_steps=3"), None,
@@ -191,7 +194,7 @@ TRAININGS = [
               "learner.first_order_until=150", "optimizer.final_lr=0.00001"), 50_000 * 8, PLUS),
     by_features("protonet", 5, 20, 4000, ("meta_lr=0.001",), FEWER),
     by_features("r2d2", 5, 5, 4000, R2D2,
-                f"5 shots (1 to 9 there, at random); lambda is learned; {FEWER}"),
+                f"5 shots (1 to 9 there, at random); {R2D2_FEWER}"),
     Training("reptile-20w", "reptile", 2000, (*REPTILE, "task.ways=20", "learner.inner_steps=10",
              "learner.inner_batch=20", "learner.inner_lr=0.0005", "evaluation.tasks=50", "evaluation.every=500"),
              200_000 * 5, "Adam's second moment begins at zero in each task; tested with batches of 20 (10 there)"),

@@ -82,7 +82,8 @@ def measure(
     memory: "Memory | None" = None,
     complete: Callable[[], bool] = lambda: True,
 ) -> dict[str, Any]:
-    """Time whole meta-steps. Warming up goes on until the contender is `complete` (all of its processes are there)."""
+    """Time whole meta-steps. Warming up goes on until the contender is `complete` (all of its
+    processes are there, and compute as they will from then on)."""
     memory = memory or Memory()
     loss, norm = first()
     figures: dict[str, Any] = {"check_loss": loss, "check_norm": norm, "first_step_s": time.time() - args.started}

@@ -19,6 +19,7 @@ from workloads import META_LR, read_weights
 from metadist.config import Config, load_config
 from metadist.core.messages import plan
 from metadist.core.task import TaskId
+from metadist.engine.graph_cache import AFTER, CHECKS
 from metadist.fleet.local import LocalFleet
 from metadist.fleet.ray.cluster import connect, disconnect
 from metadist.fleet.ray.fleet import RayFleet, Resources
@@ -130,7 +131,9 @@ def compute(args: Any, config: Config, folder: Path) -> dict[str, Any]:
         return stats.loss, stats.gradient_norm
 
     def complete() -> bool:
-        return config.fleet.backend == "local" or fleet.num_workers == config.num_workers
+        workers = 1 if config.fleet.backend == "local" else config.num_workers
+        recorded = state["step"] * len(plan("train", 0, batch, size)) > 2 * (AFTER + CHECKS) * workers
+        return recorded and (config.fleet.backend == "local" or fleet.num_workers == workers)
 
     try:
         figures = measure(args, step, step, WorkersMemory(folder), complete)
