@@ -152,8 +152,12 @@ class EngineConfig(Section):
     )
     keep: Literal["all", "sqrt"] = Field("all", description="remat: fast weights kept of all steps or of few")
     compile: bool = Field(False, description="compile the whole meta-gradient (about half a minute at the start)")
-    cuda_graphs: bool = Field(False, description="GPUs: launch a task's operations at once; not yet run on one")
-    autocast: bool = Field(False, description="GPUs: bfloat16 in the network; not yet run on one")
+    cuda_graphs: bool = Field(
+        False, description="GPUs: launch a task's operations at once, where shapes are fixed; not yet run on a GPU"
+    )
+    autocast: bool = Field(
+        False, description="GPUs: bfloat16 in the network; weights and gradients stay float32; not yet run on a GPU"
+    )
     chunk_size: Count | None = Field(
         None, description="tasks per unit of work; default <= 4 for loop, 8 or 32 for vmap"
     )
@@ -185,7 +189,7 @@ class FleetConfig(Section):
     address: str | None = Field(None, description="Ray cluster; default RAY_ADDRESS, else a local one is started")
     min_workers: Workers = Field(1, description="below this the run waits and says so")
     cpus_per_worker: Annotated[float, Field(ge=0)] = 1
-    gpus_per_worker: Annotated[float, Field(ge=0)] = Field(0, description="fractions share one; not yet run on GPUs")
+    gpus_per_worker: Annotated[float, Field(ge=0)] = Field(0, description="fractions share a GPU; not yet run on a GPU")
     servers: Workers = Field(1, description="actors that theta is cut over, where it is large; the bits are the same")
     threads_per_worker: Workers = Field(1, description="torch threads; part of the run's identity")
     mixed_devices: bool = Field(False, description="accept unequal machines; the run is then not bit-identical")

@@ -28,7 +28,7 @@ from metadist.learners import Context
 
 AFTER = 16  # calls with the same shapes before recording, which takes as long as some hundred of them
 CHECKS = 2  # calls of other results that a recording must repeat before it counts
-LONGEST_S = 30.0  # to record in the middle of a run: half of what makes a worker look hung
+LONGEST_S, LONGEST_CALLS = 30.0, 15  # to record, the longer of both: half of what makes a worker look hung
 SHAPES, KNOWN = 8, 256  # different shapes recorded, and counted, at most
 TOLERANCE = 1e-2  # of a compiled result, relative to its largest element, in float32; 1e-8 in float64
 aten = torch.ops.aten
@@ -48,6 +48,8 @@ SHORT = {
 _ONE_AT_A_TIME = threading.Lock()
 """torch.fx patches nn.Module while it records, and two threads at once would leave it patched."""
 Player = Callable[..., Sequence[Tensor]]
+Given = tuple[Any, int, int, Sequence[Tensor]]
+"""What a program is called with: structure, step, meta_steps, tensors."""
 
 
 class Watched(Context):
@@ -120,11 +122,12 @@ class Program:
         if self._compiled:
             return self._run_compiled(record, *given)
         record.calls += 1
-        if record.calls == AFTER and sum(known.play is not None for known in self._records.values()) < SHAPES:
-            record.play = self._player(*given)
         if record.play is not None and record.checked >= CHECKS:
             return _run(record.play, tensors)
+        began = time.monotonic()
         result = self._function(*given)
+        if record.calls == AFTER and sum(known.play is not None for known in self._records.values()) < SHAPES:
+            record.play = self._player(given, max(LONGEST_S, LONGEST_CALLS * (time.monotonic() - began)))
         if record.play is not None:
             self._check(record, result, tensors)
         return result
@@ -138,16 +141,16 @@ class Program:
         if not all(map(torch.equal, expected, _run(record.play, tensors))):
             record.play = None
 
-    def _record(self, structure: Any, step: int, meta_steps: int, tensors: Sequence[Tensor]) -> GraphModule | None:
+    def _record(self, given: Given, longest_s: float) -> GraphModule | None:
         """The operations; None where they are not the same for every step."""
         self.read.clear()
-        graph = record(self._function, structure, step, meta_steps, tensors, LONGEST_S)
+        graph = record(self._function, *given, longest_s)
         return None if self.read else graph
 
-    def _player(self, *given: Any) -> Player | None:
+    def _player(self, given: Given, longest_s: float) -> Player | None:
         """None where there is nothing to play back: then the function itself goes on being called, to the same bits."""
         try:
-            graph = self._record(*given)
+            graph = self._record(given, longest_s)
         except Exception:  # noqa: BLE001 - whatever code says that gets tensors without numbers; its own call follows
             return None
         if graph is None:
@@ -180,7 +183,7 @@ class Program:
 
     def _compile(self, *given: Any) -> Player:
         try:
-            graph = self._record(*given)
+            graph = self._record(given, LONGEST_S)
         except InputError:
             raise
         except Exception as error:

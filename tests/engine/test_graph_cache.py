@@ -384,6 +384,7 @@ def test_a_compiled_computation_that_gives_other_numbers_is_refused(monkeypatch)
 
 def test_a_recording_that_takes_too_long_is_given_up(monkeypatch):
     monkeypatch.setattr("metadist.engine.graph_cache.LONGEST_S", 0.0)
+    monkeypatch.setattr("metadist.engine.graph_cache.LONGEST_CALLS", 0)
     engine, fresh = (engine_of("loop") for _ in range(2))
     calls: list[int] = []
     engine.learner.__dict__["loss"] = counted(calls)

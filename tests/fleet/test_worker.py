@@ -1,4 +1,6 @@
 import math
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -128,6 +130,18 @@ def test_a_learners_draws_are_not_those_that_sample_the_task():
         words = [int(np.random.Philox(key=[5, stream], counter=[0, index, 3, 0]).random_raw(1)[0]) for index in (2, 3)]
         expected = np.array([word >> 12 for word in words], np.float32).astype(np.float64)
         assert np.array_equal(report.losses, expected) == equal
+
+
+def test_a_process_computes_deterministically_without_the_compilers_import():
+    code = (
+        "import sys, torch; from metadist.fleet.worker import set_up_process; set_up_process(1); "
+        "assert torch.get_deterministic_debug_mode() == 2 and 'torch._inductor' not in sys.modules\n"
+        "from metadist.engine.graph_cache import Program\n"
+        "program = Program(lambda structure, step, meta_steps, tensors: [tensors[0] * 3], compiled=True)\n"
+        "torch.compile = lambda graph, **options: graph\n"  # what is asked is the setting it would be compiled with
+        "program((), 0, 1, [torch.ones(2)]); from torch._inductor import config; assert config.deterministic"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
 def test_nothing_is_recorded_before_the_first_steps_are_over():

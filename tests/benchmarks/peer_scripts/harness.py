@@ -2,9 +2,9 @@
 
 A script says how a meta-gradient is computed; here it is called, Adam steps, and what that took is measured:
 `first_step_s` from the start of the process to the end of the first meta-step, imports included; `tasks_per_s` over at
-least `--seconds` of whole meta-steps after two more for warming up; `peak_mb`, how far resident memory rose above its
-size before the first step, network and data being there already; and `check_loss` and `check_norm`, the mean query loss
-and the norm of the mean meta-gradient at the first step.
+least `--seconds` of whole meta-steps after two more, or as many as it takes, for warming up; `peak_mb`, how far
+resident memory rose above its size before the first step, network and data being there already; and `check_loss` and
+`check_norm`, the mean query loss and the norm of the mean meta-gradient at the first step.
 """
 
 import argparse
@@ -82,8 +82,8 @@ def measure(
     memory: "Memory | None" = None,
     complete: Callable[[], bool] = lambda: True,
 ) -> dict[str, Any]:
-    """Time whole meta-steps. Warming up goes on until the contender is `complete` (all of its
-    processes are there, and compute as they will from then on)."""
+    """Time whole meta-steps. Warming up goes on until the contender is `complete` (all of its processes are there, and
+    compute as they will from then on)."""
     memory = memory or Memory()
     loss, norm = first()
     figures: dict[str, Any] = {"check_loss": loss, "check_norm": norm, "first_step_s": time.time() - args.started}
