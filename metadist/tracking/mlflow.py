@@ -189,7 +189,7 @@ class MlflowTracker(Tracker):
                 if closing:
                     attempts_left -= 1
                     time.sleep(_CLOSING_PAUSE_S)
-                elif backoff_s == FIRST_BACKOFF_S:
+                elif backoff_s == FIRST_BACKOFF_S and not self._closing.is_set():  # else `finish` says it
                     self._report_outage(error)
                 wait_s, backoff_s = backoff_s, min(2 * backoff_s, LAST_BACKOFF_S)
             else:
