@@ -18,7 +18,7 @@ from metadist.core.random import Draws
 from metadist.core.task import Examples, Task, TaskId, Tasks, as_labels, stack, ways_of
 from metadist.engine.differentiation import Differentiator, Recorded, Tensors, Transformed
 from metadist.engine.frozen_trunk import Trunk, trunk_of
-from metadist.engine.graph_cache import Program, Watched, record
+from metadist.engine.graph_cache import Program, Watched
 from metadist.engine.layout import Layout
 from metadist.engine.method import Kind, Method
 from metadist.engine.remedies import remedy
@@ -260,8 +260,7 @@ class Engine:
             )
             task, drawn = self._stacked(tasks, draws) if self.kind == "vmap" else self._copied(tasks[0], draws[0])
             structure, tensors = _pack(task, drawn)
-            nodes = record(self._compute, (structure, case), 0, 1, [*weights.values(), *tensors]).graph.nodes
-            return list(nodes)
+            return self._program.operations((structure, case), 0, 1, [*weights.values(), *tensors])
 
     def settle(self, task: Task) -> None:
         """Decide, once, from a task at the initial theta, whether the trunk is computed apart. Whoever builds the

@@ -4,12 +4,11 @@ Finding that list (Python, autograd, vmap) takes longer than many of the operati
 same ones in the same order, so the results are the same to the bit; compiling it fuses them, so that they differ in
 rounding; capturing it as a CUDA graph launches all of them at once.
 
-A recording is made on tensors that have shapes but no numbers. So nothing in it can depend on numbers: whatever takes
-them out of torch (`.numpy()`, `.tolist()`, `.item()`, an array, a branch on a value, a pointer) ends the recording, and
-the computation goes on being called as it stands. Before a recording counts, it has repeated two tasks to the bit.
+Nothing in a recording can depend on numbers: whatever takes them out of torch (`.numpy()`, `.tolist()`, `.item()`, an
+array, a branch on a value, a pointer) ends it, and the computation goes on being called as it stands. Before a
+recording counts, it has repeated two tasks to the bit.
 """
 
-import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,25 +16,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._functorch import config as functorch_config
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import GraphModule, Node
-from torch.fx.experimental.proxy_tensor import make_fx
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from metadist.core.errors import InputError
+from metadist.engine.recording import aten, geometry, record
 from metadist.learners import Context
 
-AFTER = 16  # calls with the same shapes before recording, which takes as long as some hundred of them
+AFTER = 16  # calls with the same shapes before recording, which takes as long as ten or twenty of them
 CHECKS = 2  # calls of other results that a recording must repeat before it counts
 LONGEST_S, LONGEST_CALLS = 30.0, 15  # to record, the longer of both: half of what makes a worker look hung
 SHAPES, KNOWN = 8, 256  # different shapes recorded, and counted, at most
 TOLERANCE = 1e-2  # of a compiled result, relative to its largest element, in float32; 1e-8 in float64
-aten = torch.ops.aten
-VIEWS = {
-    aten.view.default, aten._unsafe_view.default, aten.expand.default, aten.transpose.int, aten.t.default,
-    aten.permute.default, aten.squeeze.dim, aten.unsqueeze.default, aten.detach.default, aten.alias.default,
-}  # fmt: skip
 SHORT = {
     aten.add.Tensor: torch.add, aten.bmm.default: torch.bmm, aten.cat.default: torch.cat, aten.div.Tensor: torch.div,
     aten.expand.default: torch.Tensor.expand, aten.mean.dim: torch.mean, aten.mm.default: torch.mm,
@@ -45,8 +36,6 @@ SHORT = {
     aten.view.default: torch.Tensor.view,
 }  # fmt: skip
 """Operations by another name, whose arguments torch reads in a third of the time."""
-_ONE_AT_A_TIME = threading.Lock()
-"""torch.fx patches nn.Module while it records, and two threads at once would leave it patched."""
 Player = Callable[..., Sequence[Tensor]]
 Given = tuple[Any, int, int, Sequence[Tensor]]
 """What a program is called with: structure, step, meta_steps, tensors."""
@@ -132,6 +121,15 @@ class Program:
             self._check(record, result, tensors)
         return result
 
+    def operations(self, structure: Any, step: int, meta_steps: int, tensors: Sequence[Tensor]) -> list[Node]:
+        """Those that a call runs, `meta["val"]` what each gives, on tensors without memory."""
+        from torch._subclasses.fake_tensor import FakeTensorMode  # takes a second to import
+
+        with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+            given = map(mode.from_tensor, tensors)
+            graph = record(lambda *found: self._function(structure, step, meta_steps, found), *given, keep=True)
+        return list(graph.graph.nodes)
+
     def _check(self, record: _Record, expected: Sequence[Tensor], tensors: Sequence[Tensor]) -> None:
         """Count a recording that repeats `expected` to the bit, for other losses than the last time; else drop it."""
         assert record.play is not None
@@ -144,7 +142,8 @@ class Program:
     def _record(self, given: Given, longest_s: float) -> GraphModule | None:
         """The operations; None where they are not the same for every step."""
         self.read.clear()
-        graph = record(self._function, *given, longest_s)
+        *context, tensors = given
+        graph = record(lambda *recorded: self._function(*context, recorded), *tensors, longest_s=longest_s)
         return None if self.read else graph
 
     def _player(self, given: Given, longest_s: float) -> Player | None:
@@ -210,42 +209,6 @@ class Program:
         return compiled
 
 
-def record(
-    function: Callable[..., Sequence[Tensor]],
-    structure: Any,
-    step: int,
-    meta_steps: int,
-    tensors: Sequence[Tensor],
-    longest_s: float = float("inf"),
-) -> GraphModule:
-    """The tensor operations that a call of `function` runs, those that its results need; nothing is computed.
-
-    Raises whatever `function` does where it asks for numbers, and TimeoutError after `longest_s` seconds.
-    """
-
-    def traced(*given: Tensor) -> tuple[Tensor, ...]:
-        with _Deadline(time.monotonic() + longest_s):
-            return tuple(function(structure, step, meta_steps, given))
-
-    with functorch_config.patch(fake_tensor_allow_unsafe_data_ptr_access=False):  # which would be someone's memory
-        mode = FakeTensorMode(allow_non_fake_inputs=True)
-    with _ONE_AT_A_TIME, mode:
-        graph = make_fx(traced)(*map(mode.from_tensor, tensors))
-    for node in graph.graph.nodes:
-        if node.op == "call_function" and torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
-            raise RuntimeError(f"{node.target} has other numbers at every call")
-    for node in graph.graph.nodes:
-        seen = node
-        while seen.op == "call_function" and seen.target in VIEWS:
-            seen = seen.args[0]
-            if _geometry(seen) == _geometry(node):  # a view of what it is already: a third of what vmap does
-                node.replace_all_uses_with(seen)
-                break
-    graph.graph.eliminate_dead_code()
-    graph.recompile()
-    return graph
-
-
 def shortened(graph: GraphModule) -> Player:
     """What computes the same bits as the recording, with less between its operations: without those that only copy
     (`cat` of one tensor, times 1), and through torch's own functions. Of small tensors that is a fifth of the time."""
@@ -285,26 +248,7 @@ def _copied(node: Node) -> Any:
         source = arguments[0]
     if source is None:
         return None
-    one, other = node.meta["val"], source.meta["val"]
-    return source if one.dtype == other.dtype and _geometry(node) == _geometry(source) else None
-
-
-class _Deadline(TorchDispatchMode):
-    """Every operation raises TimeoutError from a time on."""
-
-    def __init__(self, at: float) -> None:
-        super().__init__()
-        self._at = at
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if time.monotonic() > self._at:
-            raise TimeoutError("recording takes too long")
-        return func(*args, **(kwargs or {}))
-
-
-def _geometry(node: Any) -> Any:
-    value = node.meta.get("val")
-    return (value.shape, value.stride(), value.storage_offset()) if isinstance(value, Tensor) else node
+    return source if geometry(node) == geometry(source) else None
 
 
 def capture(play: Player, tensors: Sequence[Tensor]) -> Player:

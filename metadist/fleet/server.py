@@ -384,9 +384,20 @@ def make_optimizer(theta: torch.Tensor, optimization: Optimization) -> torch.opt
     """The outer optimizer over the one flat parameter."""
     decay, rate = optimization.weight_decay, optimization.meta_lr
     if optimization.optimizer == "sgd":
-        return torch.optim.SGD([theta], lr=rate, momentum=optimization.momentum, weight_decay=decay, foreach=False)
-    kind = torch.optim.AdamW if optimization.optimizer == "adamw" else torch.optim.Adam
+        return _SGD([theta], lr=rate, momentum=optimization.momentum, weight_decay=decay, foreach=False)
+    kind = _AdamW if optimization.optimizer == "adamw" else _Adam
     return kind([theta], lr=rate, weight_decay=decay, foreach=False)
+
+
+def _without_compiler(kind: type[torch.optim.Optimizer]) -> Any:
+    """The optimizer, whose methods do not import torch's compiler to keep it off themselves: a second, and 80 MB."""
+    methods = {
+        name: inspect.unwrap(getattr(kind, name)) for name in ("add_param_group", "state_dict", "load_state_dict")
+    }
+    return type(kind.__name__, (kind,), methods)
+
+
+_SGD, _Adam, _AdamW = map(_without_compiler, (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW))
 
 
 def are_moderate(*tensors: torch.Tensor) -> bool:

@@ -8,12 +8,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
 
 from metadist.core.errors import InputError
 from metadist.core.task import Task
 from metadist.engine import Engine, Method
-from metadist.engine.graph_cache import AFTER, SHAPES, Program, record, shortened
+from metadist.engine.graph_cache import AFTER, SHAPES, Program, shortened
+from metadist.engine.recording import Recorded, record
 from metadist.learners import MAML, Learner, Reptile
 from metadist.learners.inner_optimizers import Adam
 from metadist.models.losses import cross_entropy
@@ -70,7 +70,7 @@ def test_it_is_played_back_after_so_many_calls_with_the_same_bits(kind):
         called.append(len(calls))
         fresh = engine_of(kind).meta_gradients(at, given)
         assert torch.equal(found.rows, fresh.rows) and torch.equal(found.losses, fresh.losses)
-    assert called == [3] * (AFTER - 1) + [6, 3, 0, 0, 0]  # recorded without numbers, then compared with two calls
+    assert called == [3] * (AFTER - 1) + [6, 3, 0, 0, 0]  # recorded, then compared with two calls
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -367,7 +367,7 @@ def test_a_recording_that_does_not_repeat_other_tasks_is_not_used():
 
     def function(structure, step, meta_steps, tensors):
         calls.append(1)
-        return [tensors[0] * 2 if isinstance(tensors[0], FakeTensor) else tensors[0] * 3]
+        return [tensors[0] * 2 if isinstance(tensors[0], Recorded) else tensors[0] * 3]
 
     program = Program(function)
     for number in range(AFTER + 5):
@@ -422,7 +422,7 @@ def test_engines_in_two_threads_do_not_spoil_each_others_recordings():
 
 def played(function, *tensors: Tensor) -> tuple[list[Tensor], int]:
     """What a recording gives once it is shortened, and how many operations are left."""
-    graph = record(lambda structure, step, meta_steps, given: function(*given), None, 0, 1, tensors)
+    graph = record(function, *tensors)
     play = shortened(graph)
     return list(play(*tensors)), sum(node.op == "call_function" for node in graph.graph.nodes)
 

@@ -1,0 +1,162 @@
+"""The list of tensor operations that a call of a function runs, found by running it once.
+
+Its tensors are then wrapped: a wrapper has a shape and a place in the list, and no memory of its own. So nothing in the
+list can depend on numbers: whatever takes them out of torch (`.numpy()`, `.tolist()`, `.item()`, an array, a branch on
+a value, a pointer, a mask) is an error. Torch has the same in `make_fx` with fake tensors, which imports its compiler
+(80 MB, over a second), takes three times as long, and whose strides are not always those that operations have.
+"""
+
+import operator
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Graph, GraphModule, Node
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+
+aten = torch.ops.aten
+VIEWS = {
+    aten.view.default, aten._unsafe_view.default, aten.expand.default, aten.transpose.int, aten.t.default,
+    aten.permute.default, aten.squeeze.dim, aten.unsqueeze.default, aten.detach.default, aten.alias.default,
+}  # fmt: skip
+OF_NUMBERS = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape)
+
+
+class Recorded(Tensor):
+    """A tensor of a recording: what its operations ran on, and the node that stands for it."""
+
+    value: Tensor
+    node: Node
+
+    @staticmethod
+    def of(value: Tensor, node: Node) -> "Recorded":
+        recorded: Any = Tensor._make_wrapper_subclass(  # pyright: ignore[reportAttributeAccessIssue]
+            Recorded, value.shape, value.stride(), value.storage_offset(), dtype=value.dtype, device=value.device
+        )
+        torch._C._set_throw_on_mutable_data_ptr(recorded)  # pyright: ignore[reportAttributeAccessIssue]
+        recorded.value, recorded.node = value, node
+        return recorded
+
+    __torch_function__ = torch._C._disabled_torch_function_impl  # pyright: ignore[reportAssignmentType]
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        del types, args, kwargs
+        raise RuntimeError(f"{func} was given a tensor of an earlier call, which the model, loss or learner kept")
+
+    def __repr__(self, *, tensor_contents: Any = None) -> str:
+        return f"Recorded({self.node}, {tuple(self.shape)}, {self.dtype})"
+
+
+class _Recorder(TorchDispatchMode):
+    """Runs every operation, and puts it into the graph."""
+
+    def __init__(self, ends_at: float, keep: bool) -> None:
+        super().__init__()
+        self.graph = Graph()
+        self.constants = torch.nn.Module()
+        self._ends_at, self._keep = ends_at, keep
+        self._known: dict[int, tuple[Tensor, Node]] = {}
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # to skip it, it would be imported
+
+    def given(self, number: int, value: Tensor) -> Recorded:
+        return self._recorded(value, self.graph.placeholder(f"given_{number}"))
+
+    def node(self, tensor: Tensor) -> Node:
+        """The tensor's; one from outside the recording, such as a buffer of a module, is a constant of it."""
+        if isinstance(tensor, Recorded):
+            return tensor.node
+        if id(tensor) not in self._known:
+            name = f"constant_{len(self._known)}"
+            self.constants.register_buffer(name, tensor)
+            self._known[id(tensor)] = tensor, self._noted(self.graph.create_node("get_attr", name), tensor)
+        return self._known[id(tensor)][1]
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if time.monotonic() > self._ends_at:
+            raise TimeoutError("recording takes too long")
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            raise RuntimeError(f"{func} has other numbers at every call")
+        if any(tag in func.tags for tag in OF_NUMBERS) and not _takes_places(func, args):
+            raise RuntimeError(f"{func} depends on the numbers in a tensor")
+        if func is aten.lift_fresh.default:  # of a tensor made of Python's numbers, anew in every call
+            func = aten.clone.default
+        call = self.graph.call_function(func, *tree_map_only(Tensor, self.node, (args, kwargs)))
+        results = func(*tree_map_only(Recorded, _value, args), **tree_map_only(Recorded, _value, kwargs))
+        if _writes_result(func):
+            if isinstance(args[0], Recorded):
+                args[0].node = self._noted(call, args[0].value)
+            return args[0]
+        return self._wrapped(results, call)
+
+    def _wrapped(self, results: Any, node: Node) -> Any:
+        if isinstance(results, Tensor):
+            return self._recorded(results, node)
+        if isinstance(results, tuple | list):
+            each = (
+                self._wrapped(result, self.graph.call_function(operator.getitem, (node, place)))
+                for place, result in enumerate(results)
+            )
+            return type(results)(each)
+        return results
+
+    def _recorded(self, value: Tensor, node: Node) -> Recorded:
+        return Recorded.of(value, self._noted(node, value))
+
+    def _noted(self, node: Node, value: Tensor) -> Node:
+        node.meta["geometry"] = value.shape, value.stride(), value.storage_offset(), value.dtype
+        if self._keep:
+            node.meta["val"] = value
+        return node
+
+
+def record(
+    function: Callable[..., Sequence[Tensor]], *tensors: Tensor, longest_s: float = float("inf"), keep: bool = False
+) -> GraphModule:
+    """The operations that `function(*tensors)` runs, those that its results need; `keep`: with what each gave.
+
+    Raises whatever `function` does where it asks for numbers, and TimeoutError after `longest_s` seconds.
+    """
+    recorder = _Recorder(time.monotonic() + longest_s, keep)
+    given = [recorder.given(number, tensor) for number, tensor in enumerate(tensors)]
+    with recorder:
+        results = function(*given)
+    graph = recorder.graph
+    graph.output(tuple(map(recorder.node, results)))
+    for node in graph.nodes:
+        seen = node
+        while seen.op == "call_function" and seen.target in VIEWS:
+            seen = seen.args[0]
+            if geometry(seen) == geometry(node):  # a view of what it is already: a third of what vmap does
+                node.replace_all_uses_with(seen)
+                break
+    graph.eliminate_dead_code()
+    return GraphModule(recorder.constants, graph)
+
+
+def geometry(node: Any) -> Any:
+    """Shape, strides, offset and dtype of what a node stands for; the node itself where it is no tensor."""
+    return node.meta.get("geometry", node)
+
+
+def _value(recorded: Recorded) -> Tensor:
+    return recorded.value
+
+
+def _takes_places(func: Any, args: Any) -> bool:
+    """Whether it is indexing by place, whose shape, other than that of a mask's, is known."""
+    masks = (torch.bool, torch.uint8)
+    return func is aten.index.Tensor and not any(index.dtype in masks for index in args[1] if index is not None)
+
+
+def _writes_result(func: Any) -> bool:
+    """Whether it returns its first argument, changed."""
+    returns = func._schema.returns
+    return len(returns) == 1 and returns[0].alias_info is not None and returns[0].alias_info.is_write
