@@ -102,6 +102,7 @@ class Engine:
         self.num_statistics = self.layout.trailing(learner.statistics())
         self._ops = (Recorded if self.kind == "loop" else Transformed)(self.method.differentiation, self.method.spacing)
         self._program = Program(self._compute, self.method.compiled, self.method.captured)
+        self._evaluation = Program(self._evaluate)
         self._trunk: Trunk | None = None
         self._settled = self._checked_weights = False
         learner.model.to(self.device, dtype)
@@ -181,12 +182,12 @@ class Engine:
         with self._computing(len(tasks)):
             weights = self._weights(theta)
 
-            def compute(task: Task, drawn: Tensors, case: _Case) -> Sequence[Tensor]:
-                def one(task: Task, drawn: Tensors) -> list[Tensor]:
-                    context = Context(step, meta_steps, drawn, *case)
-                    return self._measure(weights, task, context, list(metrics.values()), transductive)
+            measure = self._evaluation if transductive else self._evaluate  # one by one, a recording would be long
 
-                return torch.func.vmap(one)(task, drawn) if self.kind == "vmap" else one(task, drawn)
+            def compute(task: Task, drawn: Tensors, case: _Case) -> Sequence[Tensor]:
+                structure, tensors = _pack(task, drawn)
+                asked = structure, case, tuple(metrics.values()), transductive
+                return measure(asked, step, meta_steps, [*weights.values(), *tensors])
 
             cases = self._cases(tasks, step, meta_steps)
             names = self.learner.measures or metrics
@@ -306,6 +307,24 @@ class Engine:
             return loss, self.layout.flatten(gradient), *(gradient[name] for name in self.learner.diagnostics)
         losses, gradients = torch.func.vmap(one, (None, 0, 0))(weights, task, drawn)
         return losses, self.layout.flatten_rows(gradients), *(gradients[name] for name in self.learner.diagnostics)
+
+    def _evaluate(
+        self,
+        asked: tuple[_Structure, _Case, Sequence[Loss], bool],
+        step: int,
+        meta_steps: int,
+        tensors: Sequence[Tensor],
+    ) -> Sequence[Tensor]:
+        """Metrics of a task, or of stacked ones, from the tensors of weights, task and draws."""
+        structure, case, metrics, transductive = asked
+        weights = dict(zip(self.layout.names, tensors, strict=False))
+        task, drawn = _unpack(structure, tensors[len(weights) :])
+
+        def one(task: Task, drawn: Tensors) -> list[Tensor]:
+            context = Watched.by(self._evaluation.read, step, meta_steps, drawn, *case)
+            return self._measure(weights, task, context, metrics, transductive)
+
+        return torch.func.vmap(one)(task, drawn) if self.kind == "vmap" else one(task, drawn)
 
     def _measure(
         self, theta: Tensors, task: Task, context: Context, metrics: Sequence[Loss], transductive: bool

@@ -75,17 +75,16 @@ class Watched(Context):
 @dataclass
 class _Record:
     """What is known about one set of shapes: how often it came, its player, how often that was found right, and the
-    losses it was last found right at."""
+    results it was last found right at."""
 
     calls: int = 0
     play: Player | None = None
     checked: int = 0
-    last: Tensor | None = None
+    last: list[Tensor] | None = None
 
 
 class Program:
-    """`function(structure, step, meta_steps, tensors) -> tensors` as it stands, until it is worth playing back. The
-    first of its results tells computations apart.
+    """`function(structure, step, meta_steps, tensors) -> tensors` as it stands, until it is worth playing back.
 
     `compiled`: compile it at the first call. `captured`: play it back as a CUDA graph. `read`: what of the meta-step
     the function read; it is to note that there, see `Watched`.
@@ -131,11 +130,11 @@ class Program:
         return list(graph.graph.nodes)
 
     def _check(self, record: _Record, expected: Sequence[Tensor], tensors: Sequence[Tensor]) -> None:
-        """Count a recording that repeats `expected` to the bit, for other losses than the last time; else drop it."""
+        """Count a recording that repeats `expected` to the bit, where that is not what it was last; else drop it."""
         assert record.play is not None
-        if record.last is not None and torch.equal(record.last, expected[0]):
+        if record.last is not None and all(map(torch.equal, record.last, expected)):
             return
-        record.checked, record.last = record.checked + 1, expected[0].clone()
+        record.checked, record.last = record.checked + 1, [each.clone() for each in expected]
         if not all(map(torch.equal, expected, _run(record.play, tensors))):
             record.play = None
 
@@ -168,8 +167,8 @@ class Program:
         if record.play is None:
             record.play = self._compile(*given)
         result = _run(record.play, given[-1])
-        if record.checked < CHECKS and (record.last is None or not torch.equal(record.last, result[0])):
-            checked, record.last = self._function(*given), result[0].clone()
+        if record.checked < CHECKS and not (record.last and all(map(torch.equal, record.last, result))):
+            checked, record.last = self._function(*given), [each.clone() for each in result]
             record.checked += all(bool(expected.isfinite().all()) for expected in checked)
             for found, expected in zip(result, checked, strict=True):
                 limit = (1e-8 if found.dtype == torch.float64 else TOLERANCE) * float(expected.abs().max())

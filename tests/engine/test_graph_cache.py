@@ -30,6 +30,14 @@ def on_gpu(test: Callable) -> Callable:
     return pytest.mark.gpu(needs_gpu(test))
 
 
+class Beginning(MAML):
+    """Fast weights that begin further from theta at each meta-step."""
+
+    def begin(self, theta, support, context):
+        fast = super().begin(theta, support, context)
+        return fast._replace(weights={name: weight * (1 + context.step) for name, weight in fast.weights.items()})
+
+
 def engine_of(kind: str | Method, loss: Callable = cross_entropy, learner: type[Learner] = MAML, **options) -> Engine:
     return Engine(
         learner(model=model_of("mlp"), loss=loss, **({"inner_steps": 2} | options)), kind, dtype=torch.float64
@@ -71,6 +79,38 @@ def test_it_is_played_back_after_so_many_calls_with_the_same_bits(kind):
         fresh = engine_of(kind).meta_gradients(at, given)
         assert torch.equal(found.rows, fresh.rows) and torch.equal(found.losses, fresh.losses)
     assert called == [3] * (AFTER - 1) + [6, 3, 0, 0, 0]  # recorded, then compared with two calls
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("learner", [MAML, Beginning])
+def test_an_evaluation_is_played_back_with_the_same_bits(kind, learner):
+    calls: list[int] = []
+
+    def halved(outputs: Tensor, target: Tensor) -> Tensor:
+        return cross_entropy(outputs, target) / 2
+
+    engine = engine_of(kind, learner=learner)
+    theta, metrics = engine.initial_theta(), {"loss": counted(calls)}
+    for number in range(AFTER + 4):
+        given, at = tasks_of("mlp", 1, first=number), theta + 0.01 * number
+        calls.clear()
+        found = engine.evaluate(at, given, metrics, step=number, meta_steps=40)["loss"]
+        fresh = engine_of(kind, learner=learner).evaluate(at, given, metrics, step=number, meta_steps=40)["loss"]
+        assert torch.equal(found, fresh)
+    assert len(calls) == (3 if learner is MAML else 6)  # of the fresh engine alone, where no meta-step is read
+    assert torch.equal(engine.evaluate(at, given, {"loss": halved}, step=number, meta_steps=40)["loss"], fresh / 2)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_evaluation_query_by_query_is_not_recorded(kind):
+    calls: list[int] = []
+    engine, tasks = engine_of(kind), tasks_of("mlp", 1)
+    for _ in range(AFTER + 4):
+        calls.clear()
+        found = engine.evaluate(engine.initial_theta(), tasks, {"loss": counted(calls)}, transductive=False)["loss"]
+    assert calls
+    fresh = engine_of(kind).evaluate(engine.initial_theta(), tasks, {"loss": cross_entropy}, transductive=False)
+    assert torch.equal(found, fresh["loss"])
 
 
 @pytest.mark.parametrize("kind", KINDS)
