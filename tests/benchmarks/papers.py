@@ -177,7 +177,7 @@ PLUS = "3 inner steps (5 there), losses of all steps and first order for the fir
 TRAININGS = [
     maml_like("maml", 5, 1, 11000, (*maml_settings(*FIVE_ONE), COMPILED), 60_000 * 32, said(*FIVE_ONE)),
     by_features("protonet", 1, 20, 9000, ("meta_lr=0.001",), FEWER),
-    by_features("r2d2", 1, 5, 9000, R2D2,
+    by_features("r2d2", 1, 5, 18000, R2D2,
                 f"1 shot (1 to 9 there, at random); {R2D2_FEWER}"),
     maml_like("maml", 5, 5, 6000, maml_settings(*FIVE_FIVE), 60_000 * 32, said(*FIVE_FIVE)),
     maml_like("maml", 20, 1, 6000, maml_settings(*TWENTY_ONE), 60_000 * 16, said(*TWENTY_ONE)),
