@@ -16,10 +16,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import GraphModule, Node
+from torch.fx import Node
 
 from metadist.core.errors import InputError
-from metadist.engine.recording import aten, geometry, record
+from metadist.engine.recording import Recording, aten, geometry, record
 from metadist.learners import Context
 
 AFTER = 16  # calls with the same shapes before recording, which takes as long as ten or twenty of them
@@ -122,12 +122,10 @@ class Program:
 
     def operations(self, structure: Any, step: int, meta_steps: int, tensors: Sequence[Tensor]) -> list[Node]:
         """Those that a call runs, `meta["val"]` what each gives, on tensors without memory."""
-        from torch._subclasses.fake_tensor import FakeTensorMode  # takes a second to import
-
-        with FakeTensorMode(allow_non_fake_inputs=True) as mode:
-            given = map(mode.from_tensor, tensors)
-            graph = record(lambda *found: self._function(structure, step, meta_steps, found), *given, keep=True)
-        return list(graph.graph.nodes)
+        recording = record(
+            lambda *given: self._function(structure, step, meta_steps, given), *tensors, without_memory=True
+        )
+        return list(recording.graph.nodes)
 
     def _check(self, record: _Record, expected: Sequence[Tensor], tensors: Sequence[Tensor]) -> None:
         """Count a recording that repeats `expected` to the bit, where that is not what it was last; else drop it."""
@@ -138,22 +136,22 @@ class Program:
         if not all(map(torch.equal, expected, _run(record.play, tensors))):
             record.play = None
 
-    def _record(self, given: Given, longest_s: float) -> GraphModule | None:
+    def _record(self, given: Given, longest_s: float) -> Recording | None:
         """The operations; None where they are not the same for every step."""
         self.read.clear()
         *context, tensors = given
-        graph = record(lambda *recorded: self._function(*context, recorded), *tensors, longest_s=longest_s)
-        return None if self.read else graph
+        recording = record(lambda *recorded: self._function(*context, recorded), *tensors, longest_s=longest_s)
+        return None if self.read else recording
 
     def _player(self, given: Given, longest_s: float) -> Player | None:
         """None where there is nothing to play back: then the function itself goes on being called, to the same bits."""
         try:
-            graph = self._record(given, longest_s)
+            recording = self._record(given, longest_s)
         except Exception:  # noqa: BLE001 - whatever code says that gets tensors without numbers; its own call follows
             return None
-        if graph is None:
+        if recording is None:
             return None
-        play = shortened(graph)
+        play = shortened(recording)
         if not self._captured:
             return play
         try:
@@ -181,7 +179,7 @@ class Program:
 
     def _compile(self, *given: Any) -> Player:
         try:
-            graph = self._record(given, LONGEST_S)
+            recording = self._record(given, LONGEST_S)
         except InputError:
             raise
         except Exception as error:
@@ -189,7 +187,7 @@ class Program:
                 f"engine.compile=true cannot record this computation ({_first_line(error)}): something in the model, "
                 "loss or learner leaves torch (numpy, lists, a branch on values) or draws numbers; take it out of there"
             ) from error
-        if graph is None:
+        if recording is None:
             raise InputError(
                 "engine.compile=true: the learner depends on the meta-step, so there is no one computation to compile"
             )
@@ -197,7 +195,9 @@ class Program:
         from torch._inductor import config
 
         config.deterministic = torch.are_deterministic_algorithms_enabled()
-        compiled = torch.compile(graph.forward, fullgraph=True, dynamic=False)  # not through three calls of nn.Module
+        compiled = torch.compile(
+            recording.function().forward, fullgraph=True, dynamic=False
+        )  # not through three calls of nn.Module
         try:
             _run(compiled, given[-1])
         except BackendCompilerFailed as error:
@@ -208,20 +208,20 @@ class Program:
         return compiled
 
 
-def shortened(graph: GraphModule) -> Player:
+def shortened(recording: Recording) -> Player:
     """What computes the same bits as the recording, with less between its operations: without those that only copy
     (`cat` of one tensor, times 1), and through torch's own functions. Of small tensors that is a fifth of the time."""
-    nodes = [node for node in graph.graph.nodes if node.op == "call_function"]
+    graph = recording.graph
+    nodes = [node for node in graph.nodes if node.op == "call_function"]
     changed = {_origin(given) for node in nodes if _writes(node) for given in node.all_input_nodes}
     for node in nodes:
         copied = _copied(node)
         if copied is not None and not {node, _origin(copied)} & changed:
             node.replace_all_uses_with(copied)
-    graph.graph.eliminate_dead_code()
-    for node in graph.graph.nodes:
+    graph.eliminate_dead_code()
+    for node in graph.nodes:
         node.target = SHORT.get(node.target, node.target)
-    graph.recompile()
-    return graph.forward
+    return recording.function().forward
 
 
 def _writes(node: Node) -> bool:

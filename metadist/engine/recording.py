@@ -9,13 +9,13 @@ a value, a pointer, a mask) is an error. Torch has the same in `make_fx` with fa
 import operator
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 aten = torch.ops.aten
 VIEWS = {
@@ -32,9 +32,9 @@ class Recorded(Tensor):
     node: Node
 
     @staticmethod
-    def of(value: Tensor, node: Node) -> "Recorded":
+    def of(value: Tensor, node: Node, device: torch.device) -> "Recorded":
         recorded: Any = Tensor._make_wrapper_subclass(  # pyright: ignore[reportAttributeAccessIssue]
-            Recorded, value.shape, value.stride(), value.storage_offset(), dtype=value.dtype, device=value.device
+            Recorded, value.shape, value.stride(), value.storage_offset(), dtype=value.dtype, device=device
         )
         torch._C._set_throw_on_mutable_data_ptr(recorded)  # pyright: ignore[reportAttributeAccessIssue]
         recorded.value, recorded.node = value, node
@@ -51,14 +51,26 @@ class Recorded(Tensor):
         return f"Recorded({self.node}, {tuple(self.shape)}, {self.dtype})"
 
 
-class _Recorder(TorchDispatchMode):
-    """Runs every operation, and puts it into the graph."""
+class Recording(NamedTuple):
+    """Operations, and the tensors from outside that they read. `meta["geometry"]` of a node is that of its tensor."""
 
-    def __init__(self, ends_at: float, keep: bool) -> None:
+    graph: Graph
+    constants: torch.nn.Module
+
+    def function(self) -> GraphModule:
+        """What runs them."""
+        return GraphModule(self.constants, self.graph)
+
+
+class _Recorder(TorchDispatchMode):
+    """Runs every operation, and puts it into the graph. `device`: that of tensors without memory, where they are to
+    have none."""
+
+    def __init__(self, ends_at: float, device: torch.device | None) -> None:
         super().__init__()
         self.graph = Graph()
         self.constants = torch.nn.Module()
-        self._ends_at, self._keep = ends_at, keep
+        self._ends_at, self._device = ends_at, device
         self._known: dict[int, tuple[Tensor, Node]] = {}
 
     @classmethod
@@ -66,7 +78,7 @@ class _Recorder(TorchDispatchMode):
         return False  # to skip it, it would be imported
 
     def given(self, number: int, value: Tensor) -> Recorded:
-        return self._recorded(value, self.graph.placeholder(f"given_{number}"))
+        return self._recorded(self._value(value), self.graph.placeholder(f"given_{number}"))
 
     def node(self, tensor: Tensor) -> Node:
         """The tensor's; one from outside the recording, such as a buffer of a module, is a constant of it."""
@@ -75,7 +87,8 @@ class _Recorder(TorchDispatchMode):
         if id(tensor) not in self._known:
             name = f"constant_{len(self._known)}"
             self.constants.register_buffer(name, tensor)
-            self._known[id(tensor)] = tensor, self._noted(self.graph.create_node("get_attr", name), tensor)
+            node = self._noted(self.graph.create_node("get_attr", name), self._value(tensor))
+            self._known[id(tensor)] = tensor, node
         return self._known[id(tensor)][1]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -89,7 +102,10 @@ class _Recorder(TorchDispatchMode):
         if func is aten.lift_fresh.default:  # of a tensor made of Python's numbers, anew in every call
             func = aten.clone.default
         call = self.graph.call_function(func, *tree_map_only(Tensor, self.node, (args, kwargs)))
-        results = func(*tree_map_only(Recorded, _value, args), **tree_map_only(Recorded, _value, kwargs))
+        values, options = tree_map_only(Tensor, self._value, (args, kwargs))
+        if self._device and ("device" in options or not any(isinstance(leaf, Tensor) for leaf in tree_leaves(values))):
+            options["device"] = "meta"
+        results = func(*values, **options)
         if _writes_result(func):
             if isinstance(args[0], Recorded):
                 args[0].node = self._noted(call, args[0].value)
@@ -107,24 +123,32 @@ class _Recorder(TorchDispatchMode):
             return type(results)(each)
         return results
 
+    def _value(self, tensor: Tensor) -> Tensor:
+        value = tensor.value if isinstance(tensor, Recorded) else tensor
+        return value.to("meta") if self._device else value
+
     def _recorded(self, value: Tensor, node: Node) -> Recorded:
-        return Recorded.of(value, self._noted(node, value))
+        return Recorded.of(value, self._noted(node, value), self._device or value.device)
 
     def _noted(self, node: Node, value: Tensor) -> Node:
         node.meta["geometry"] = value.shape, value.stride(), value.storage_offset(), value.dtype
-        if self._keep:
+        if self._device:
             node.meta["val"] = value
         return node
 
 
 def record(
-    function: Callable[..., Sequence[Tensor]], *tensors: Tensor, longest_s: float = float("inf"), keep: bool = False
-) -> GraphModule:
-    """The operations that `function(*tensors)` runs, those that its results need; `keep`: with what each gave.
+    function: Callable[..., Sequence[Tensor]],
+    *tensors: Tensor,
+    longest_s: float = float("inf"),
+    without_memory: bool = False,
+) -> Recording:
+    """The operations that `function(*tensors)` runs, those that its results need. `without_memory`: on tensors of
+    torch's device "meta", which are then in `meta["val"]` of the nodes.
 
     Raises whatever `function` does where it asks for numbers, and TimeoutError after `longest_s` seconds.
     """
-    recorder = _Recorder(time.monotonic() + longest_s, keep)
+    recorder = _Recorder(time.monotonic() + longest_s, tensors[0].device if without_memory else None)
     given = [recorder.given(number, tensor) for number, tensor in enumerate(tensors)]
     with recorder:
         results = function(*given)
@@ -138,16 +162,12 @@ def record(
                 node.replace_all_uses_with(seen)
                 break
     graph.eliminate_dead_code()
-    return GraphModule(recorder.constants, graph)
+    return Recording(graph, recorder.constants)
 
 
 def geometry(node: Any) -> Any:
     """Shape, strides, offset and dtype of what a node stands for; the node itself where it is no tensor."""
     return node.meta.get("geometry", node)
-
-
-def _value(recorded: Recorded) -> Tensor:
-    return recorded.value
 
 
 def _takes_places(func: Any, args: Any) -> bool:

@@ -462,9 +462,9 @@ def test_engines_in_two_threads_do_not_spoil_each_others_recordings():
 
 def played(function, *tensors: Tensor) -> tuple[list[Tensor], int]:
     """What a recording gives once it is shortened, and how many operations are left."""
-    graph = record(function, *tensors)
-    play = shortened(graph)
-    return list(play(*tensors)), sum(node.op == "call_function" for node in graph.graph.nodes)
+    recording = record(function, *tensors)
+    play = shortened(recording)
+    return list(play(*tensors)), sum(node.op == "call_function" for node in recording.graph.nodes)
 
 
 def test_a_shortened_recording_leaves_out_what_only_copies():
