@@ -12,11 +12,18 @@ A third, forward mode over each step's gradient (Kemaev et al. 2025, https://arx
 networks of all kinds here, with 10 to 50 steps: never faster than remat, and never with less memory.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
+from torch._functorch.eager_transforms import (
+    _create_differentiable,
+    _undo_create_differentiable,
+    _wrap_all_tensors,
+    grad_increment_nesting,
+)
 from torch.autograd import Function
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_map, tree_structure, tree_unflatten
 
@@ -161,26 +168,69 @@ class Recorded(Differentiator):
 
 
 class Transformed(Differentiator):
-    """Gradients by `torch.func`, which vmap can batch over tasks."""
+    """Gradients as those of `torch.func`, which vmap can batch over tasks. What `torch.func.grad` and `vjp` do beside,
+    imports torch's compiler to keep it off them: over a second, and 80 MB."""
 
     def value_and_gradient(self, f: Callable[[Tensors], Tensor], at: Tensors) -> tuple[Tensor, Tensors]:
-        gradient, value = torch.func.grad_and_value(f)(at)
-        return value, gradient
+        def value(*leaves: Tensor) -> tuple[Tensor]:
+            return (f(dict(zip(at, leaves, strict=True))),)
+
+        with _differentiable() as level:
+            values, leaves = _at_leaves(value, at.values(), level)
+            gradient = _backward(values, leaves, None, create_graph=True)
+            (found, *gradient) = (_undo_create_differentiable(each, level) for each in (*values, *gradient))
+        return found, dict(zip(at, gradient, strict=True))
 
     def pullback(self, f: Callable[..., Sequence[Tensor]], *at: Tensor) -> tuple[Sequence[Tensor], Any]:
-        values, pull, *_ = torch.func.vjp(lambda *tensors: tuple(f(*tensors)), *at)
-        return values, lambda cotangents: pull(tuple(cotangents))
+        with _differentiable() as level:
+            values, leaves = _at_leaves(f, at, level)
+            found = [_undo_create_differentiable(value, level) for value in values]
+        return found, lambda cotangents: _backward(values, leaves, cotangents, create_graph=torch.is_grad_enabled())
 
     def each(self, f: Callable[[Tensors, Task], Tensor], stacked: Tensors, task: Task) -> Tensor:
         return at_once(f, stacked, task)
 
     def inner_gradient(self, f: Callable[[Tensors], Tensor], at: Tensors, second_order: bool) -> Tensors:
-        gradient = torch.func.grad(f)(at)
+        _, gradient = self.value_and_gradient(f, at)
         return gradient if second_order else {name: g.detach() for name, g in gradient.items()}
 
     def start(self, weights: Tensors, outer: bool) -> Tensors:
         del outer
         return weights
+
+
+@contextmanager
+def _differentiable() -> Iterator[int]:
+    """A level of nested derivatives, by number."""
+    hooks = torch.autograd.graph.disable_saved_tensors_hooks("torch.func does not support saved tensor hooks")
+    with hooks, grad_increment_nesting() as level, torch.enable_grad():
+        yield level
+
+
+def _at_leaves(
+    f: Callable[..., Sequence[Tensor]], at: Iterable[Tensor], level: int
+) -> tuple[Sequence[Tensor], list[Tensor]]:
+    """f at `at`, and the leaves of that level in the place of `at`."""
+    leaves = [_create_differentiable(_wrap_all_tensors(tensor, level), level) for tensor in at]
+    return f(*leaves), leaves
+
+
+def _backward(
+    values: Sequence[Tensor], leaves: Sequence[Tensor], cotangents: Sequence[Tensor] | None, create_graph: bool
+) -> tuple[Tensor, ...]:
+    """Cotangents of the leaves, zeros where nothing depends on them; those of the one value are 1 if not given."""
+    reached = [place for place, value in enumerate(values) if value.requires_grad]
+    if not reached:
+        return tuple(map(torch.zeros_like, leaves))
+    found = torch.autograd.grad(
+        [values[place] for place in reached],
+        leaves,
+        None if cotangents is None else [cotangents[place] for place in reached],
+        retain_graph=cotangents is not None,
+        create_graph=create_graph,
+        allow_unused=True,  # zeros by `materialize_grads` would ask for a gradient, and keep what they come from
+    )
+    return tuple(torch.zeros_like(leaf) if each is None else each for each, leaf in zip(found, leaves, strict=True))
 
 
 class _Rematerialised:

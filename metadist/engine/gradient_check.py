@@ -14,13 +14,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from metadist.core.random import Draws
 from metadist.core.task import Examples, Task, TaskId
 from metadist.engine.differentiation import Recorded, Tensors
 from metadist.engine.engine import Engine
 from metadist.engine.method import Method
+from metadist.engine.recording import Mode
 from metadist.learners import MAML, Context, Learner
 
 QUERIES, INNER_STEPS = 8, 2  # of the task that is checked, at most
@@ -41,7 +41,7 @@ class Found(NamedTuple):
     seconds: float
 
 
-class _Casts(TorchDispatchMode):
+class _Casts(Mode):
     """Notes the coarsest type that something in float64 was converted to."""
 
     bits = 64

@@ -62,7 +62,15 @@ class Recording(NamedTuple):
         return GraphModule(self.constants, self.graph)
 
 
-class _Recorder(TorchDispatchMode):
+class Mode(TorchDispatchMode):
+    """One for whose sake torch does not import its compiler, to keep that off it."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False
+
+
+class _Recorder(Mode):
     """Runs every operation, and puts it into the graph. `device`: that of tensors without memory, where they are to
     have none."""
 
@@ -72,10 +80,6 @@ class _Recorder(TorchDispatchMode):
         self.constants = torch.nn.Module()
         self._ends_at, self._device = ends_at, device
         self._known: dict[int, tuple[Tensor, Node]] = {}
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # to skip it, it would be imported
 
     def given(self, number: int, value: Tensor) -> Recorded:
         return self._recorded(self._value(value), self.graph.placeholder(f"given_{number}"))

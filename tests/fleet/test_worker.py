@@ -255,3 +255,30 @@ def test_threads_that_evaluate_do_not_see_each_others_weights():
     assert all(
         np.array_equal(one[name], other[name]) for one, other in zip(found, expected, strict=True) for name in one
     )
+
+
+@pytest.mark.parametrize("kind", ["loop", "vmap"])
+def test_a_job_computes_without_the_compilers_import(kind):
+    """From the first step over a recording and a checked gradient to an evaluation and a step of the server."""
+    code = (
+        "import sys, numpy as np, torch\n"
+        "from tests.engine.networks import model_of, tasks_of\n"
+        "from metadist import MAML, Engine\n"
+        "from metadist.core.messages import Chunk, ChunkReport\nfrom metadist.fleet.server import Optimization, Server\n"
+        "from metadist.engine.gradient_check import check_gradient\n"
+        "from metadist.engine.graph_cache import AFTER\n"
+        "from metadist.models.losses import cross_entropy\n"
+        "learner = MAML(model=model_of('mlp'), loss=cross_entropy)\n"
+        f"engine = Engine(learner, {kind!r})\n"
+        "theta, tasks = engine.initial_theta(), tasks_of('mlp', 2)\n"
+        "for _ in range(AFTER + 2):\n"
+        "    losses, rows = engine.meta_gradients(theta, tasks)\n"
+        "engine.evaluate(theta, tasks, {'loss': cross_entropy})\n"
+        "check_gradient(learner, engine.method, theta.numpy(), tasks[0], 10)\n"
+        "server = Server(theta.numpy(), Optimization())\n"
+        "report = ChunkReport(Chunk('train', 0, 0, 2), losses.double().numpy(), np.ones(2), {})\n"
+        "server.apply(0, (report, rows.numpy()))\n"
+        "server.snapshot()\n"
+        "assert 'torch._dynamo' not in sys.modules and 'torch._inductor' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
