@@ -74,8 +74,8 @@ class Watched(Context):
 
 @dataclass
 class _Record:
-    """What is known about one set of shapes: how often it came, its player, how often that was found right, and the
-    results it was last found right at."""
+    """What is known about one set of shapes: how often it came, its player, how often that was found right, and, until
+    that was often enough, the results it was last found right at."""
 
     calls: int = 0
     play: Player | None = None
@@ -108,10 +108,10 @@ class Program:
                 self._records[key] = record
         given = structure, step, meta_steps, tensors
         if self._compiled:
-            return self._run_compiled(record, *given)
+            return self._run_compiled(record, given)
         record.calls += 1
         if record.play is not None and record.checked >= CHECKS:
-            return _run(record.play, tensors)
+            return self._play(record.play, given)
         began = time.monotonic()
         result = self._function(*given)
         if record.calls == AFTER and sum(known.play is not None for known in self._records.values()) < SHAPES:
@@ -135,6 +135,8 @@ class Program:
         record.checked, record.last = record.checked + 1, [each.clone() for each in expected]
         if not all(map(torch.equal, expected, _run(record.play, tensors))):
             record.play = None
+        if record.play is None or record.checked >= CHECKS:
+            record.last = None  # results are as large as theta
 
     def _record(self, given: Given, longest_s: float) -> Recording | None:
         """The operations; None where they are not the same for every step."""
@@ -161,10 +163,18 @@ class Program:
                 f"engine.cuda_graphs=true cannot capture this ({_first_line(error)}): leave it out"
             ) from error
 
-    def _run_compiled(self, record: _Record, *given: Any) -> Sequence[Tensor]:
+    def _play(self, play: Player, given: Given) -> list[Tensor]:
+        try:
+            return _run(play, given[-1])
+        except (IndexError, RuntimeError) as error:
+            if "out of bounds" in str(error):  # of a recording: the loss itself says more
+                self._function(*given)
+            raise
+
+    def _run_compiled(self, record: _Record, given: Given) -> Sequence[Tensor]:
         if record.play is None:
             record.play = self._compile(*given)
-        result = _run(record.play, given[-1])
+        result = self._play(record.play, given)
         if record.checked < CHECKS and not (record.last and all(map(torch.equal, record.last, result))):
             checked, record.last = self._function(*given), [each.clone() for each in result]
             record.checked += all(bool(expected.isfinite().all()) for expected in checked)
@@ -175,6 +185,8 @@ class Program:
                         "engine.compile=true gives other numbers than the computation itself, beyond rounding: leave "
                         "it out for this model, learner and loss"
                     )
+            if record.checked >= CHECKS:
+                record.last = None
         return result
 
     def _compile(self, *given: Any) -> Player:
