@@ -161,6 +161,27 @@ def test_nothing_is_recorded_before_the_first_steps_are_over():
     assert called[0] and not called[-1]
 
 
+def test_neither_a_loop_that_is_recorded_nor_the_server_imports_the_compiler():
+    code = (
+        "import sys\n"
+        "from tests.fleet.test_worker import *\n"
+        "from metadist.fleet.server import Optimization, Server, server_proof\n"
+        "worker = make_worker(kind='loop', chunk=4)\n"
+        "for step in range(6):\n"
+        "    worker.meta_gradients(weights_of(worker), Chunk('train', step, 0, 4))\n"
+        "    worker.evaluate(weights_of(worker), Chunk('validation', step, 0, 4))\n"
+        "for engine in (worker.engine, worker.evaluator.engine):\n"
+        "    for program in (engine._program, engine._evaluation):\n"
+        "        print(sum(known.play is not None for known in program._records.values()))\n"
+        "server_proof()\n"
+        "server = Server(np.ones(3, np.float32), Optimization('adam'))\n"
+        "Server(np.ones(3, np.float32), Optimization('adam'), server.snapshot())\n"
+        "print('torch._dynamo' in sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, timeout=120, capture_output=True, text=True)
+    assert done.stdout.split() == ["1", "0", "0", "1", "False"]
+
+
 def test_evaluation_measures_before_and_after_every_inner_step_of_its_own_learner():
     worker = make_worker(inner_lr=0.5)
     results = worker.evaluate(weights_of(worker), Chunk("validation", 0, 0, 7))
