@@ -181,12 +181,12 @@ class Engine:
         self.settle(tasks[0])
         with self._computing(len(tasks)):
             weights = self._weights(theta)
-
             measure = self._evaluation if transductive else self._evaluate  # one by one, a recording would be long
 
             def compute(task: Task, drawn: Tensors, case: _Case) -> Sequence[Tensor]:
                 structure, tensors = _pack(task, drawn)
-                asked = structure, case, tuple(metrics.values()), transductive
+                called = tuple(metric.__call__ for metric in metrics.values())  # hashable, even where a metric is not
+                asked = structure, case, called, transductive
                 return measure(asked, step, meta_steps, [*weights.values(), *tensors])
 
             cases = self._cases(tasks, step, meta_steps)

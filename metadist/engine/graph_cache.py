@@ -22,7 +22,7 @@ from metadist.core.errors import InputError
 from metadist.engine.recording import Recording, aten, geometry, record
 from metadist.learners import Context
 
-AFTER = 16  # calls with the same shapes before recording, which takes as long as ten or twenty of them
+AFTER = 16  # calls with the same shapes before recording, which takes as long as up to twenty of them
 CHECKS = 2  # calls of other results that a recording must repeat before it counts
 LONGEST_S, LONGEST_CALLS = 30.0, 15  # to record, the longer of both: half of what makes a worker look hung
 SHAPES, KNOWN = 8, 256  # different shapes recorded, and counted, at most
@@ -121,7 +121,7 @@ class Program:
         return result
 
     def operations(self, structure: Any, step: int, meta_steps: int, tensors: Sequence[Tensor]) -> list[Node]:
-        """Those that a call runs, `meta["val"]` what each gives, on tensors without memory."""
+        """The operations that a call runs, each with what it gives as `meta["val"]`: tensors without memory."""
         recording = record(
             lambda *given: self._function(structure, step, meta_steps, given), *tensors, without_memory=True
         )
@@ -149,7 +149,7 @@ class Program:
         """None where there is nothing to play back: then the function itself goes on being called, to the same bits."""
         try:
             recording = self._record(given, longest_s)
-        except Exception:  # noqa: BLE001 - whatever code says that gets tensors without numbers; its own call follows
+        except Exception:  # noqa: BLE001 - whatever code says that cannot have the numbers; it goes on being called
             return None
         if recording is None:
             return None

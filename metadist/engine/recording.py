@@ -2,8 +2,9 @@
 
 Its tensors are then wrapped: a wrapper has a shape and a place in the list, and no memory of its own. So nothing in the
 list can depend on numbers: whatever takes them out of torch (`.numpy()`, `.tolist()`, `.item()`, an array, a branch on
-a value, a pointer, a mask) is an error. Torch has the same in `make_fx` with fake tensors, which imports its compiler
-(80 MB, over a second), takes three times as long, and whose strides are not always those that operations have.
+a value, a pointer, a mask) is an error. Torch's `make_fx` with fake tensors finds the same list, but imports torch's
+compiler (80 MB, over a second), takes three to five times as long, and its strides are not always those of the
+operations themselves.
 """
 
 import operator

@@ -2,6 +2,7 @@ import ctypes
 import shutil
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -99,6 +100,26 @@ def test_an_evaluation_is_played_back_with_the_same_bits(kind, learner):
         assert torch.equal(found, fresh)
     assert len(calls) == (3 if learner is MAML else 6)  # of the fresh engine alone, where no meta-step is read
     assert torch.equal(engine.evaluate(at, given, {"loss": halved}, step=number, meta_steps=40)["loss"], fresh / 2)
+
+
+@dataclass
+class Scaled:
+    """A metric that has no hash, as it is compared by its fields."""
+
+    by: float
+
+    def __call__(self, outputs: Tensor, target: Tensor) -> Tensor:
+        return self.by * cross_entropy(outputs, target)
+
+
+def test_a_metric_need_not_be_hashable():
+    engine, tasks = engine_of("loop"), tasks_of("mlp", 1)
+    theta, twice = engine.initial_theta(), Scaled(2.0)
+    for number in range(AFTER + 3):
+        found = engine.evaluate(theta + 0.01 * number, tasks, {"loss": cross_entropy, "twice": twice})
+    assert torch.equal(found["twice"], 2 * found["loss"])
+    (known,) = engine._evaluation._records.values()
+    assert known.play is not None
 
 
 @pytest.mark.parametrize("kind", KINDS)
