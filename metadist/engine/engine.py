@@ -181,12 +181,12 @@ class Engine:
         self.settle(tasks[0])
         with self._computing(len(tasks)):
             weights = self._weights(theta)
-
             measure = self._evaluation if transductive else self._evaluate  # one by one, a recording would be long
 
             def compute(task: Task, drawn: Tensors, case: _Case) -> Sequence[Tensor]:
                 structure, tensors = _pack(task, drawn)
-                asked = structure, case, tuple(metrics.values()), transductive
+                called = tuple(metric.__call__ for metric in metrics.values())  # hashable, even where a metric is not
+                asked = structure, case, called, transductive
                 return measure(asked, step, meta_steps, [*weights.values(), *tensors])
 
             cases = self._cases(tasks, step, meta_steps)
@@ -277,13 +277,7 @@ class Engine:
         """Loss, meta-gradient and diagnostics of a task (vmap: of stacked tasks), as it stands or played back."""
         before = None if self._checked_weights else [weight.clone() for weight in weights.values()]
         structure, tensors = _pack(task, drawn)
-        call = (structure, case), step, meta_steps, [*weights.values(), *tensors]
-        try:
-            results = self._program(*call)
-        except (IndexError, RuntimeError) as error:
-            if "out of bounds" in str(error):  # of a recording: the loss itself says more
-                self._compute(*call)
-            raise
+        results = self._program((structure, case), step, meta_steps, [*weights.values(), *tensors])
         if before is not None:
             self._checked_weights = True
             _refuse_changed(weights, before)

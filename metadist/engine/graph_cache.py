@@ -22,7 +22,7 @@ from metadist.core.errors import InputError
 from metadist.engine.recording import Recording, aten, geometry, record
 from metadist.learners import Context
 
-AFTER = 16  # calls with the same shapes before recording, which takes as long as ten or twenty of them
+AFTER = 16  # calls with the same shapes before recording, which takes as long as up to twenty of them
 CHECKS = 2  # calls of other results that a recording must repeat before it counts
 LONGEST_S, LONGEST_CALLS = 30.0, 15  # to record, the longer of both: half of what makes a worker look hung
 SHAPES, KNOWN = 8, 256  # different shapes recorded, and counted, at most
@@ -74,8 +74,8 @@ class Watched(Context):
 
 @dataclass
 class _Record:
-    """What is known about one set of shapes: how often it came, its player, how often that was found right, and the
-    results it was last found right at."""
+    """What is known about one set of shapes: how often it came, its player, how often that was found right, and, until
+    that was often enough, the results it was last found right at."""
 
     calls: int = 0
     play: Player | None = None
@@ -108,10 +108,10 @@ class Program:
                 self._records[key] = record
         given = structure, step, meta_steps, tensors
         if self._compiled:
-            return self._run_compiled(record, *given)
+            return self._run_compiled(record, given)
         record.calls += 1
         if record.play is not None and record.checked >= CHECKS:
-            return _run(record.play, tensors)
+            return self._play(record.play, given)
         began = time.monotonic()
         result = self._function(*given)
         if record.calls == AFTER and sum(known.play is not None for known in self._records.values()) < SHAPES:
@@ -121,7 +121,7 @@ class Program:
         return result
 
     def operations(self, structure: Any, step: int, meta_steps: int, tensors: Sequence[Tensor]) -> list[Node]:
-        """Those that a call runs, `meta["val"]` what each gives, on tensors without memory."""
+        """The operations that a call runs, each with what it gives as `meta["val"]`: tensors without memory."""
         recording = record(
             lambda *given: self._function(structure, step, meta_steps, given), *tensors, without_memory=True
         )
@@ -135,6 +135,8 @@ class Program:
         record.checked, record.last = record.checked + 1, [each.clone() for each in expected]
         if not all(map(torch.equal, expected, _run(record.play, tensors))):
             record.play = None
+        if record.play is None or record.checked >= CHECKS:
+            record.last = None  # results are as large as theta
 
     def _record(self, given: Given, longest_s: float) -> Recording | None:
         """The operations; None where they are not the same for every step."""
@@ -147,7 +149,7 @@ class Program:
         """None where there is nothing to play back: then the function itself goes on being called, to the same bits."""
         try:
             recording = self._record(given, longest_s)
-        except Exception:  # noqa: BLE001 - whatever code says that gets tensors without numbers; its own call follows
+        except Exception:  # noqa: BLE001 - whatever code says that cannot have the numbers; it goes on being called
             return None
         if recording is None:
             return None
@@ -161,10 +163,18 @@ class Program:
                 f"engine.cuda_graphs=true cannot capture this ({_first_line(error)}): leave it out"
             ) from error
 
-    def _run_compiled(self, record: _Record, *given: Any) -> Sequence[Tensor]:
+    def _play(self, play: Player, given: Given) -> list[Tensor]:
+        try:
+            return _run(play, given[-1])
+        except (IndexError, RuntimeError) as error:
+            if "out of bounds" in str(error):  # of a recording: the loss itself says more
+                self._function(*given)
+            raise
+
+    def _run_compiled(self, record: _Record, given: Given) -> Sequence[Tensor]:
         if record.play is None:
             record.play = self._compile(*given)
-        result = _run(record.play, given[-1])
+        result = self._play(record.play, given)
         if record.checked < CHECKS and not (record.last and all(map(torch.equal, record.last, result))):
             checked, record.last = self._function(*given), [each.clone() for each in result]
             record.checked += all(bool(expected.isfinite().all()) for expected in checked)
@@ -175,6 +185,8 @@ class Program:
                         "engine.compile=true gives other numbers than the computation itself, beyond rounding: leave "
                         "it out for this model, learner and loss"
                     )
+            if record.checked >= CHECKS:
+                record.last = None
         return result
 
     def _compile(self, *given: Any) -> Player:

@@ -2,8 +2,9 @@
 
 Its tensors are then wrapped: a wrapper has a shape and a place in the list, and no memory of its own. So nothing in the
 list can depend on numbers: whatever takes them out of torch (`.numpy()`, `.tolist()`, `.item()`, an array, a branch on
-a value, a pointer, a mask) is an error. Torch has the same in `make_fx` with fake tensors, which imports its compiler
-(80 MB, over a second), takes three times as long, and whose strides are not always those that operations have.
+a value, a pointer, a mask) is an error. Torch's `make_fx` with fake tensors finds the same list, but imports torch's
+compiler (80 MB, over a second), takes three to five times as long, and its strides are not always those of the
+operations themselves.
 """
 
 import operator
@@ -14,8 +15,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
+from torch.utils._mode_utils import no_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
+
+from metadist.core.errors import InputError
 
 aten = torch.ops.aten
 VIEWS = {
@@ -25,16 +29,16 @@ VIEWS = {
 OF_NUMBERS = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape)
 
 
-class Recorded(Tensor):
+class RecordedTensor(Tensor):
     """A tensor of a recording: what its operations ran on, and the node that stands for it."""
 
     value: Tensor
     node: Node
 
     @staticmethod
-    def of(value: Tensor, node: Node, device: torch.device) -> "Recorded":
+    def of(value: Tensor, node: Node, device: torch.device) -> "RecordedTensor":
         recorded: Any = Tensor._make_wrapper_subclass(  # pyright: ignore[reportAttributeAccessIssue]
-            Recorded, value.shape, value.stride(), value.storage_offset(), dtype=value.dtype, device=device
+            RecordedTensor, value.shape, value.stride(), value.storage_offset(), dtype=value.dtype, device=device
         )
         torch._C._set_throw_on_mutable_data_ptr(recorded)  # pyright: ignore[reportAttributeAccessIssue]
         recorded.value, recorded.node = value, node
@@ -45,10 +49,12 @@ class Recorded(Tensor):
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         del types, args, kwargs
-        raise RuntimeError(f"{func} was given a tensor of an earlier call, which the model, loss or learner kept")
+        raise InputError(
+            f"the model, loss or learner kept a tensor from one call and gave it to {func} in another: compute it anew"
+        )
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:
-        return f"Recorded({self.node}, {tuple(self.shape)}, {self.dtype})"
+        return f"RecordedTensor({self.node}, {tuple(self.shape)}, {self.dtype})"
 
 
 class Recording(NamedTuple):
@@ -81,12 +87,12 @@ class _Recorder(Mode):
         self._ends_at, self._device = ends_at, device
         self._known: dict[int, tuple[Tensor, Node]] = {}
 
-    def given(self, number: int, value: Tensor) -> Recorded:
-        return self._recorded(self._value(value), self.graph.placeholder(f"given_{number}"))
+    def given(self, number: int, value: Tensor) -> RecordedTensor:
+        return self._wrapped(self._value(value), self.graph.placeholder(f"given_{number}"))
 
     def node(self, tensor: Tensor) -> Node:
         """The tensor's; one from outside the recording, such as a buffer of a module, is a constant of it."""
-        if isinstance(tensor, Recorded):
+        if isinstance(tensor, RecordedTensor):
             return tensor.node
         if id(tensor) not in self._known:
             name = f"constant_{len(self._known)}"
@@ -110,15 +116,19 @@ class _Recorder(Mode):
         if self._device and ("device" in options or not any(isinstance(leaf, Tensor) for leaf in tree_leaves(values))):
             options["device"] = "meta"
         results = func(*values, **options)
-        if _writes_result(func):
-            if isinstance(args[0], Recorded):
+        if _changes_first(func):
+            if isinstance(args[0], RecordedTensor):
                 args[0].node = self._noted(call, args[0].value)
+                if torch.Tag.inplace_view in func.tags:  # such as `unsqueeze_`: the wrapper's shape changes as well
+                    with no_dispatch():
+                        func(*args, **kwargs)
             return args[0]
         return self._wrapped(results, call)
 
     def _wrapped(self, results: Any, node: Node) -> Any:
+        self._noted(node, results)
         if isinstance(results, Tensor):
-            return self._recorded(results, node)
+            return RecordedTensor.of(results, node, self._device or results.device)
         if isinstance(results, tuple | list):
             each = (
                 self._wrapped(result, self.graph.call_function(operator.getitem, (node, place)))
@@ -128,14 +138,12 @@ class _Recorder(Mode):
         return results
 
     def _value(self, tensor: Tensor) -> Tensor:
-        value = tensor.value if isinstance(tensor, Recorded) else tensor
+        value = tensor.value if isinstance(tensor, RecordedTensor) else tensor
         return value.to("meta") if self._device else value
 
-    def _recorded(self, value: Tensor, node: Node) -> Recorded:
-        return Recorded.of(value, self._noted(node, value), self._device or value.device)
-
-    def _noted(self, node: Node, value: Tensor) -> Node:
-        node.meta["geometry"] = value.shape, value.stride(), value.storage_offset(), value.dtype
+    def _noted(self, node: Node, value: Any) -> Node:
+        if isinstance(value, Tensor):
+            node.meta["geometry"] = value.shape, value.stride(), value.storage_offset(), value.dtype
         if self._device:
             node.meta["val"] = value
         return node
@@ -180,7 +188,9 @@ def _takes_places(func: Any, args: Any) -> bool:
     return func is aten.index.Tensor and not any(index.dtype in masks for index in args[1] if index is not None)
 
 
-def _writes_result(func: Any) -> bool:
-    """Whether it returns its first argument, changed."""
-    returns = func._schema.returns
-    return len(returns) == 1 and returns[0].alias_info is not None and returns[0].alias_info.is_write
+def _changes_first(func: Any) -> bool:
+    """Whether it changes its first argument and returns it: not so, where results go to an `out`."""
+    arguments, returns = func._schema.arguments, func._schema.returns
+    if len(returns) != 1 or not arguments:
+        return False
+    return all(each.alias_info is not None and each.alias_info.is_write for each in (arguments[0], returns[0]))

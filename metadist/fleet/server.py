@@ -390,7 +390,8 @@ def make_optimizer(theta: torch.Tensor, optimization: Optimization) -> torch.opt
 
 
 def _without_compiler(kind: type[torch.optim.Optimizer]) -> Any:
-    """The optimizer, whose methods do not import torch's compiler to keep it off themselves: a second, and 80 MB."""
+    """The optimizer without what torch wraps its methods in to keep the compiler off them, which imports the compiler:
+    a second, and 80 MB."""
     methods = {
         name: inspect.unwrap(getattr(kind, name)) for name in ("add_param_group", "state_dict", "load_state_dict")
     }

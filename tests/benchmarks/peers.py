@@ -78,7 +78,7 @@ PEERS = (
     Contender("JAX", "jax_maml.py", "JAX", left_out="resnet12", reason=ROUNDING),
 )
 ONE_PROCESS = "fleet.backend=local", "engine.chunk_size=null"
-"""With chunks as the table of defaults has them: where a workload's are made for two workers, they are not for one."""
+"""With chunks of the default size, as a workload's own size is for two workers."""
 METADIST = {
     "metadist": (),
     "metadist compiled": ("engine.compile=true",),

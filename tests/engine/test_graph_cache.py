@@ -2,6 +2,7 @@ import ctypes
 import shutil
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from metadist.core.errors import InputError
 from metadist.core.task import Task
 from metadist.engine import Engine, Method
 from metadist.engine.graph_cache import AFTER, SHAPES, Program, shortened
-from metadist.engine.recording import Recorded, record
+from metadist.engine.recording import RecordedTensor, record
 from metadist.learners import MAML, Learner, Reptile
 from metadist.learners.inner_optimizers import Adam
 from metadist.models.losses import cross_entropy
@@ -47,8 +48,8 @@ def engine_of(kind: str | Method, loss: Callable = cross_entropy, learner: type[
 def warm_up(engine: Engine, tasks: list[Task]) -> None:
     """Until a computation that can be played back is."""
     theta = engine.initial_theta()
-    for _ in range(AFTER + 1):
-        engine.meta_gradients(theta, tasks)
+    for number in range(AFTER + 1):
+        engine.meta_gradients(theta + 0.01 * number, tasks)
 
 
 def without_targets(task: Task, number: int) -> Task:
@@ -99,6 +100,26 @@ def test_an_evaluation_is_played_back_with_the_same_bits(kind, learner):
         assert torch.equal(found, fresh)
     assert len(calls) == (3 if learner is MAML else 6)  # of the fresh engine alone, where no meta-step is read
     assert torch.equal(engine.evaluate(at, given, {"loss": halved}, step=number, meta_steps=40)["loss"], fresh / 2)
+
+
+@dataclass
+class Scaled:
+    """A metric that has no hash, as it is compared by its fields."""
+
+    by: float
+
+    def __call__(self, outputs: Tensor, target: Tensor) -> Tensor:
+        return self.by * cross_entropy(outputs, target)
+
+
+def test_a_metric_need_not_be_hashable():
+    engine, tasks = engine_of("loop"), tasks_of("mlp", 1)
+    theta, twice = engine.initial_theta(), Scaled(2.0)
+    for number in range(AFTER + 3):
+        found = engine.evaluate(theta + 0.01 * number, tasks, {"loss": cross_entropy, "twice": twice})
+    assert torch.equal(found["twice"], 2 * found["loss"])
+    (known,) = engine._evaluation._records.values()
+    assert known.play is not None
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -407,7 +428,7 @@ def test_a_recording_that_does_not_repeat_other_tasks_is_not_used():
 
     def function(structure, step, meta_steps, tensors):
         calls.append(1)
-        return [tensors[0] * 2 if isinstance(tensors[0], Recorded) else tensors[0] * 3]
+        return [tensors[0] * 2 if isinstance(tensors[0], RecordedTensor) else tensors[0] * 3]
 
     program = Program(function)
     for number in range(AFTER + 5):
@@ -420,6 +441,30 @@ def test_a_compiled_computation_that_gives_other_numbers_is_refused(monkeypatch)
     monkeypatch.setattr(torch, "compile", lambda graph, **options: lambda x: [x * 3.3])
     with pytest.raises(InputError, match="gives other numbers than the computation itself"):
         program((), 0, 1, [torch.ones(2)])
+
+
+def test_a_recording_keeps_no_results_once_it_is_known_to_be_right():
+    program = Program(lambda structure, step, meta_steps, tensors: [tensors[0] * 3])
+    for number in range(AFTER + 1):
+        program((), 0, 1, [torch.full((2,), float(number))])
+    (known,) = program._records.values()
+    assert known.play is not None and known.last is None
+
+
+def kept_from_call_to_call(kept: list[Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+    def loss(outputs: Tensor, target: Tensor) -> Tensor:
+        before = kept[-1] if kept else 0
+        kept[:] = [outputs.detach().mean()]
+        return cross_entropy(outputs, target) + before
+
+    return loss
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_tensor_that_is_kept_from_a_recording_is_an_error_that_says_so(kind):
+    engine = engine_of(kind, kept_from_call_to_call([]))
+    with pytest.raises(InputError, match="loss or learner kept a tensor from one call .* compute it anew"):
+        warm_up(engine, tasks_of("mlp", 1))
 
 
 def test_a_recording_that_takes_too_long_is_given_up(monkeypatch):
@@ -488,6 +533,23 @@ def test_a_shortened_recording_keeps_a_copy_that_is_written_to():
     found, _ = played(function, x)
     assert torch.equal(x, before)
     assert [torch.equal(a, b) for a, b in zip(found, [*expected, before + 0.5], strict=True)] == [True] * 4
+
+
+def in_place(x: Tensor) -> tuple[Tensor, ...]:
+    rows, columns, third = x + 0, x + 1, torch.empty_like(x)
+    rows.unsqueeze_(1)
+    columns.t_()
+    torch.add(rows[:, 0], columns.T, out=third)
+    return rows.expand(-1, 2, -1).reshape(-1), columns @ columns.new_ones(columns.shape[1]), third, rows.sum(0)
+
+
+def test_a_recording_follows_shapes_changed_in_place_and_results_put_elsewhere():
+    x = torch.arange(6.0).reshape(2, 3)
+    found, _ = played(in_place, x)
+    assert found[0].tolist() == [0, 1, 2, 0, 1, 2, 3, 4, 5, 3, 4, 5]
+    assert found[1].tolist() == [1 + 4, 2 + 5, 3 + 6]
+    assert found[2].tolist() == [[1, 3, 5], [7, 9, 11]]
+    assert found[3].tolist() == [[3, 5, 7]]
 
 
 def test_a_shortened_recording_keeps_the_kind_of_number():

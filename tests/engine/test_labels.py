@@ -46,8 +46,9 @@ def test_labels_of_any_width_give_the_bits_of_int64(width, name, kind):
 def test_a_label_that_is_no_output_is_named(kind, calls, label):
     engine, theta = engine_of(CASES["maml"].learner(), kind)
     good = classification_task(0)
-    for _ in range(calls):
-        engine.meta_gradients(theta, [good])
+    for number in range(calls):
+        engine.meta_gradients(theta + 0.01 * number, [good])
+        engine.evaluate(theta + 0.01 * number, [good], METRICS)
     for part in (0, 1):
         bad = Task(*(p._replace(targets=(p.targets[0].copy(),)) for p in good))
         bad[part].targets[0][1] = label

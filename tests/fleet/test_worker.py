@@ -161,6 +161,32 @@ def test_nothing_is_recorded_before_the_first_steps_are_over():
     assert called[0] and not called[-1]
 
 
+@pytest.mark.parametrize("kind", ["loop", "vmap"])
+def test_neither_a_worker_that_records_nor_a_checked_gradient_nor_the_server_imports_the_compiler(kind):
+    code = (
+        "import sys\n"
+        "from tests.fleet.test_worker import *\n"
+        "from metadist.engine.gradient_check import check_gradient\n"
+        "from metadist.engine.graph_cache import AFTER\n"
+        "from metadist.fleet.server import Optimization, Server, server_proof\n"
+        f"worker = make_worker(kind={kind!r}, chunk=4)\n"
+        "for step in range(AFTER + 2):\n"
+        "    worker.meta_gradients(weights_of(worker), Chunk('train', step, 0, 4))\n"
+        "    worker.evaluate(weights_of(worker), Chunk('validation', step, 0, 4))\n"
+        "for engine in (worker.engine, worker.evaluator.engine):\n"
+        "    for program in (engine._program, engine._evaluation):\n"
+        "        print(sum(known.play is not None for known in program._records.values()))\n"
+        "engine = worker.engine\n"
+        "check_gradient(engine.learner, engine.method, weights_of(worker).theta, worker.source(TaskId('train', 0, 0)))\n"
+        "server_proof()\n"
+        "server = Server(np.ones(3, np.float32), Optimization('adam'))\n"
+        "Server(np.ones(3, np.float32), Optimization('adam'), server.snapshot())\n"
+        "print('torch._dynamo' in sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, timeout=120, capture_output=True, text=True)
+    assert done.stdout.split() == ["1", "0", "0", "1", "False"]
+
+
 def test_evaluation_measures_before_and_after_every_inner_step_of_its_own_learner():
     worker = make_worker(inner_lr=0.5)
     results = worker.evaluate(weights_of(worker), Chunk("validation", 0, 0, 7))
@@ -255,30 +281,3 @@ def test_threads_that_evaluate_do_not_see_each_others_weights():
     assert all(
         np.array_equal(one[name], other[name]) for one, other in zip(found, expected, strict=True) for name in one
     )
-
-
-@pytest.mark.parametrize("kind", ["loop", "vmap"])
-def test_a_job_computes_without_the_compilers_import(kind):
-    """From the first step over a recording and a checked gradient to an evaluation and a step of the server."""
-    code = (
-        "import sys, numpy as np, torch\n"
-        "from tests.engine.networks import model_of, tasks_of\n"
-        "from metadist import MAML, Engine\n"
-        "from metadist.core.messages import Chunk, ChunkReport\nfrom metadist.fleet.server import Optimization, Server\n"
-        "from metadist.engine.gradient_check import check_gradient\n"
-        "from metadist.engine.graph_cache import AFTER\n"
-        "from metadist.models.losses import cross_entropy\n"
-        "learner = MAML(model=model_of('mlp'), loss=cross_entropy)\n"
-        f"engine = Engine(learner, {kind!r})\n"
-        "theta, tasks = engine.initial_theta(), tasks_of('mlp', 2)\n"
-        "for _ in range(AFTER + 2):\n"
-        "    losses, rows = engine.meta_gradients(theta, tasks)\n"
-        "engine.evaluate(theta, tasks, {'loss': cross_entropy})\n"
-        "check_gradient(learner, engine.method, theta.numpy(), tasks[0], 10)\n"
-        "server = Server(theta.numpy(), Optimization())\n"
-        "report = ChunkReport(Chunk('train', 0, 0, 2), losses.double().numpy(), np.ones(2), {})\n"
-        "server.apply(0, (report, rows.numpy()))\n"
-        "server.snapshot()\n"
-        "assert 'torch._dynamo' not in sys.modules and 'torch._inductor' not in sys.modules\n"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
