@@ -278,12 +278,7 @@ class Engine:
         before = None if self._checked_weights else [weight.clone() for weight in weights.values()]
         structure, tensors = _pack(task, drawn)
         call = (structure, case), step, meta_steps, [*weights.values(), *tensors]
-        try:
-            results = self._program(*call)
-        except (IndexError, RuntimeError) as error:
-            if "out of bounds" in str(error):  # of a recording: the loss itself says more
-                self._compute(*call)
-            raise
+        results = self._program(*call)
         if before is not None:
             self._checked_weights = True
             _refuse_changed(weights, before)

@@ -23,6 +23,12 @@ VIEWS = {
     aten.permute.default, aten.squeeze.dim, aten.unsqueeze.default, aten.detach.default, aten.alias.default,
 }  # fmt: skip
 OF_NUMBERS = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape)
+UNTAGGED = {aten._pack_padded_sequence.default}  # as long as the lengths that it is given say
+METADATA = {
+    aten.t_.default, aten.transpose_.default, aten.squeeze_.default, aten.squeeze_.dim, aten.squeeze_.dims,
+    aten.unsqueeze_.default,
+}  # fmt: skip
+"""What changes a tensor's shape in place, and nothing else."""
 
 
 class Recorded(Tensor):
@@ -30,25 +36,56 @@ class Recorded(Tensor):
 
     value: Tensor
     node: Node
+    recorder: "_Recorder"
 
     @staticmethod
-    def of(value: Tensor, node: Node, device: torch.device) -> "Recorded":
+    def of(value: Tensor, node: Node, recorder: "_Recorder") -> "Recorded":
         recorded: Any = Tensor._make_wrapper_subclass(  # pyright: ignore[reportAttributeAccessIssue]
-            Recorded, value.shape, value.stride(), value.storage_offset(), dtype=value.dtype, device=device
+            Recorded,
+            value.shape,
+            value.stride(),
+            value.storage_offset(),
+            dtype=value.dtype,
+            device=recorder.device or value.device,
         )
         torch._C._set_throw_on_mutable_data_ptr(recorded)  # pyright: ignore[reportAttributeAccessIssue]
-        recorded.value, recorded.node = value, node
+        recorded.value, recorded.node, recorded.recorder = value, node, recorder
         return recorded
 
     __torch_function__ = torch._C._disabled_torch_function_impl  # pyright: ignore[reportAssignmentType]
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        del types, args, kwargs
-        raise RuntimeError(f"{func} was given a tensor of an earlier call, which the model, loss or learner kept")
+        """Of a tensor that the model, loss or learner kept: after the recording it is like any other."""
+        del types
+        for recorded in filter(_is_recorded, tree_leaves((args, kwargs))):
+            recorded.recorder.refuse_while_active(f"{func} was run where it cannot be recorded, as in another thread")
+        return func(*tree_map_only(Recorded, _value, args), **tree_map_only(Recorded, _value, kwargs or {}))
 
-    def __repr__(self, *, tensor_contents: Any = None) -> str:
-        return f"Recorded({self.node}, {tuple(self.shape)}, {self.dtype})"
+
+def _of_numbers(name: str) -> Any:
+    """A method that takes numbers out of torch: none while the tensor is recorded."""
+
+    def method(self: Recorded, *args: Any, **kwargs: Any) -> Any:
+        self.recorder.refuse_while_active(f"{name} depends on the numbers in a tensor")
+        return getattr(self.value, name)(*args, **kwargs)
+
+    return method
+
+
+for _name in (
+    "numpy", "tolist", "data_ptr", "storage", "untyped_storage", "__array__", "__dlpack__", "__deepcopy__",
+    "__reduce_ex__", "__repr__", "__format__",
+):  # fmt: skip
+    setattr(Recorded, _name, _of_numbers(_name))
+
+
+def _set_data(self: Recorded, data: Tensor) -> None:
+    self.recorder.refuse_while_active("a tensor was put into another (x.data = y)")
+    self.value.data = _value(data) if isinstance(data, Recorded) else data
+
+
+Recorded.data = property(Tensor.data.__get__, _set_data)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 class Recording(NamedTuple):
@@ -70,8 +107,9 @@ class _Recorder(TorchDispatchMode):
         super().__init__()
         self.graph = Graph()
         self.constants = torch.nn.Module()
-        self._ends_at, self._device = ends_at, device
+        self._ends_at, self.device = ends_at, device
         self._known: dict[int, tuple[Tensor, Node]] = {}
+        self.active, self.refused, self.reshapes = True, "", False
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -82,8 +120,10 @@ class _Recorder(TorchDispatchMode):
 
     def node(self, tensor: Tensor) -> Node:
         """The tensor's; one from outside the recording, such as a buffer of a module, is a constant of it."""
-        if isinstance(tensor, Recorded):
+        if isinstance(tensor, Recorded) and tensor.recorder is self:
             return tensor.node
+        if isinstance(tensor, Recorded):
+            self.refuse("a tensor was kept from an earlier recording")
         if id(tensor) not in self._known:
             name = f"constant_{len(self._known)}"
             self.constants.register_buffer(name, tensor)
@@ -95,22 +135,43 @@ class _Recorder(TorchDispatchMode):
         kwargs = kwargs or {}
         if time.monotonic() > self._ends_at:
             raise TimeoutError("recording takes too long")
+        if func.namespace == "profiler":
+            return func(*args, **kwargs)
+        if func.namespace not in ("aten", "prims"):
+            self.refuse(f"{func} may have results of any shape")
         if torch.Tag.nondeterministic_seeded in func.tags:
-            raise RuntimeError(f"{func} has other numbers at every call")
-        if any(tag in func.tags for tag in OF_NUMBERS) and not _takes_places(func, args):
-            raise RuntimeError(f"{func} depends on the numbers in a tensor")
+            self.refuse(f"{func} has other numbers at every call")
+        if func in UNTAGGED or any(tag in func.tags for tag in OF_NUMBERS) and not _takes_places(func, args):
+            self.refuse(f"{func} depends on the numbers in a tensor")
         if func is aten.lift_fresh.default:  # of a tensor made of Python's numbers, anew in every call
             func = aten.clone.default
+        written = _written(func, args, kwargs)
+        for tensor in written:
+            if origin(self.node(tensor)).op != "call_function":
+                self.refuse(f"{func} changes a tensor that is not of this call, or that the call is given")
         call = self.graph.call_function(func, *tree_map_only(Tensor, self.node, (args, kwargs)))
         values, options = tree_map_only(Tensor, self._value, (args, kwargs))
-        if self._device and ("device" in options or not any(isinstance(leaf, Tensor) for leaf in tree_leaves(values))):
+        if self.device and ("device" in options or not any(isinstance(leaf, Tensor) for leaf in tree_leaves(values))):
             options["device"] = "meta"
         results = func(*values, **options)
-        if _writes_result(func):
-            if isinstance(args[0], Recorded):
-                args[0].node = self._noted(call, args[0].value)
-            return args[0]
+        if func in METADATA:
+            self.reshapes = True
+            with torch._C._DisableTorchDispatch():  # pyright: ignore[reportAttributeAccessIssue]
+                func(*args, **kwargs)
+        if any(tensor.shape != tensor.value.shape or tensor.stride() != tensor.value.stride() for tensor in written):
+            self.refuse(f"{func} gives a tensor another shape")
+        if _returns_written(func):
+            return written[0] if len(func._schema.returns) == 1 else tuple(written)
         return self._wrapped(results, call)
+
+    def refuse(self, why: str) -> None:
+        """Raise RuntimeError, and again when the recording ends, where the function went on without."""
+        self.refused = self.refused or why
+        raise RuntimeError(why)
+
+    def refuse_while_active(self, why: str) -> None:
+        if self.active:
+            self.refuse(why)
 
     def _wrapped(self, results: Any, node: Node) -> Any:
         if isinstance(results, Tensor):
@@ -125,14 +186,18 @@ class _Recorder(TorchDispatchMode):
 
     def _value(self, tensor: Tensor) -> Tensor:
         value = tensor.value if isinstance(tensor, Recorded) else tensor
-        return value.to("meta") if self._device else value
+        return value.to("meta") if self.device else value
 
     def _recorded(self, value: Tensor, node: Node) -> Recorded:
-        return Recorded.of(value, self._noted(node, value), self._device or value.device)
+        if value.layout != torch.strided:
+            self.refuse("a tensor is sparse")
+        if value._is_zerotensor():  # no memory, which forward mode begins with: here it has to have some
+            value = torch.zeros(value.shape, dtype=value.dtype, device=value.device)
+        return Recorded.of(value, self._noted(node, value), self)
 
     def _noted(self, node: Node, value: Tensor) -> Node:
         node.meta["geometry"] = value.shape, value.stride(), value.storage_offset(), value.dtype
-        if self._device:
+        if self.device:
             node.meta["val"] = value
         return node
 
@@ -150,11 +215,16 @@ def record(
     """
     recorder = _Recorder(time.monotonic() + longest_s, tensors[0].device if without_memory else None)
     given = [recorder.given(number, tensor) for number, tensor in enumerate(tensors)]
-    with recorder:
-        results = function(*given)
+    try:
+        with recorder:
+            results = function(*given)
+    finally:
+        recorder.active = False
+    if recorder.refused:
+        raise RuntimeError(recorder.refused)
     graph = recorder.graph
     graph.output(tuple(map(recorder.node, results)))
-    for node in graph.nodes:
+    for node in () if recorder.reshapes else graph.nodes:
         seen = node
         while seen.op == "call_function" and seen.target in VIEWS:
             seen = seen.args[0]
@@ -170,13 +240,41 @@ def geometry(node: Any) -> Any:
     return node.meta.get("geometry", node)
 
 
+def _value(recorded: Recorded) -> Tensor:
+    return recorded.value
+
+
+def _is_recorded(value: Any) -> bool:
+    return isinstance(value, Recorded)
+
+
 def _takes_places(func: Any, args: Any) -> bool:
     """Whether it is indexing by place, whose shape, other than that of a mask's, is known."""
     masks = (torch.bool, torch.uint8)
     return func is aten.index.Tensor and not any(index.dtype in masks for index in args[1] if index is not None)
 
 
-def _writes_result(func: Any) -> bool:
-    """Whether it returns its first argument, changed."""
+def _written(func: Any, args: Any, kwargs: Any) -> list[Tensor]:
+    """Of what it is given, all that it changes."""
+    found: list[Any] = []
+    for place, argument in enumerate(func._schema.arguments):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            found.append(args[place] if place < len(args) else kwargs.get(argument.name))
+    return [tensor for tensor in tree_leaves(found) if isinstance(tensor, Tensor)]
+
+
+def _returns_written(func: Any) -> bool:
+    """Whether what it returns is what it changed."""
     returns = func._schema.returns
-    return len(returns) == 1 and returns[0].alias_info is not None and returns[0].alias_info.is_write
+    return bool(returns) and all(each.alias_info is not None and each.alias_info.is_write for each in returns)
+
+
+def origin(node: Any) -> Any:
+    """Whose memory it has: what a chain of views, or of changes in place, begins with."""
+    while node.op == "call_function":
+        schema = getattr(node.target, "_schema", None)
+        aliased = schema is not None and schema.returns and schema.returns[0].alias_info is not None
+        if not (aliased or node.target in VIEWS or node.target is operator.getitem):
+            break
+        node = node.all_input_nodes[0]
+    return node
