@@ -182,7 +182,9 @@ class Engine:
         with self._computing(len(tasks)):
             weights = self._weights(theta)
 
-            measure = self._evaluation if transductive else self._evaluate  # one by one, a recording would be long
+            told_apart = all(isinstance(metric, Hashable) for metric in metrics.values())
+            recorded = transductive and told_apart  # one by one, a recording would be long
+            measure = self._evaluation if recorded else self._evaluate
 
             def compute(task: Task, drawn: Tensors, case: _Case) -> Sequence[Tensor]:
                 structure, tensors = _pack(task, drawn)

@@ -24,6 +24,10 @@ VIEWS = {
 }  # fmt: skip
 OF_NUMBERS = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape)
 UNTAGGED = {aten._pack_padded_sequence.default}  # as long as the lengths that it is given say
+DERIVED_OTHERWISE = {
+    aten.prod.default, aten.prod.dim_int, aten.cumprod.default, aten._linalg_det.default, aten._linalg_slogdet.default,
+}  # fmt: skip
+"""Torch takes another formula for their derivatives where tensors are wrapped: equal to rounding, and so by chance."""
 METADATA = {
     aten.t_.default, aten.transpose_.default, aten.squeeze_.default, aten.squeeze_.dim, aten.squeeze_.dims,
     aten.unsqueeze_.default,
@@ -143,6 +147,8 @@ class _Recorder(TorchDispatchMode):
             self.refuse(f"{func} has other numbers at every call")
         if func in UNTAGGED or any(tag in func.tags for tag in OF_NUMBERS) and not _takes_places(func, args):
             self.refuse(f"{func} depends on the numbers in a tensor")
+        if func in DERIVED_OTHERWISE and args[0].requires_grad:
+            self.refuse(f"{func} has another derivative where it is recorded")
         if func is aten.lift_fresh.default:  # of a tensor made of Python's numbers, anew in every call
             func = aten.clone.default
         written = _written(func, args, kwargs)
@@ -158,7 +164,7 @@ class _Recorder(TorchDispatchMode):
             self.reshapes = True
             with torch._C._DisableTorchDispatch():  # pyright: ignore[reportAttributeAccessIssue]
                 func(*args, **kwargs)
-        if any(tensor.shape != tensor.value.shape or tensor.stride() != tensor.value.stride() for tensor in written):
+        if any(_geometry(tensor) != _geometry(tensor.value) for tensor in written):
             self.refuse(f"{func} gives a tensor another shape")
         if _returns_written(func):
             return written[0] if len(func._schema.returns) == 1 else tuple(written)
@@ -196,7 +202,7 @@ class _Recorder(TorchDispatchMode):
         return Recorded.of(value, self._noted(node, value), self)
 
     def _noted(self, node: Node, value: Tensor) -> Node:
-        node.meta["geometry"] = value.shape, value.stride(), value.storage_offset(), value.dtype
+        node.meta["geometry"] = _geometry(value)
         if self.device:
             node.meta["val"] = value
         return node
@@ -248,13 +254,17 @@ def _is_recorded(value: Any) -> bool:
     return isinstance(value, Recorded)
 
 
+def _geometry(tensor: Tensor) -> Any:
+    return tensor.shape, tensor.stride(), tensor.storage_offset(), tensor.dtype
+
+
 def _takes_places(func: Any, args: Any) -> bool:
     """Whether it is indexing by place, whose shape, other than that of a mask's, is known."""
     masks = (torch.bool, torch.uint8)
     return func is aten.index.Tensor and not any(index.dtype in masks for index in args[1] if index is not None)
 
 
-def _written(func: Any, args: Any, kwargs: Any) -> list[Tensor]:
+def _written(func: Any, args: Any, kwargs: Any) -> list[Any]:
     """Of what it is given, all that it changes."""
     found: list[Any] = []
     for place, argument in enumerate(func._schema.arguments):

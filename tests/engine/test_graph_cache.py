@@ -2,6 +2,7 @@ import ctypes
 import shutil
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -643,3 +644,34 @@ def test_it_is_recorded(function):
     play = programmed(counting)
     calls.clear()
     assert torch.equal(play(torch.tensor([1.0, 2.0, -3.0, 0.5])), torch.tensor([6.0, 12.0, -18.0, 3.0])) and not calls
+
+
+def test_a_derivative_that_torch_takes_otherwise_while_recording_is_not_recorded():
+    """x.prod() at powers of two, where both formulas are exact, then elsewhere."""
+
+    def gradient(x: Tensor) -> Tensor:
+        x = x.detach().requires_grad_()
+        return torch.autograd.grad(x.prod(), x)[0]
+
+    program = Program(lambda structure, step, meta_steps, tensors: [gradient(tensors[0])])
+    for number in range(AFTER + 3):
+        program((), 0, 1, [2.0 ** torch.tensor([number % 5, 1, 2, -number % 3])])
+    for number in range(50):
+        assert torch.equal(program((), 0, 1, [near(number)])[0], gradient(near(number)))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_metric_without_a_hash_is_called(kind):
+    @dataclass
+    class Scaled:
+        by: float
+
+        def __call__(self, outputs: Tensor, target: Tensor) -> Tensor:
+            return cross_entropy(outputs, target) * self.by
+
+    engine = engine_of(kind)
+    theta, tasks, metric = engine.initial_theta(), tasks_of("mlp", 1), Scaled(1)
+    plain = engine.evaluate(theta, tasks, {"loss": cross_entropy})["loss"]
+    for number in range(AFTER + 3):
+        metric.by = 2.0**number
+        assert torch.equal(engine.evaluate(theta, tasks, {"loss": metric})["loss"], plain * 2.0**number)
