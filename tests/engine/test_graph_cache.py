@@ -451,15 +451,6 @@ def test_a_recording_keeps_no_results_once_it_is_known_to_be_right():
     assert known.play is not None and known.last is None
 
 
-def kept_from_call_to_call(kept: list[Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
-    def loss(outputs: Tensor, target: Tensor) -> Tensor:
-        before = kept[-1] if kept else 0
-        kept[:] = [outputs.detach().mean()]
-        return cross_entropy(outputs, target) + before
-
-    return loss
-
-
 def test_a_recording_that_takes_too_long_is_given_up(monkeypatch):
     monkeypatch.setattr("metadist.engine.graph_cache.LONGEST_S", 0.0)
     monkeypatch.setattr("metadist.engine.graph_cache.LONGEST_CALLS", 0)
