@@ -38,8 +38,8 @@ FILES = {
         "meta_curvature", "meta_sgd", "platipus", "policy_gradient", "prototypes", "reptile", "ridge", "task_adaptive"
     ],
     "engine": [
-        "differentiation", "frozen_trunk", "recording", "graph_cache", "layout", "method", "remedies", "engine",
-        "estimate", "gradient_check"
+        "differentiation", "frozen_trunk", "recording", "graph_cache", "layout", "method", "optimizers", "remedies",
+        "engine", "estimate", "gradient_check"
     ],
     "fleet": [
         "events", "executor", "limits", "vitals", "controller", "ray.capacity", "ray.reach", "ray.cluster", "server",

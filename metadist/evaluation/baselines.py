@@ -5,12 +5,12 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from metadist.core.errors import InputError
 from metadist.core.task import Task
 from metadist.data.shapes import is_text
+from metadist.engine.optimizers import Adam, plain_step
 from metadist.learners import Learner
 
 Baseline = Callable[[Task], np.ndarray]
@@ -265,12 +265,12 @@ def from_scratch(learner: Learner, task: Task, steps: int, lr: float) -> dict[st
     holds tensors."""
     model, device = learner.model, task.support.inputs[0].device
     weights = {name: value.clone().to(device).requires_grad_() for name, value in model.parameters.items()}
-    optimizer = torch.optim.Adam(weights.values(), lr=lr, foreach=False)
+    optimizer = Adam(weights.values(), lr=lr, foreach=False)
     for _ in range(steps):
         optimizer.zero_grad()
         with model.in_place():
             learner.loss(model(weights, *task.support.inputs), *task.support.targets).backward()
-        optimizer.step()
+        plain_step(optimizer)
     return {name: value.detach() for name, value in weights.items()}
 
 
