@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from metadist.core.errors import InputError
-from metadist.engine.recording import Recording, aten, geometry, origin, record
+from metadist.engine.recording import Recording, aten, geometry, origin, prune, record
 from metadist.learners import Context
 
 AFTER = 16  # calls with the same shapes before recording, which takes as long as up to twenty of them
@@ -209,7 +209,8 @@ class Program:
         from torch._dynamo.exc import BackendCompilerFailed  # takes a second to import
         from torch._inductor import config
 
-        config.deterministic = torch.are_deterministic_algorithms_enabled()
+        if hasattr(config, "deterministic"):  # not in older versions, which ask torch itself
+            config.deterministic = torch.are_deterministic_algorithms_enabled()
         compiled = torch.compile(
             recording.function().forward, fullgraph=True, dynamic=False
         )  # not through three calls of nn.Module
@@ -233,7 +234,7 @@ def shortened(recording: Recording) -> Player:
         copied = _copied(node)
         if copied is not None and not {node, origin(copied)} & changed:
             node.replace_all_uses_with(copied)
-    graph.eliminate_dead_code()
+    prune(graph)
     for node in graph.nodes:
         node.target = SHORT.get(node.target, node.target)
     return recording.function().forward

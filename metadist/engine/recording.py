@@ -249,8 +249,18 @@ def record(
             if geometry(seen) == geometry(node):  # a view of what it is already: a third of what vmap does
                 node.replace_all_uses_with(seen)
                 break
-    graph.eliminate_dead_code()
+    prune(graph)
     return Recording(graph, recorder.constants)
+
+
+def prune(graph: Graph) -> None:
+    """Take out what no result needs, and which does nothing but give one: a check that may raise stays."""
+    graph.eliminate_dead_code(lambda node: node.is_impure() or not _gives(node))
+
+
+def _gives(node: Node) -> bool:
+    schema = getattr(node.target, "_schema", None)
+    return schema is None or bool(schema.returns)
 
 
 def geometry(node: Any) -> Any:
