@@ -173,7 +173,8 @@ class Engine:
         meta_steps: int = 1,
     ) -> dict[str, Tensor]:
         """{metric: [T, inner_steps + 1]}: each metric on the query set before adaptation and after every inner step. Of
-        a learner with `measures` it is these in the place of `metrics`.
+        a learner with `measures` it is these in the place of `metrics`. A metric is a function of outputs and targets
+        alone: it is played back with the rest, and then not called.
 
         `transductive`: all query examples are predicted as one batch, sharing its normalisation statistics. Otherwise
         each is predicted in a batch with the support set, without the other queries (Nichol et al. 2018, section 6.1).
