@@ -13,10 +13,15 @@ from metadist.core.errors import InputError
 
 @dataclass(frozen=True)
 class Layout:
-    """Names and shapes, in the order in which they follow one another in a vector of `size` = P elements."""
+    """Names and shapes, in the order in which they follow one another in a vector of `size` = P elements.
+
+    formats: of each tensor the memory format that it has in the model, which `unflatten` gives it on the CPU: there a
+    convolution of channels-last images turns weights of any other over, in each of its calls.
+    """
 
     names: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
+    formats: tuple[torch.memory_format, ...]
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor]) -> "Layout":
@@ -26,7 +31,8 @@ class Layout:
                 "there is nothing to meta-learn: the model has no trainable parameters, or none before the head, which "
                 "this learner makes from the support set; give the model a hidden layer, or take another learner"
             )
-        return cls(tuple(tensors), tuple(tuple(tensor.shape) for tensor in tensors.values()))
+        shapes = tuple(tuple(tensor.shape) for tensor in tensors.values())
+        return cls(tuple(tensors), shapes, tuple(map(_memory_format, tensors.values())))
 
     @property
     def sizes(self) -> list[int]:
@@ -57,10 +63,11 @@ class Layout:
 
     def unflatten(self, vector: Tensor) -> dict[str, Tensor]:
         """[P] -> {name: [*shape]}, each a copy of its own: slices of one differentiable vector are far slower."""
-        pieces = vector.split(self.sizes)
+        parts = zip(self.names, self.shapes, self.formats, vector.split(self.sizes), strict=True)
+        plain = vector.device.type != "cpu"
         return {
-            name: piece.reshape(shape).clone()
-            for name, shape, piece in zip(self.names, self.shapes, pieces, strict=True)
+            name: piece.reshape(shape).clone(memory_format=torch.contiguous_format if plain else own)
+            for name, shape, own, piece in parts
         }
 
     def named_arrays(self, vector: np.ndarray) -> dict[str, np.ndarray]:
@@ -77,3 +84,10 @@ class Layout:
             if arrays[name].dtype.kind != "f":
                 raise InputError(f"the weights hold {arrays[name].dtype} for {name!r}; the model needs floating point")
         return np.concatenate([arrays[name].reshape(-1) for name in self.names])
+
+
+def _memory_format(tensor: Tensor) -> torch.memory_format:
+    channels_last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(tensor.dim())
+    if channels_last is None or tensor.is_contiguous() or not tensor.is_contiguous(memory_format=channels_last):
+        return torch.contiguous_format
+    return channels_last

@@ -4,7 +4,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import gradcheck, gradgradcheck
 
+from metadist import MAML, Engine, Model
 from metadist.models.layers import BatchNorm, Conv3x3, normalisation
+from metadist.models.losses import mean_squared_error
 
 SHAPES = [(5, 3, 2, 2), (4, 2), (3, 2, 5)]
 
@@ -113,10 +115,59 @@ def test_a_3x3_convolution_is_torchs(channels, size, stride, bias):
     x = torch.randn(3, channels, *size, dtype=torch.float64, requires_grad=True)
     assert layer(x).shape == plain(x).shape
     assert torch.allclose(layer(x), plain(x), rtol=1e-12, atol=1e-12)
-    ones, others = (
-        torch.autograd.grad(torch.tanh(each(x)).square().sum(), [x, *each.parameters()]) for each in (layer, plain)
-    )
-    assert close(ones, others)
+    first, second = [], []
+    for each in (layer, plain):
+        given = [x, *each.parameters()]
+        gradient = torch.autograd.grad(torch.tanh(each(x)).square().sum(), given, create_graph=True)
+        first.append(gradient)
+        second.append(torch.autograd.grad(sum(part.sin().sum() for part in gradient), given))
+    assert close(*first) and close(*second)
+
+
+@pytest.mark.parametrize("needed", ["x", "weight", "bias", "x weight bias"])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_3x3_convolutions_derivatives_are_those_of_finite_differences(stride, needed):
+    torch.manual_seed(0)
+    layer = Conv3x3(4, 3, stride).double()
+    given = {"x": torch.randn(2, 4, 3, 5, dtype=torch.float64), "weight": layer.weight, "bias": layer.bias}
+    given = {name: value.detach().requires_grad_(name in needed.split()) for name, value in given.items()}
+
+    def convolved(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return torch.tanh(torch.func.functional_call(layer, {"weight": weight, "bias": bias}, (x,)))
+
+    assert gradcheck(convolved, tuple(given.values()))
+    assert gradgradcheck(convolved, tuple(given.values()))
+
+
+@pytest.mark.parametrize("batched", [(0, 0, 0), (None, 0, 0), (0, None, None), (None, 0, None)])
+def test_a_3x3_convolution_under_vmap_is_one_call_after_the_other(batched):
+    torch.manual_seed(0)
+    layer = Conv3x3(4, 6, 2).double()
+    sizes = (2, 4, 5, 3), (6, 4, 3, 3), (6,)
+    given = [
+        torch.randn(*([3] if axis == 0 else []), *size).double() for axis, size in zip(batched, sizes, strict=True)
+    ]
+
+    def everything(*at: Tensor) -> tuple[Tensor, ...]:
+        def curved(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+            return torch.tanh(torch.func.functional_call(layer, {"weight": weight, "bias": bias}, (x,))).sum()
+
+        first = torch.func.grad(curved, (0, 1, 2))
+        second = torch.func.grad(lambda *inner: sum(part.sin().sum() for part in first(*inner)), (0, 1, 2))
+        return *first(*at), *second(*at)
+
+    together = torch.func.vmap(everything, batched)(*given)
+    for t in range(3):
+        alone = everything(*(values[t] if axis == 0 else values for values, axis in zip(given, batched, strict=True)))
+        assert close([values[t] for values in together], alone)
+
+
+def test_a_3x3_convolutions_weights_keep_the_format_that_its_images_have():
+    engine = Engine(MAML(model=Model(Conv3x3(8, 8)), loss=mean_squared_error, inner_lr=0.1))
+    theta = engine.initial_theta()
+    weight = engine.layout.unflatten(theta)["weight"]
+    assert weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
+    assert torch.equal(engine.layout.flatten({"weight": weight, "bias": theta[-8:]}), theta)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
