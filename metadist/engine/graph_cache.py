@@ -211,8 +211,9 @@ class Program:
 
         if hasattr(config, "deterministic"):  # not in older versions, which ask torch itself
             config.deterministic = torch.are_deterministic_algorithms_enabled()
+        from_c = all(tensor.device.type == "cpu" for tensor in given[-1])  # what calls the kernels; on GPUs not tried
         compiled = torch.compile(
-            recording.function().forward, fullgraph=True, dynamic=False
+            recording.function().forward, fullgraph=True, dynamic=False, options={"cpp_wrapper": from_c}
         )  # not through three calls of nn.Module
         try:
             _run(compiled, given[-1])

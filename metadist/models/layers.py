@@ -65,9 +65,11 @@ def normalisation(kind: str, channels: int) -> nn.Module:
 
 
 class Conv3x3(nn.Conv2d):
-    """A 3x3 convolution with padding 1. On the CPU, of few channels as one matrix product that leaves the result in
-    channels-last memory; weights of more channels are in that format too. [n, c, h, w] -> [n, outputs,
-    ceil(h / stride), ceil(w / stride)]."""
+    """A 3x3 convolution with padding 1. [n, c, h, w] -> [n, outputs, ceil(h / stride), ceil(w / stride)].
+
+    On the CPU few channels are one matrix product, which leaves the result in channels-last memory; weights of more
+    channels are in that format too. On GPUs it is torch's own.
+    """
 
     def __init__(self, channels_in: int, channels: int, stride: int = 1, bias: bool = True):
         super().__init__(channels_in, channels, 3, stride=stride, padding=1, bias=bias)
@@ -75,7 +77,9 @@ class Conv3x3(nn.Conv2d):
             self.weight = nn.Parameter(self.weight.detach().to(memory_format=torch.channels_last))
 
     def forward(self, x: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        if self.in_channels > NARROW or x.requires_grad or x.device.type != "cpu":
+        if x.device.type != "cpu":
+            return super().forward(x)
+        if self.in_channels > NARROW or x.requires_grad:
             return _Convolution.apply(x, self.weight, self.bias, self.stride[0])
         step = self.stride[0]
         patches = F.pad(x, (1, 1, 1, 1)).unfold(2, 3, step).unfold(3, 3, step)
@@ -181,7 +185,7 @@ class _NormaliseBackward(Function):
 
 
 class _Convolution(Function):
-    """A 3x3 convolution with padding 1. [n, c, h, w] -> [n, outputs, ceil(h / stride), ceil(w / stride)]."""
+    """What `Conv3x3` computes of many channels."""
 
     generate_vmap_rule = True
 

@@ -42,7 +42,7 @@ def test_the_files_that_a_file_names_are_there(path):
 
 
 @pytest.mark.parametrize(
-    "line", ["ARG PYTHON=3.12", "  rayVersion: 2.59.0", "torch==2.12.1", "  image: x/metadist:0.2.0-cpu"]
+    "line", ["ARG PYTHON=3.12", "  rayVersion: 2.59.0", "torch==2.12.1", "  image: x/metadist:0.1.9-cpu"]
 )
 def test_another_version_is_found(line):
     assert other_versions(line)
