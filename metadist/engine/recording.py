@@ -256,6 +256,20 @@ def record(
 def prune(graph: Graph) -> None:
     """Take out what no result needs, and which does nothing but give one: a check that may raise stays."""
     graph.eliminate_dead_code(lambda node: node.is_impure() or not _gives(node))
+    for node in graph.nodes:
+        if node.target is aten.convolution_backward.default:
+            _narrow(node)
+
+
+def _narrow(node: Node) -> None:
+    """Leave out of a convolution's derivative what nobody takes: that of the images, or of the weights and biases."""
+    arguments: Any = node.args
+    *given, (images, weights, biases) = arguments
+    taken = {user.args[1] for user in node.users if user.target is operator.getitem}
+    if len(taken) < len(node.users):
+        return
+    by_layer = bool(taken & {1, 2})
+    node.args = (*given, [images and 0 in taken, weights and by_layer, biases and by_layer])
 
 
 def _gives(node: Node) -> bool:

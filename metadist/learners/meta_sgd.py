@@ -39,7 +39,7 @@ class MetaSGD(MAML):
             value = self.model.parameters[name]
             drawn = torch.rand(value.shape, generator=generator, dtype=torch.float64)
             rate = self.lowest_rate + (self.highest_rate - self.lowest_rate) * drawn
-            rates[f"inner_lr/{name}"] = (rate.log() if self.positive else rate).to(value)
+            rates[f"inner_lr/{name}"] = torch.empty_like(value).copy_(rate.log() if self.positive else rate)
         return self.model.parameters | rates
 
     def rate(self, theta: Tensors, fast: Fast, name: str, k: int) -> Tensor | float:

@@ -67,8 +67,8 @@ def normalisation(kind: str, channels: int) -> nn.Module:
 class Conv3x3(nn.Conv2d):
     """A 3x3 convolution with padding 1. [n, c, h, w] -> [n, outputs, ceil(h / stride), ceil(w / stride)].
 
-    On the CPU few channels are one matrix product, which leaves the result in channels-last memory; weights of more
-    channels are in that format too. On GPUs it is torch's own.
+    On the CPU few channels, of images without a gradient, are one matrix product, which leaves the result in
+    channels-last memory; weights of more channels are in that format too. On GPUs, and under autocast, it is torch's.
     """
 
     def __init__(self, channels_in: int, channels: int, stride: int = 1, bias: bool = True):
@@ -77,7 +77,7 @@ class Conv3x3(nn.Conv2d):
             self.weight = nn.Parameter(self.weight.detach().to(memory_format=torch.channels_last))
 
     def forward(self, x: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        if x.device.type != "cpu":
+        if x.device.type != "cpu" or x.dim() != 4 or torch.is_autocast_enabled("cpu"):
             return super().forward(x)
         if self.in_channels > NARROW or x.requires_grad:
             return _Convolution.apply(x, self.weight, self.bias, self.stride[0])
@@ -185,7 +185,7 @@ class _NormaliseBackward(Function):
 
 
 class _Convolution(Function):
-    """What `Conv3x3` computes of many channels."""
+    """What `Conv3x3` computes where it is no matrix product."""
 
     generate_vmap_rule = True
 
@@ -222,23 +222,25 @@ class _ConvolutionBackward(Function):
         del output
         *saved, ctx.stride, ctx.needed = inputs
         ctx.save_for_backward(*saved)
+        ctx.set_materialize_grads(False)  # zeros would be convolved
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Any, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """The gradients of <u, dx> + <uweight, dweight> + <ubias, dbias>, which are linear in g, x and weight."""
         g, x, weight = ctx.saved_tensors
+        _, of_x, of_weight = ctx.needs_input_grad[:3]
         given = iter(cotangents)
         u, uweight, ubias = (next(given) if each else None for each in ctx.needed)
         to_g = to_x = to_weight = None
         if uweight is not None:
             to_g = F.conv2d(x, uweight, ubias, ctx.stride, 1)
-            to_x = _convolution_backward(g, x, uweight, ctx.stride, (True, False, False))[0]
+            to_x = _convolution_backward(g, x, uweight, ctx.stride, (of_x, False, False))[0]
         elif ubias is not None:
             to_g = ubias.view(-1, 1, 1).expand_as(g)
         if u is not None:
             along = F.conv2d(u, weight, None, ctx.stride, 1)
             to_g = along if to_g is None else to_g + along
-            to_weight = _convolution_backward(g, u, weight, ctx.stride, (False, True, False))[1]
+            to_weight = _convolution_backward(g, u, weight, ctx.stride, (False, of_weight, False))[1]
         return to_g, to_x, to_weight, None, None
 
 

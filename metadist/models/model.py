@@ -203,8 +203,9 @@ class Model:
         absent = [name for name in self.constants if name not in arrays]
         if absent:
             raise InputError(f"the weights lack {absent[0]!r}, which the model needs")
-        self.constants = {
-            name: torch.from_numpy(np.array(arrays[name])).to(self.constants[name]) for name in self.constants
+        self.constants = {  # in the memory formats that the model's have, of which an array may have lost its own
+            name: torch.empty_like(own).copy_(torch.from_numpy(np.array(arrays[name])))
+            for name, own in self.constants.items()
         }
 
     def to(self, device: torch.device, dtype: torch.dtype) -> "Model":

@@ -30,7 +30,8 @@ def meta_gradient(module: nn.Module, loss: Callable, task: Task, inner_lr: float
         with torch.no_grad():
             for each, value in zip(parameters, start, strict=True):
                 each.copy_(value)
-            parameters[number].view(-1)[place] += shift
+            each = parameters[number]
+            each[torch.unravel_index(torch.tensor(place), each.shape)] += shift
         return outer()
 
     return torch.tensor(

@@ -287,6 +287,37 @@ def test_compiled_it_is_equal_to_rounding(kind):
         assert distance(found.rows, expected.rows) < 1e-9 and distance(found.losses, expected.losses) < 1e-9
 
 
+@needs_compiler
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_compiled_network_of_convolutions_is_equal_to_rounding():
+    eager, compiled = (
+        Engine(
+            MAML(model=model_of("conv4"), loss=cross_entropy), Method("loop", compiled=compiled), dtype=torch.float64
+        )
+        for compiled in (False, True)
+    )
+    theta, tasks = eager.initial_theta(), tasks_of("conv4", 2)
+    found, expected = (engine.meta_gradients(theta, tasks) for engine in (compiled, eager))
+    assert distance(found.rows, expected.rows) < 1e-9 and distance(found.losses, expected.losses) < 1e-9
+
+
+def test_what_nobody_takes_of_a_convolutions_derivative_is_not_computed():
+    """Weights that do not adapt need no gradient of the support set's."""
+
+    def computed(adapted: str) -> int:
+        learner = MAML(model=model_of("conv4"), loss=cross_entropy, adapted=adapted, first_order=True)
+        engine = Engine(learner, dtype=torch.float64)
+        tasks, theta = tasks_of("conv4", 1), engine.initial_theta()
+        expected = engine.meta_gradients(theta, tasks).rows
+        warm_up(engine, tasks)
+        assert torch.equal(engine.meta_gradients(theta, tasks).rows, expected)
+        operations = [node for node in engine.operations(tasks) if "convolution_backward" in str(node.target)]
+        return sum(bool(node.args[-1][1]) for node in operations)
+
+    assert (computed("*"), computed("body.0.*")) == (6, 3)
+
+
 @pytest.mark.parametrize(("kind", "options", "sentence"), [
     ("loop", {"learner": Annealed}, "engine.compile=true: the learner depends on the meta-step"),
     ("vmap", {"learner": AnnealedByUnpacking}, "the learner depends on the meta-step"),

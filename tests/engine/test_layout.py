@@ -24,6 +24,20 @@ def test_unflatten_is_the_inverse_of_flatten():
     assert all(torch.equal(back[name], TENSORS[name]) for name in TENSORS)
 
 
+@pytest.mark.parametrize(("shape", "last"), [
+    ((4, 3, 2, 2), torch.channels_last), ((4, 3, 2, 2, 2), torch.channels_last_3d),
+])  # fmt: skip
+def test_unflatten_keeps_the_memory_format_and_flatten_the_order(shape, last):
+    plain = torch.arange(float(np.prod(shape))).reshape(shape)
+    tensors = {"last": plain.to(memory_format=last), "plain": plain, "expanded": plain[:1].expand(shape)}
+    layout = Layout.of(tensors)
+    back = layout.unflatten(layout.flatten(tensors))
+    assert all(torch.equal(back[name], tensors[name]) for name in tensors)
+    assert torch.equal(layout.flatten(tensors)[: plain.numel()], plain.reshape(-1))
+    assert back["last"].is_contiguous(memory_format=last) and not back["last"].is_contiguous()
+    assert back["plain"].is_contiguous() and back["expanded"].is_contiguous()
+
+
 def test_unflatten_gives_copies():
     vector = LAYOUT.flatten(TENSORS)
     for tensor in LAYOUT.unflatten(vector).values():

@@ -115,16 +115,17 @@ def test_a_3x3_convolution_is_torchs(channels, size, stride, bias):
     x = torch.randn(3, channels, *size, dtype=torch.float64, requires_grad=True)
     assert layer(x).shape == plain(x).shape
     assert torch.allclose(layer(x), plain(x), rtol=1e-12, atol=1e-12)
-    first, second = [], []
-    for each in (layer, plain):
-        given = [x, *each.parameters()]
-        gradient = torch.autograd.grad(torch.tanh(each(x)).square().sum(), given, create_graph=True)
-        first.append(gradient)
-        second.append(torch.autograd.grad(sum(part.sin().sum() for part in gradient), given))
-    assert close(*first) and close(*second)
+    for images in (x, x.detach()):
+        first, second = [], []
+        for each in (layer, plain):
+            given = [images, *each.parameters()][not images.requires_grad :]
+            gradient = torch.autograd.grad(torch.tanh(each(images)).square().sum(), given, create_graph=True)
+            first.append(gradient)
+            second.append(torch.autograd.grad(sum(part.sin().sum() for part in gradient), given))
+        assert close(*first) and close(*second)
 
 
-@pytest.mark.parametrize("needed", ["x", "weight", "bias", "x weight bias"])
+@pytest.mark.parametrize("needed", ["x", "weight", "bias", "x weight", "x bias", "weight bias", "x weight bias"])
 @pytest.mark.parametrize("stride", [1, 2])
 def test_a_3x3_convolutions_derivatives_are_those_of_finite_differences(stride, needed):
     torch.manual_seed(0)
@@ -160,6 +161,15 @@ def test_a_3x3_convolution_under_vmap_is_one_call_after_the_other(batched):
     for t in range(3):
         alone = everything(*(values[t] if axis == 0 else values for values, axis in zip(given, batched, strict=True)))
         assert close([values[t] for values in together], alone)
+
+
+def test_a_3x3_convolution_takes_one_image_and_autocast_as_torchs_does():
+    layer, x = Conv3x3(4, 5), torch.randn(4, 6, 6, requires_grad=True)
+    torch.autograd.grad(layer(x).sum(), [x, layer.weight])
+    with torch.autocast("cpu", torch.float32, enabled=False):
+        assert type(layer(x.unsqueeze(0)).grad_fn).__name__ == "_ConvolutionBackward"
+    with torch.autocast("cpu", torch.bfloat16), torch.device("meta"):
+        assert type(Conv3x3(4, 5)(torch.ones(1, 4, 6, 6)).grad_fn).__name__ == "ConvolutionBackward0"
 
 
 def test_a_3x3_convolutions_weights_keep_the_format_that_its_images_have():

@@ -107,6 +107,16 @@ def test_frozen_parameters_and_buffers_are_constants(kind):
     assert module.scale.item() == 2 and module.count.item() == 3
 
 
+def test_frozen_weights_keep_their_memory_format_when_they_are_loaded():
+    layer = nn.Conv2d(4, 4, 3).requires_grad_(False).to(memory_format=torch.channels_last)
+    model = Model(nn.Sequential(layer, nn.Flatten(), nn.Linear(4, 3)))
+    arrays = {name: np.ascontiguousarray(value.numpy()) + 1 for name, value in model.constants.items()}
+    model.load_constants(arrays)
+    weight = model.constants["0.weight"]
+    assert weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
+    assert all(np.array_equal(model.constants[name].numpy(), arrays[name]) for name in arrays)
+
+
 def test_constants_are_taken_from_a_checkpoint():
     model = Model(Frozen())
     arrays = {name: np.full(value.shape, 5, value.numpy().dtype) for name, value in model.constants.items()}
