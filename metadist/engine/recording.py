@@ -265,9 +265,10 @@ def _narrow(node: Node) -> None:
     """Leave out of a convolution's derivative what nobody takes: that of the images, or of the weights and biases."""
     arguments: Any = node.args
     *given, (images, weights, biases) = arguments
-    taken = {user.args[1] for user in node.users if user.target is operator.getitem}
-    if len(taken) < len(node.users):
+    takers: list[Any] = [user for user in node.users if user.target is operator.getitem]
+    if len(takers) < len(node.users):
         return
+    taken = {taker.args[1] for taker in takers}
     by_layer = bool(taken & {1, 2})
     node.args = (*given, [images and 0 in taken, weights and by_layer, biases and by_layer])
 
