@@ -234,13 +234,15 @@ class _ConvolutionBackward(Function):
         to_g = to_x = to_weight = None
         if uweight is not None:
             to_g = F.conv2d(x, uweight, ubias, ctx.stride, 1)
-            to_x = _convolution_backward(g, x, uweight, ctx.stride, (of_x, False, False))[0]
+            if of_x:
+                to_x = _convolution_backward(g, x, uweight, ctx.stride, (True, False, False))[0]
         elif ubias is not None:
             to_g = ubias.view(-1, 1, 1).expand_as(g)
         if u is not None:
             along = F.conv2d(u, weight, None, ctx.stride, 1)
             to_g = along if to_g is None else to_g + along
-            to_weight = _convolution_backward(g, u, weight, ctx.stride, (False, of_weight, False))[1]
+            if of_weight:
+                to_weight = _convolution_backward(g, u, weight, ctx.stride, (False, True, False))[1]
         return to_g, to_x, to_weight, None, None
 
 
