@@ -12,7 +12,7 @@ from metadist.core.redaction import to_stderr
 @click.command(context_settings={"ignore_unknown_options": True})
 @click.argument("arguments", nargs=-1, required=True, type=click.UNPROCESSED)
 @click.option("--seconds", default=6.0, show_default=True, help="Measured for each way to compute.")
-@click.option("--compile", "compiled", is_flag=True, help="Try compiled ones too, after 5 to 20 s each.")
+@click.option("--compile", "compiled", is_flag=True, help="Try compiled ones too, after 5 to 25 s each.")
 @click.option("--json", "as_json", is_flag=True, help="Print the measurements as JSON.")
 def bench(arguments: tuple[str, ...], seconds: float, compiled: bool, as_json: bool) -> None:
     """Measure instead of guessing: each way to compute JOB.yaml [key=value ...] on this machine, its speed and memory,

@@ -151,7 +151,7 @@ class EngineConfig(Section):
         description="through the inner loop: keep all steps, or compute them again with memory that does not grow",
     )
     keep: Literal["all", "sqrt"] = Field("all", description="remat: fast weights kept of all steps or of few")
-    compile: bool = Field(False, description="compile the whole meta-gradient (5 to 20 s at the start)")
+    compile: bool = Field(False, description="compile the whole meta-gradient (5 to 25 s at the start)")
     cuda_graphs: bool = Field(
         False, description="GPUs: launch a task's operations at once, where shapes are fixed; not yet run on a GPU"
     )

@@ -16,7 +16,7 @@ class Layout:
     """Names and shapes, in the order in which they follow one another in a vector of `size` = P elements.
 
     formats: of each tensor the memory format that it has in the model, which `unflatten` gives it on the CPU: there a
-    convolution of channels-last images turns weights of any other over, in each of its calls.
+    convolution of channels-last images copies weights of another format in each of its calls.
     """
 
     names: tuple[str, ...]

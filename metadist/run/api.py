@@ -121,7 +121,7 @@ def first_steps(config: Config) -> list[str]:
     """Sentences on what takes long before the first meta-step is done."""
     own, lines = config.engine, []
     if own.compile:
-        lines.append("the first meta-step compiles the meta-gradient, 5 to 20 s (engine.compile=false)")
+        lines.append("the first meta-step compiles the meta-gradient, 5 to 25 s (engine.compile=false)")
     if own.cuda_graphs:
         lines.append("the first meta-steps record the meta-gradient's operations (engine.cuda_graphs=false)")
     return lines
