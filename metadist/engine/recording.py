@@ -254,7 +254,8 @@ def record(
 
 
 def prune(graph: Graph) -> None:
-    """Take out what no result needs, and which does nothing but give one: a check that may raise stays."""
+    """Take out what no result needs, parts of convolutions' derivatives included, and which does nothing but give one:
+    a check that may raise stays."""
     graph.eliminate_dead_code(lambda node: node.is_impure() or not _gives(node))
     for node in graph.nodes:
         if node.target is aten.convolution_backward.default:

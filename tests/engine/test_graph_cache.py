@@ -288,7 +288,7 @@ def test_compiled_it_is_equal_to_rounding(kind):
 
 
 @needs_compiler
-@pytest.mark.slow
+@pytest.mark.wide
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_compiled_network_of_convolutions_is_equal_to_rounding():
     eager, compiled = (
