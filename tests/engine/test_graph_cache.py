@@ -318,6 +318,15 @@ def test_what_nobody_takes_of_a_convolutions_derivative_is_not_computed():
     assert (computed("*"), computed("body.0.*")) == (6, 3)
 
 
+@pytest.mark.parametrize(("adapted", "along"), [("*", 2), ("body.0.*", 1)])
+def test_a_convolutions_second_derivative_does_not_convolve_zeros(adapted, along):
+    """Three convolutions of the support set, three of the query set, and of the derivative's own derivative one along
+    the images and, where weights adapt, one along these."""
+    engine = Engine(MAML(model=model_of("conv4"), loss=cross_entropy, adapted=adapted), dtype=torch.float64)
+    operations = [str(node.target) for node in engine.operations(tasks_of("conv4", 1))]
+    assert operations.count("aten.convolution.default") == 3 + 3 + 3 * along
+
+
 @pytest.mark.parametrize(("kind", "options", "sentence"), [
     ("loop", {"learner": Annealed}, "engine.compile=true: the learner depends on the meta-step"),
     ("vmap", {"learner": AnnealedByUnpacking}, "the learner depends on the meta-step"),
