@@ -6,10 +6,12 @@ from typing import NoReturn
 
 from metadist.cli.main import main
 from metadist.core.errors import HeadLost
+from metadist.core.garbage import look_rarely
 
 
 def run() -> NoReturn:
     """Run the command and exit with its code. From then on a signal ends the process without a traceback."""
+    look_rarely()
     try:
         code = main()
         for number in (signal.SIGINT, signal.SIGTERM):

@@ -14,7 +14,7 @@ FLOORS = [
 ]  # fmt: skip
 """From the ground up: a room imports from lower floors only."""
 FILES = {
-    "core": ["redaction", "errors", "files", "storage", "measure", "task", "messages", "random"],
+    "core": ["redaction", "errors", "files", "storage", "measure", "task", "messages", "random", "garbage"],
     "data": [
         "mapped", "notes", "progress", "duplicates", "files", "download", "importers.names", "importers.arrays",
         "importers.delimited", "importers.pictures", "importers.table_files", "importers.columns",

@@ -47,7 +47,9 @@ class Evaluator:
     ) -> dict[str, np.ndarray]:
         """{metric: float64 [n, inner_steps + 1]} of n tasks at theta [P], before adaptation and after every inner step,
         and {"baseline/metric": [n]} (of `initial` [n, inner_steps + 1]) of each baseline named. `draws` are the tasks'
-        own random streams."""
+        own random streams. With `from_scratch` alone, which is slow and so of fewer tasks, nothing else is computed."""
+        if tuple(baselines) == ("from_scratch",):
+            return self.evaluate_baselines(baselines, tasks, draws)
         measured = self.engine.evaluate(theta, tasks, self.metrics, self.transductive, draws, step, meta_steps)
         return _arrays(measured) | self.evaluate_baselines(baselines, tasks, draws)
 

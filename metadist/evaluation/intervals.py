@@ -3,7 +3,6 @@
 from typing import NamedTuple
 
 import numpy as np
-from scipy.special import stdtrit
 
 
 class Interval(NamedTuple):
@@ -21,6 +20,8 @@ def interval(values: np.ndarray) -> Interval:
         return Interval(float("nan"), float("nan"))
     if count < 2:
         return Interval(float(values.mean()), float("nan"))
+    from scipy.special import stdtrit  # a tenth of a second, which workers need not wait for
+
     quantile = float(stdtrit(count - 1, 0.975))
     return Interval(float(values.mean()), quantile * float(values.std(ddof=1)) / count**0.5)
 

@@ -87,8 +87,7 @@ class Evaluation:
         if "from_scratch" in self.baselines and few:
             say(f"training from scratch on {few} of them (evaluation.baseline_tasks=0 leaves that out)")
             progress = partial(doing, "tasks trained from scratch")
-            scratch = measure(fleet, weights, split, few, self.chunk_size, ("from_scratch",), progress=progress)
-            results |= {name: values for name, values in scratch.items() if name.startswith("from_scratch/")}
+            results |= measure(fleet, weights, split, few, self.chunk_size, ("from_scratch",), progress=progress)
         caption = dict(self.caption)
         if self.joint is not None and "joint" in self.baselines:
             others = ",".join(name for name in self.baselines if name != "joint")

@@ -52,7 +52,7 @@ def train(
         checkpoint = find_resumable(config, resume, trust_code)
         job = open_job(config, quiet)
         with Cluster(config, first_target(config, checkpoint), partial(print, file=sys.stderr)) as cluster:
-            start = prepare_start(job, checkpoint, quiet)
+            start = prepare_start(job, checkpoint, quiet, cluster.begin_workers)
             config = start.prepared.job.config
             lock.take()
             open_tracker = partial(RunTracker, quiet=quiet, measure=start.prepared.job.measure)
@@ -96,12 +96,10 @@ def banner(run: Run, start: Start) -> str:
     begins = f"continues at step {first}" if first else "starts"
     if first >= config.meta_steps:
         begins = f"already finished ({first}/{config.meta_steps} meta-steps), raise meta_steps to continue"
-    # on Ray the workers are starting meanwhile
-    memory = f", {prepared.memory()} of memory each" if config.fleet.backend == "ray" else ""
     return (
         f"{run.place} {begins}: {config.learner.name}, {prepared.engine.layout.size} parameters, "
         f"{config.batch_size(config.num_workers)} tasks a step, {config.num_workers} workers, "
-        f"{prepared.engine.kind} engine{memory}"
+        f"{prepared.engine.kind} engine"
     )
 
 

@@ -63,7 +63,7 @@ def evaluate(
     job = Job(config)
     job.open_data()
     with Cluster(config, config.num_workers, say) as cluster:
-        prepared = preflight(job, [config.evaluation.split], saved, say=say)
+        prepared = preflight(job, [config.evaluation.split], saved, say=say, begin=cluster.begin_workers)
         for note in prepared.notes:
             say(note)
         name, signals = f"evaluations/{digest({'config': shown(config), 'step': saved.step})}", Signals()

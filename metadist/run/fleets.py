@@ -32,13 +32,17 @@ class Cluster:
     def __init__(self, config: Config, target: int, say: Say):
         self.head_lost, self.started = False, False
         self._target, self._own, self._say = target, config.fleet, say
+        self._run = working_folder(config.run_dir or "").name
         self._thread, self._environment = ThreadPoolExecutor(1, "ray"), ExitStack()
+        self._workers: Future[list[Any]] | None = None
         self._connected = self._begin() if self._own.backend == "ray" else None
 
     def __enter__(self) -> "Cluster":
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self._workers and not self._workers.cancel():
+            self._workers.exception()
         if self._connected and not self._connected.exception() and self._connected.result():
             from metadist.fleet.ray.cluster import disconnect
 
@@ -56,6 +60,22 @@ class Cluster:
         self._environment.close()
         announce(self._target, self._resources, self.started, say, self._deadline)
         return self._resources
+
+    def begin_workers(self, prepared: Prepared) -> None:
+        """Of a Ray that is started here, start the workers' processes too, while the rest of the job is tried."""
+        if self._connected and self.started:
+            make = prepared.job.worker_factory(prepared.constants)
+            self._workers = self._thread.submit(self._start_workers, make)
+
+    def workers(self) -> list[Any]:
+        """Their actors."""
+        return self._workers.result() if self._workers else []
+
+    def _start_workers(self, make_worker: Callable[[], Any]) -> list[Any]:
+        from metadist.fleet.ray.fleet import begin_workers
+
+        assert self._connected and self._connected.result()
+        return begin_workers(make_worker, self._resources, self._run, self._target)
 
     def _begin(self) -> Future[bool]:
         from metadist.fleet.ray.cluster import joins, own_environment
@@ -105,7 +125,7 @@ def open_fleet(
         fleet = RayFleet(
             prepared.job.worker_factory(prepared.constants), target, own.min_workers, resources, say,
             OWN_GIVE_UP_S if cluster.started else GIVE_UP_S, working_folder(config.run_dir or "").name,
-            alone=cluster.started, mixed_devices=own.mixed_devices,
+            alone=cluster.started, begun=cluster.workers(), mixed_devices=own.mixed_devices,
             asked_to_stop=lambda: signals.received,
             asked_target=lambda: asked_target(working_folder(config.run_dir or "")) if writes else None,
             servers=own.servers, patience=patience_of(config), proof=proof, server_proof=server_proof,

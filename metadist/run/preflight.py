@@ -28,15 +28,17 @@ PLAIN = {"compile": False, "cuda_graphs": False, "autocast": False, "device": "c
 
 def preflight(
     job: Job, splits: Sequence[Split], checkpoint: Checkpoint | None = None, gradient: bool = False,
-    say: Callable[[str], None] | None = None,
+    say: Callable[[str], None] | None = None, begin: Callable[[Prepared], None] | None = None,
 ) -> Prepared:  # fmt: skip
     """Prepare the job and try its evaluation; with `gradient` check the meta-gradient too. What takes long of it is
-    said.
+    said. `begin` is called in between, with what workers need.
 
     Raises InputError for whatever would go wrong later.
     """
     with said_if_slow("reading the data and trying one task with the model and the learner", say):
         prepared = prepare(job, splits, checkpoint)
+    if begin:
+        begin(prepared)
     if gradient:
         text = "comparing its meta-gradient with finite differences (engine.gradient_check=false leaves that out)"
         with said_if_slow(text, say):

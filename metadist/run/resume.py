@@ -3,7 +3,7 @@
 import math
 import reprlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -68,14 +68,17 @@ def open_job(config: Config, quiet: bool = True) -> Job:
     return job
 
 
-def prepare_start(job: Job, checkpoint: Checkpoint | None, quiet: bool = True) -> Start:
-    """Try everything of a run that could fail later. What takes long of it is said, unless `quiet`.
+def prepare_start(
+    job: Job, checkpoint: Checkpoint | None, quiet: bool = True, begin: Callable[[Prepared], None] | None = None
+) -> Start:
+    """Try everything of a run that could fail later. What takes long of it is said, unless `quiet`. `begin`: see
+    `preflight`.
 
     Raises InputError.
     """
     config = job.config
     say = None if quiet else partial(print, file=sys.stderr)
-    prepared = preflight(job, evaluated_splits(config), checkpoint, gradient=checkpoint is None, say=say)
+    prepared = preflight(job, evaluated_splits(config), checkpoint, gradient=checkpoint is None, say=say, begin=begin)
     if checkpoint is not None and is_own(checkpoint, config.run_dir or ""):
         check_measure(checkpoint.trainer["progress"], job)
     identity = run_identity(job, prepared.engine)

@@ -74,6 +74,29 @@ def test_default_baselines_suit_the_task():
         Job(*sinusoid("evaluation.baselines=[nearest_class_mean]")).baselines()
 
 
+def test_from_scratch_is_of_its_tasks_alone_and_adapts_nothing_again():
+    few = [
+        "evaluation.test_tasks=5",
+        "engine.chunk_size=2",
+        "evaluation.baseline_tasks=3",
+        "evaluation.scratch_steps=2",
+    ]
+    config, shapes = sinusoid(*few)
+    engine, worker = Job(config, shapes).engine(), Job(config, shapes).worker()
+    fleet, weights = LocalFleet(lambda: worker), Weights(0, engine.initial_theta().numpy())
+    adapted, evaluate = [], worker.evaluator.engine.evaluate
+    worker.evaluator.engine.evaluate = lambda theta, tasks, *own: (
+        adapted.append(len(tasks)) or evaluate(theta, tasks, *own)
+    )
+    both = Job(config, shapes).evaluation(engine, ["ridge", "from_scratch"])
+    _, results = both.run(fleet, weights, lambda text: None)
+    assert adapted == [2, 2, 1]
+    assert [len(results[name]) for name in ("loss", "ridge/loss", "from_scratch/loss")] == [5, 5, 3]
+    _, alone = Job(config, shapes).evaluation(engine, ["from_scratch"]).run(fleet, weights, lambda text: None)
+    assert alone.keys() == {"loss", "from_scratch/loss"}
+    assert all(alone[name].tobytes() == results[name].tobytes() for name in alone)
+
+
 def test_what_takes_long_is_told_with_how_much_of_it_is_done():
     few = ["evaluation.joint_steps=3", "evaluation.test_tasks=10", "engine.chunk_size=4", "evaluation.baseline_tasks=5"]
     config, shapes = sinusoid("evaluation.scratch_steps=1", *few)

@@ -17,6 +17,26 @@ def test_cross_entropy_of_equal_logits_is_log_n():
     assert math.isclose(float(cross_entropy(torch.zeros(6, 5, dtype=torch.float64), torch.arange(6) % 5)), math.log(5))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("examples", "ways"), [(5, 5), (75, 5), (100, 20), (1, 2)])
+def test_cross_entropy_under_vmap_is_torchs_to_the_bit(examples, ways, dtype):
+    """Of losses, and of the gradients after a step by them."""
+    draw = torch.Generator().manual_seed(examples)
+    inputs = torch.randn(6, examples, 3, dtype=dtype, generator=draw)
+    target = torch.randint(ways, (6, examples), generator=draw)
+    weights = torch.randn(3, ways, dtype=dtype, generator=draw)
+
+    def adapted(loss):
+        def gradient(weights, inputs, target):
+            inner = torch.func.grad(lambda weights: loss(inputs @ weights, target))(weights)
+            return loss(inputs @ (weights - 0.1 * inner), target)
+
+        return torch.func.vmap(torch.func.grad_and_value(gradient), (None, 0, 0))(weights, inputs, target)
+
+    own, torchs = adapted(cross_entropy), adapted(torch.nn.functional.cross_entropy)
+    assert torch.equal(own[0], torchs[0]) and torch.equal(own[1], torchs[1])
+
+
 def test_mean_squared_error_is_the_mean_over_examples_and_values():
     outputs = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
     assert float(mean_squared_error(outputs, torch.tensor([[1.0, 0.0], [0.0, 4.0]]))) == (4 + 9) / 4

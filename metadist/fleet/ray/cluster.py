@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 
 import ray
 from ray._common.utils import get_default_system_temp_dir
+from ray._private import node as ray_node
 from ray._private import ray_constants
 from ray._private import worker as ray_worker
 from ray._private.state import state
@@ -102,7 +103,7 @@ def _start(cpus: float, say: Callable[[str], None]) -> None:
     if cpus > here:
         say(f"the workers ask for {cpus:g} CPUs and this machine has {here}: they will share them")
     folder = ray_folder(say)
-    with own_environment():
+    with own_environment(), _few_processes():
         ray_constants.ENABLE_RAY_CLUSTER = False  # at import that variable was read
         read_environment()
         ray.init(
@@ -126,6 +127,32 @@ def own_environment() -> Iterator[None]:
         for name in own.keys() - before.keys():
             os.environ.pop(name)
         os.environ.update(before)
+
+
+class _Node(ray_node.Node):
+    """Without the processes that a Ray of one driver has no use for: an autoscaler's monitor, what forwards logs to
+    drivers, and the dashboard's server, which starts even where it is turned off. They take a second of a core."""
+
+    def start_monitor(self) -> None:
+        pass
+
+    def start_log_monitor(self) -> None:
+        pass
+
+    def start_api_server(self, **options: Any) -> None:
+        del options
+        self._webui_url = ""
+
+
+@contextmanager
+def _few_processes() -> Iterator[None]:
+    """Nodes that are started meanwhile do without some, see `_Node`."""
+    usual = ray_node.Node
+    ray_node.Node = _Node
+    try:
+        yield
+    finally:
+        ray_node.Node = usual
 
 
 def _token() -> dict[str, str]:

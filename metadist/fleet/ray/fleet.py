@@ -47,7 +47,8 @@ class ServerActor(Shard):
 class RayExecutor:
     """Ray must be initialised. `make_worker` makes a `Worker`, or anything with its methods, in the actor's process.
     `say` takes lines about the cluster's head, which is given up after `head_give_up_s` of silence. `run`: the actors
-    are named for it, such as `digits-worker-3`. `alone`: nobody else uses this Ray."""
+    are named for it, such as `digits-worker-3`. `alone`: nobody else uses this Ray. `begun`: workers' actors that have
+    been started already, see `begin_workers`."""
 
     def __init__(
         self,
@@ -57,11 +58,11 @@ class RayExecutor:
         head_give_up_s: float = GIVE_UP_S,
         run: str = "",
         alone: bool = False,
+        begun: Sequence[Any] = (),
     ):
         self.head = HeadWatch(say, head_give_up_s)
-        self._run, self._alone = run, alone
-        make: Any = ray.remote(concurrency_groups={"control": 1})  # pyright: ignore[reportCallIssue]
-        self._worker_actor, self._server_actor = make(WorkerActor), ray.remote(ServerActor)
+        self._run, self._alone, self._begun = run, alone, list(begun)
+        self._server_actor = ray.remote(ServerActor)
         self._make_worker = ray.put(make_worker)
         self._resources = resources
         self._shortage = ((0, 0), self.now())  # (workers without a place, workers that have joined), since when
@@ -90,21 +91,14 @@ class RayExecutor:
         return self.now() - self._shortage[1] < STARTING_S
 
     def start_worker(self, worker: int, avoid: frozenset[str]) -> Any:
-        wanted, elsewhere = self._resources, None
+        if self._begun:
+            return self._begun.pop(0)
+        elsewhere = None
         if avoid and self.head.answers:
             alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
             if alive - avoid and alive & avoid:
                 elsewhere = {NODE_LABEL: f"!in({','.join(sorted(alive & avoid))})"}
-        options = {
-            "num_cpus": wanted.cpus,
-            "num_gpus": wanted.gpus,
-            "memory": None if wanted.asked else SLIVER,
-            "resources": wanted.custom,
-            "max_task_retries": 0,
-            "max_concurrency": 2,  # a bundle waits in the actor for the one before it
-            "label_selector": elsewhere,
-        }
-        return self._start(self._worker_actor, f"worker-{worker}", options, self._make_worker, wanted.threads)
+        return start_worker(self._make_worker, self._resources, self._named(f"worker-{worker}"), elsewhere)
 
     def start_shards(self, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
         """One on the driver's node, without which there is no run; several spread over the cluster."""
@@ -113,22 +107,13 @@ class RayExecutor:
         options = {"num_cpus": 0, "memory": SLIVER, "scheduling_strategy": where}
         names = ["server"] if len(arguments) == 1 else [f"server-{number}" for number in range(len(arguments))]
         return [
-            self._start(self._server_actor, name, options, *each) for name, each in zip(names, arguments, strict=True)
+            start(self._server_actor, self._named(name), options, *each)
+            for name, each in zip(names, arguments, strict=True)
         ]
 
-    def _start(self, actor: Any, name: str, options: dict[str, Any], *arguments: Any) -> Any:
-        """Start an actor under the run's name, with something added where another actor has that name: of another run
-        that is called the same, or of this one before it was resumed. Without a name where the head does not answer:
-        the call would wait for it."""
-        options = {**options, "max_restarts": 0}
-        if not self._run or not self.head.ask():
-            return actor.options(**options).remote(*arguments)
-        name = f"{self._run}-{name}"
-        while True:
-            try:
-                return actor.options(**options, name=name, namespace=NAMESPACE).remote(*arguments)
-            except ActorAlreadyExistsError:
-                name = f"{name}-{secrets.token_hex(2)}"
+    def _named(self, name: str) -> str:
+        """Under the run's name; none where the head does not answer: the call would wait for it."""
+        return f"{self._run}-{name}" if self._run and self.head.ask() else ""
 
     def call(self, actor: Any, method: str, *arguments: Any, returns: int = 1, control: bool = False) -> list[Ref]:
         options: dict[str, Any] = {"concurrency_group": "control"} if control else {}
@@ -163,6 +148,40 @@ class RayExecutor:
         self.head.close()
 
 
+def start(actor: Any, name: str, options: dict[str, Any], *arguments: Any) -> Any:
+    """Start an actor under a name, with something added where another actor has that name: of another run that is
+    called the same, or of this one before it was resumed. "": without a name."""
+    options = {**options, "max_restarts": 0}
+    if not name:
+        return actor.options(**options).remote(*arguments)
+    while True:
+        try:
+            return actor.options(**options, name=name, namespace=NAMESPACE).remote(*arguments)
+        except ActorAlreadyExistsError:
+            name = f"{name}-{secrets.token_hex(2)}"
+
+
+def start_worker(make_worker: Ref, wanted: Resources, name: str, elsewhere: dict[str, str] | None = None) -> Any:
+    """A worker's actor, on a node whose labels are as `elsewhere` says."""
+    options = {
+        "num_cpus": wanted.cpus,
+        "num_gpus": wanted.gpus,
+        "memory": None if wanted.asked else SLIVER,
+        "resources": wanted.custom,
+        "max_task_retries": 0,
+        "max_concurrency": 2,  # a bundle waits in the actor for the one before it
+        "label_selector": elsewhere,
+    }
+    make: Any = ray.remote(concurrency_groups={"control": 1})  # pyright: ignore[reportCallIssue]
+    return start(make(WorkerActor), name, options, make_worker, wanted.threads)
+
+
+def begin_workers(make_worker: Callable[[], Any], resources: Resources, run: str, count: int) -> list[Any]:
+    """The first workers' actors of a run, whose processes import what they need while it is still being prepared."""
+    made = ray.put(make_worker)
+    return [start_worker(made, resources, f"{run}-worker-{number}") for number in range(count)]
+
+
 class RayFleet(Fleet):
     """A fleet on a Ray cluster; see `RayExecutor` and `Fleet`, whose `options` are."""
 
@@ -176,9 +195,10 @@ class RayFleet(Fleet):
         head_give_up_s: float = GIVE_UP_S,
         run: str = "",
         alone: bool = False,
+        begun: Sequence[Any] = (),
         **options: Any,
     ):
-        executor = RayExecutor(make_worker, resources, say, head_give_up_s, run, alone)
+        executor = RayExecutor(make_worker, resources, say, head_give_up_s, run, alone, begun)
         self._head, self._metrics = executor.head, RunMetrics(run) if run else None
         super().__init__(executor, target, min_workers, say=say, **options)
 

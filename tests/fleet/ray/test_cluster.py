@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from metadist.core.errors import InputError
@@ -22,6 +23,18 @@ SMALL = [
     "tracking.mlflow=false", "checkpoint.every=100000", "meta_steps=100000",
 ]  # fmt: skip
 
+HIDDEN = """
+import torch
+
+class Hidden(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = torch.nn.Linear(64, 8), torch.nn.Linear(8, 3)
+
+    def forward(self, x):
+        h = torch.tanh(self.body(x.flatten(1)))
+        return self.head((h + h.detach()) / 2)
+"""
 LISTENING = '''
 def listening(pids):
     """Addresses at which TCP connections to these processes are waited for, as the kernel tells them."""
@@ -81,6 +94,9 @@ asked = [sys.executable, "-c", ask]
 told["stranger"] = subprocess.run(asked, capture_output=True, text=True, timeout=100).stderr[-3000:]
 token = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": told["first"][1]}
 told["friend"] = subprocess.run(asked, capture_output=True, text=True, timeout=100, env=token).stderr[-3000:]
+told["processes"] = [
+    Path(f"/proc/{process}/cmdline").read_text().replace(chr(0), " ") for process in family(os.getpid())
+]
 told["folder"] = ray._private.worker._global_node.get_session_dir_path()
 told["mode"] = os.stat(Path(told["folder"]).parents[1]).st_mode & 0o777
 disconnect()
@@ -106,6 +122,8 @@ def test_a_ray_of_ones_own_is_closed_to_others_and_leaves_the_home_alone(tmp_pat
     assert len(told["addresses"]) >= 5 and set(told["addresses"]) <= loopback
     assert "nauthenticated" in told["stranger"] and told["friend"] == ""
     assert told["mode"] == 0o700
+    every = " ".join(told["processes"])
+    assert "raylet" in every and not any(f"{name}.py" in every for name in ("monitor", "log_monitor", "dashboard"))
     assert told["first"][0] == "token" and len(told["first"][1]) >= 32
     assert told["disabled"] == ["disabled", ""]
     assert [name for name in told["left"] if name.startswith("RAY_AUTH")] == []
@@ -192,6 +210,25 @@ def test_the_environment_of_an_own_ray_comes_and_goes_at_once(monkeypatch):
         assert dict(os.environ) == outside
     assert len(outside["RAY_AUTH_TOKEN"]) == 64 and outside["RAY_health_check_period_ms"] == "700"
     assert dict(os.environ) == before
+
+
+def test_what_is_found_once_workers_have_begun_ends_them_too(tmp_path):
+    """The gradient is compared with finite differences while their processes start."""
+    (tmp_path / "hidden.py").write_text(HIDDEN)
+    job = [each for each in SMALL if not each.startswith("model.")]
+    job += ["model.name=hidden:Hidden", "fleet.backend=ray", f"run_dir={tmp_path / 'run'}"]
+    command = [sys.executable, "-m", "metadist", "train", *job]
+    begun = set()
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path) as process:
+        assert process.stderr
+        while process.poll() is None:
+            begun |= set(psutil.Process(process.pid).children(recursive=True))
+            time.sleep(0.02)
+        said = process.stderr.read()
+    assert process.returncode == 2 and "finite differences" in said and len(said.splitlines()) == 1, said
+    assert len(begun) > 4
+    _, alive = psutil.wait_procs(begun, timeout=10)
+    assert not alive and not (tmp_path / "run").exists()
 
 
 def test_a_head_that_dies_is_told_within_seconds_and_the_run_is_saved_and_ends(tmp_path):

@@ -160,6 +160,23 @@ def test_actors_are_named_for_their_run_also_where_another_run_has_that_name(ray
     assert first == "twins-worker-3" and second.startswith("twins-worker-3-") and len(second) > len(first) + 1
 
 
+def test_workers_begun_before_their_fleet_are_its_first(ray_cluster):
+    from metadist.fleet.ray.fleet import RayFleet, Resources, begin_workers
+
+    config = load_config([], [*SMALL, "data.family=sinusoid", "run_dir=early"])
+    made, wanted = Job(config).worker_factory({}), Resources(cpus=0, threads=1)
+    begun = begin_workers(made, wanted, "early", 2)
+    fleet, theta = RayFleet(made, 2, resources=wanted, run="early", begun=begun), Job(config).engine().initial_theta()
+    try:
+        while fleet.num_workers < 2:
+            fleet.evaluate((ray.put(Weights(0, theta.numpy())),), plan("test", 0, 16, 8))
+        found = [each["name"] for each in ray.util.list_named_actors(all_namespaces=True)]
+        assert sorted(name for name in found if name.startswith("early-")) == ["early-worker-0", "early-worker-1"]
+        assert len({ray.get(actor.still_there.remote()).pid for actor in begun}) == 2
+    finally:
+        fleet.close()
+
+
 def test_what_is_taken_is_at_first_that_of_workers_being_started_also_where_others_use_the_cluster(ray_cluster):
     """Ray does not say whose it is; others have it where nothing changes for long."""
     from metadist.fleet.ray.fleet import STARTING_S, RayExecutor, Resources
