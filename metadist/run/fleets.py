@@ -74,7 +74,8 @@ class Cluster:
     def _start_workers(self, make_worker: Callable[[], Any]) -> list[Any]:
         from metadist.fleet.ray.fleet import begin_workers
 
-        assert self._connected and self._connected.result()
+        assert self._connected
+        self._connected.result()
         return begin_workers(make_worker, self._resources, self._run, self._target)
 
     def _begin(self) -> Future[bool]:
