@@ -37,6 +37,9 @@ OWN_RAY = {
     "RAY_health_check_period_ms": "500",
     "RAY_health_check_timeout_ms": "1500",
     "RAY_health_check_failure_threshold": "10",
+    # what nobody refers to any more is freed after a tenth of a second: after one, Ray's default, three steps of
+    # gradients lie in the object store, and in memory that each worker has to touch for the first time
+    "RAY_free_objects_period_milliseconds": "100",
 }
 """Environment of the processes of a Ray that is started here, where the user has not set it."""
 ASK_EVERY_S, HEAD_ANSWER_S = 1.0, 1.5  # of the head
