@@ -23,12 +23,11 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
 fail() { echo "local.sh: $*" >&2; exit "${code:-1}"; }
 
-# Of every `ray start` here: who may talk to it, and a host that is gone is noticed after 6 s in place of 64;
-# gradients are freed after a tenth of a second.
+# Of every `ray start` here: who may talk to it, and a host that is gone is noticed after 6 s in place of 64.
 environment() {
   export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$LOCAL_CLUSTER/token
   export RAY_health_check_initial_delay_ms=0 RAY_health_check_period_ms=500
-  export RAY_health_check_timeout_ms=1500 RAY_health_check_failure_threshold=3 RAY_free_objects_period_milliseconds=100
+  export RAY_health_check_timeout_ms=1500 RAY_health_check_failure_threshold=3
   export RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=1  # several nodes on a Mac, too
   export RAY_USAGE_STATS_ENABLED=0 OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
   export RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=${RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S:-5}

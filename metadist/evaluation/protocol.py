@@ -41,8 +41,8 @@ def measure(
     step: int = 0,
     progress: Progress = unseen,
 ) -> dict[str, np.ndarray]:
-    """Per-task results of tasks 0..num_tasks-1 of a split: {metric: [T, inner_steps + 1]}, {"baseline/metric": [T]}.
-    `progress` is told how many tasks are done."""
+    """Per-task results of tasks 0..num_tasks-1 of a split: {metric: [T, inner_steps + 1]}, {"baseline/metric": [T]};
+    see `Worker.evaluate`. `progress` is told how many tasks are done."""
 
     def chunks_done(done: int, total: int) -> None:
         progress(num_tasks if done == total else done * size, num_tasks)

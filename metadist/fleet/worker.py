@@ -124,7 +124,7 @@ class Worker:
 
     def evaluate(self, weights: Weights, chunk: Chunk, baselines: tuple[str, ...] = ()) -> dict[str, np.ndarray]:
         """{metric: [n, inner_steps + 1]} of the chunk's tasks, before adaptation and after every inner step, and
-        {"baseline/metric": [n]} for each baseline named."""
+        {"baseline/metric": [n]} for each baseline named; with `from_scratch` alone, no more than that."""
         tasks, draws = self._sample(self.evaluator.source, chunk)
         return self._in_turn(  # baselines too: two threads in one module would see each other's weights
             lambda: self.evaluator.evaluate(_tensor(weights), tasks, draws, weights.version, self.meta_steps, baselines)

@@ -9,6 +9,7 @@ import numpy as np
 
 from metadist.config import Config
 from metadist.core.errors import InputError
+from metadist.core.garbage import look_as_usual
 from metadist.core.messages import PHASES, Weights, plan
 from metadist.engine import Engine, Method, estimate
 from metadist.engine.graph_cache import AFTER
@@ -48,6 +49,7 @@ def measure(config: Config, seconds: float, compiled: bool, say: Callable[[str],
     tasks per second are the median of the three.
     """
     set_up_process(config.fleet.threads_per_worker)
+    look_as_usual()
     worker = Job(config).worker()
     contenders: dict[Method, tuple[Worker, list[float], float]] = {}
     for method in methods(worker.engine, compiled):

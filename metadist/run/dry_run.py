@@ -16,7 +16,7 @@ from metadist.run.trust import unloadable
 
 
 def dry_run(config: Config) -> dict[str, Any]:
-    """Everything `train` would check before it starts workers, and the plan."""
+    """Everything `train` would check before its first step, and the plan."""
     config = checked(config)
     check_cluster(config)
     find_checkpoint(config, "auto")

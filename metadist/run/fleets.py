@@ -62,20 +62,22 @@ class Cluster:
         return self._resources
 
     def begin_workers(self, prepared: Prepared) -> None:
-        """Of a Ray that is started here, start the workers' processes too, while the rest of the job is tried."""
+        """Once a task has been computed, before the slower checks: on a Ray that this run starts, start the workers'
+        processes too. They end with it."""
         if self._connected and self.started:
             make = prepared.job.worker_factory(prepared.constants)
             self._workers = self._thread.submit(self._start_workers, make)
 
     def workers(self) -> list[Any]:
-        """Their actors."""
+        """The actors of the workers that have begun."""
         return self._workers.result() if self._workers else []
 
     def _start_workers(self, make_worker: Callable[[], Any]) -> list[Any]:
         from metadist.fleet.ray.fleet import begin_workers
 
         assert self._connected
-        self._connected.result()
+        if not self._connected.result():  # Ray was there before, and stays
+            return []
         return begin_workers(make_worker, self._resources, self._run, self._target)
 
     def _begin(self) -> Future[bool]:

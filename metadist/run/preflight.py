@@ -31,7 +31,7 @@ def preflight(
     say: Callable[[str], None] | None = None, begin: Callable[[Prepared], None] | None = None,
 ) -> Prepared:  # fmt: skip
     """Prepare the job and try its evaluation; with `gradient` check the meta-gradient too. What takes long of it is
-    said. `begin` is called in between, with what workers need.
+    said. `begin` is called once a task has been computed, before the slower checks.
 
     Raises InputError for whatever would go wrong later.
     """

@@ -37,6 +37,36 @@ def test_cross_entropy_under_vmap_is_torchs_to_the_bit(examples, ways, dtype):
     assert torch.equal(own[0], torchs[0]) and torch.equal(own[1], torchs[1])
 
 
+def test_cross_entropy_under_vmap_refuses_what_torch_refuses_and_takes_what_it_takes():
+    batched = torch.func.vmap(cross_entropy)
+    with pytest.raises((RuntimeError, ValueError), match="batch_size"):
+        batched(torch.zeros(2, 6, 3), torch.zeros(2, 4, dtype=torch.long))
+    for label in (-1, -100, 3):
+        with pytest.raises(InputError, match=f"label {label} is none of the model's 3 outputs"):
+            batched(torch.zeros(2, 6, 3), torch.full((2, 6), label))
+    logits, pixels = torch.randn(2, 6, 3, 5), torch.randint(3, (2, 6, 5))
+    assert torch.equal(batched(logits, pixels), torch.func.vmap(torch.nn.functional.cross_entropy)(logits, pixels))
+    shares = logits.softmax(dim=2)
+    assert torch.equal(batched(logits, shares), torch.func.vmap(torch.nn.functional.cross_entropy)(logits, shares))
+
+
+def test_mean_squared_error_under_vmap_is_torchs():
+    """Its gradient to the bit, the derivative of that to rounding."""
+    draw = torch.Generator().manual_seed(0)
+    outputs, targets, along = (torch.randn(6, 7, 3, generator=draw) for _ in range(3))
+
+    def gradients(loss):
+        first = torch.func.grad(loss)
+        return torch.func.vmap(first)(outputs, targets), torch.func.vmap(
+            torch.func.grad(lambda outputs, targets, along: (first(outputs, targets) * along).sum())
+        )(outputs, targets, along)
+
+    own, torchs = gradients(mean_squared_error), gradients(torch.nn.functional.mse_loss)
+    assert torch.equal(own[0], torchs[0])
+    torch.testing.assert_close(own[1], along * 2 / 21, rtol=1e-6, atol=0)
+    torch.testing.assert_close(own[1], torchs[1], rtol=1e-6, atol=0)
+
+
 def test_mean_squared_error_is_the_mean_over_examples_and_values():
     outputs = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
     assert float(mean_squared_error(outputs, torch.tensor([[1.0, 0.0], [0.0, 4.0]]))) == (4 + 9) / 4

@@ -143,8 +143,11 @@ class _Node(ray_node.Node):
         pass
 
     def start_api_server(self, **options: Any) -> None:
+        """Its address has to be there all the same: Ray's agent asks for it every second, and logs an error."""
         del options
-        self._webui_url = ""
+        self._webui_url, key = "", ray_constants.DASHBOARD_ADDRESS.encode()
+        head: Any = self.get_gcs_client()
+        head.internal_kv_put(key, b"127.0.0.1:0", True, namespace=ray_constants.KV_NAMESPACE_DASHBOARD)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ import secrets
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import cache
 from typing import Any
 
 import ray
@@ -63,7 +64,7 @@ class RayExecutor:
         self.head = HeadWatch(say, head_give_up_s)
         self._run, self._alone, self._begun = run, alone, list(begun)
         self._server_actor = ray.remote(ServerActor)
-        self._make_worker = ray.put(make_worker)
+        self._make_worker = cache(lambda: ray.put(make_worker))
         self._resources = resources
         self._shortage = ((0, 0), self.now())  # (workers without a place, workers that have joined), since when
 
@@ -98,7 +99,7 @@ class RayExecutor:
             alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
             if alive - avoid and alive & avoid:
                 elsewhere = {NODE_LABEL: f"!in({','.join(sorted(alive & avoid))})"}
-        return start_worker(self._make_worker, self._resources, self._named(f"worker-{worker}"), elsewhere)
+        return start_worker(self._make_worker(), self._resources, self._named(f"worker-{worker}"), elsewhere)
 
     def start_shards(self, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
         """One on the driver's node, without which there is no run; several spread over the cluster."""

@@ -9,7 +9,6 @@ import sys
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 
 from metadist.core.errors import InputError
@@ -23,17 +22,34 @@ SMALL = [
     "tracking.mlflow=false", "checkpoint.every=100000", "meta_steps=100000",
 ]  # fmt: skip
 
-HIDDEN = """
-import torch
+EARLY = """
+import json, psutil, ray, sys
+from metadist.config import load_config
+from metadist.core.errors import InputError
+from metadist.run.build import Job
+from metadist.run.fleets import Cluster
+from metadist.run.prepare import prepare
 
-class Hidden(torch.nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.body, self.head = torch.nn.Linear(64, 8), torch.nn.Linear(8, 3)
+def begin(cluster):
+    cluster.begin_workers(prepared)
+    alive = [bool(ray.get(actor.node.remote())) for actor in cluster.workers()]
+    return alive, sorted(each["name"] for each in ray.util.list_named_actors(all_namespaces=True))
 
-    def forward(self, x):
-        h = torch.tanh(self.body(x.flatten(1)))
-        return self.head((h + h.detach()) / 2)
+config = load_config([], sys.argv[1:])
+prepared, told = prepare(Job(config), []), {}
+try:
+    with Cluster(config, 2, print) as cluster:
+        told["begun"] = begin(cluster)
+        processes = psutil.Process().children(recursive=True)
+        raise InputError("what the checks found")
+except InputError:
+    told["left"] = [str(each) for each in psutil.wait_procs(processes, timeout=10)[1]]
+ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+with Cluster(config, 2, print) as cluster:
+    told["there"] = begin(cluster)
+told["stays"] = ray.is_initialized()
+ray.shutdown()
+print(json.dumps(told))
 """
 LISTENING = '''
 def listening(pids):
@@ -72,7 +88,7 @@ def family(root):
 '''
 OWN = LISTENING.join(
     (
-        "import json, os, subprocess, sys\nfrom pathlib import Path\n",
+        "import json, os, psutil, subprocess, sys\nfrom pathlib import Path\n",
         """
 from metadist.fleet.ray.cluster import connect, disconnect
 import ray
@@ -94,9 +110,7 @@ asked = [sys.executable, "-c", ask]
 told["stranger"] = subprocess.run(asked, capture_output=True, text=True, timeout=100).stderr[-3000:]
 token = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": told["first"][1]}
 told["friend"] = subprocess.run(asked, capture_output=True, text=True, timeout=100, env=token).stderr[-3000:]
-told["processes"] = [
-    Path(f"/proc/{process}/cmdline").read_text().replace(chr(0), " ") for process in family(os.getpid())
-]
+told["processes"] = [" ".join(each.cmdline()) for each in psutil.Process().children(recursive=True)]
 told["folder"] = ray._private.worker._global_node.get_session_dir_path()
 told["mode"] = os.stat(Path(told["folder"]).parents[1]).st_mode & 0o777
 disconnect()
@@ -212,23 +226,15 @@ def test_the_environment_of_an_own_ray_comes_and_goes_at_once(monkeypatch):
     assert dict(os.environ) == before
 
 
-def test_what_is_found_once_workers_have_begun_ends_them_too(tmp_path):
-    """The gradient is compared with finite differences while their processes start."""
-    (tmp_path / "hidden.py").write_text(HIDDEN)
-    job = [each for each in SMALL if not each.startswith("model.")]
-    job += ["model.name=hidden:Hidden", "fleet.backend=ray", f"run_dir={tmp_path / 'run'}"]
-    command = [sys.executable, "-m", "metadist", "train", *job]
-    begun = set()
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path) as process:
-        assert process.stderr
-        while process.poll() is None:
-            begun |= set(psutil.Process(process.pid).children(recursive=True))
-            time.sleep(0.02)
-        said = process.stderr.read()
-    assert process.returncode == 2 and "finite differences" in said and len(said.splitlines()) == 1, said
-    assert len(begun) > 4
-    _, alive = psutil.wait_procs(begun, timeout=10)
-    assert not alive and not (tmp_path / "run").exists()
+def test_workers_that_have_begun_end_with_their_ray_and_none_begin_on_one_that_stays(tmp_path):
+    """Where the checks find something meanwhile."""
+    job = [*SMALL, "fleet.backend=ray", f"run_dir={tmp_path / 'early'}"]
+    done = subprocess.run([sys.executable, "-c", EARLY, *job], capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert told["begun"] == [[True, True], ["early-worker-0", "early-worker-1"]]
+    assert told["left"] == []
+    assert told["there"] == [[], []] and told["stays"]
 
 
 def test_a_head_that_dies_is_told_within_seconds_and_the_run_is_saved_and_ends(tmp_path):
