@@ -27,6 +27,13 @@ COMMON = [
     "checkpoint.every=100000",
 ]  # fmt: skip
 TWENTY_WAYS = ["task.ways=20", "meta_batch_size=8", "evaluation.queries=5", "evaluation.test_tasks=200"]
+OF_TWENTY_WAYS: dict[str, list[str]] = {
+    "cavia": ["learner.inner_lr=30", "learner.inner_steps=5", "meta_lr=0.003"],
+    "maml_plus_plus": [
+        "learner.inner_lr=0.4", "meta_lr=0.003", "learner.multi_step_until=60", "learner.first_order_until=15",
+    ],
+}  # fmt: skip
+"""Learners whose settings of 5 ways learn 20 ways slowly, or not at all, and what does better by validation."""
 SINUSOID = [
     "data.path=null", "data.family=sinusoid", "task.shots=10", "task.queries=10", "model.name=mlp",
     "model.hidden=[40,40]", "meta_batch_size=25", "evaluation.shots=5", "evaluation.queries=null",
@@ -123,7 +130,8 @@ def main() -> None:
             if problem == "sinusoid" and name in REGRESSION:
                 runs.append(Run(name, problem, (*shared, *SINUSOID, *REGRESSION[name], *args.set)))
             elif problem != "sinusoid":
-                own = [f"data.path={args.dataset.resolve()}", *(TWENTY_WAYS if problem == "20 ways" else [])]
+                own = [f"data.path={args.dataset.resolve()}"]
+                own += [*TWENTY_WAYS, *OF_TWENTY_WAYS.get(name, [])] if problem == "20 ways" else []
                 baselines = ["evaluation.baselines=[]"]
                 if name == "maml":  # once for all
                     baselines = ["evaluation.baselines=[nearest_class_mean,from_scratch,joint]"]
