@@ -28,7 +28,7 @@ COMMON = [
 ]  # fmt: skip
 TWENTY_WAYS = ["task.ways=20", "meta_batch_size=8", "evaluation.queries=5", "evaluation.test_tasks=200"]
 OF_TWENTY_WAYS: dict[str, list[str]] = {
-    "cavia": ["learner.inner_lr=30", "learner.inner_steps=5", "meta_lr=0.003"],
+    "cavia": ["learner.inner_lr=100", "learner.inner_steps=5", "meta_lr=0.003"],
     "maml_plus_plus": [
         "learner.inner_lr=0.4", "meta_lr=0.003", "learner.multi_step_until=60", "learner.first_order_until=15",
     ],
