@@ -47,7 +47,8 @@ def cross_entropy(outputs: Tensor, target: Tensor) -> Tensor:
         tensor(1.3863)
     """
     try:
-        if by_hand(outputs) and target.shape == outputs.shape[:1] + outputs.shape[2:]:
+        labels = target.dtype == torch.int64 and target.shape == outputs.shape[:1] + outputs.shape[2:]
+        if labels and by_hand(outputs):
             return -F.log_softmax(outputs, dim=1).gather(1, target.unsqueeze(1)).mean()
         return F.cross_entropy(outputs, target, ignore_index=NO_LABEL)
     except (IndexError, RuntimeError) as error:
@@ -69,7 +70,7 @@ def mean_squared_error(outputs: Tensor, *targets: Tensor) -> Tensor:
         targets: one or more of shape [n] or [n, ...], d values in all; they are joined in order.
 
     Raises:
-        InputError: where outputs and targets have different numbers of values.
+        InputError: where outputs and targets have different numbers of examples or values.
 
     Example:
         >>> mean_squared_error(torch.tensor([[1.0], [3.0]]), torch.tensor([0.0, 0.0]))
@@ -77,6 +78,8 @@ def mean_squared_error(outputs: Tensor, *targets: Tensor) -> Tensor:
     """
     expected = torch.cat([target.reshape(len(target), -1) for target in targets], dim=1).to(outputs.dtype)
     found = outputs.reshape(len(outputs), -1)
+    if len(found) != len(expected):
+        raise InputError(f"the model gives values for {len(found)} examples, and there are targets of {len(expected)}")
     if found.shape != expected.shape:  # which would be broadcast
         raise InputError(f"the model gives {found.shape[1]} values for an example, its targets are {expected.shape[1]}")
     return (found - expected).square().mean() if by_hand(found) else F.mse_loss(found, expected)

@@ -12,7 +12,7 @@ __all__ = ["load_config", "split_arguments"]
 
 
 def load_config(
-    files: Sequence[str | Path] = (), overrides: Sequence[str] = (), say: Callable[[str], None] = to_stderr
+    files: Sequence[str | Path] | str | Path = (), overrides: Sequence[str] = (), say: Callable[[str], None] = to_stderr
 ) -> Config:
     """A job: files from left to right, then overrides.
 
@@ -20,7 +20,7 @@ def load_config(
     learner, model or data the earlier options that it does not take are left out.
 
     Args:
-        files: YAML files; mappings merge, lists replace.
+        files: YAML files, or one; mappings merge, lists replace.
         overrides: `key=value`, such as `learner.inner_lr=0.1`.
         say: takes a sentence on whatever is replaced or left out; by default it is printed to stderr.
 
@@ -31,7 +31,7 @@ def load_config(
         >>> load_config(["jobs/digits.yaml"], ["meta_lr=0.01"]).meta_lr
         0.01
     """
-    return load_settings(files, overrides, say, _unfit)
+    return load_settings([files] if isinstance(files, str | Path) else files, overrides, say, _unfit)
 
 
 def _unfit(settings: Mapping[str, Any], names: Collection[str]) -> dict[str, str]:

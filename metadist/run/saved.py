@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from metadist.checkpoint.format import META, Checkpoint, load_checkpoint
+from metadist.checkpoint.journal import planned_batches, read_journal
 from metadist.checkpoint.store import CheckpointStore
 from metadist.config import Config, load_config
 from metadist.config.load import parse_config
@@ -93,7 +94,7 @@ def find_checkpoint(config: Config, resume: str | Path | None, trust_code: bool 
         return checkpoint
     if run_dir.exists() and not run_dir.is_dir():
         raise InputError(f"run_dir={run_dir} is a file: choose another")
-    if (run_dir / "config.yaml").exists() and resume is None:
+    if (run_dir / "config.yaml").exists() and resume is None and _has_begun(run_dir):
         raise InputError(
             f"{name} already holds a run: add --resume auto to continue it, or run_dir=... to start another"
         )
@@ -118,6 +119,13 @@ def find_checkpoint(config: Config, resume: str | Path | None, trust_code: bool 
         _check_owner(place, name, run_dir, checkpoint)
         return checkpoint
     return replace(checkpoint, run={**checkpoint.run, "run_dir": name})  # even if it was moved
+
+
+def _has_begun(run_dir: Path) -> bool:
+    """Whether the run of a directory came to its first step; one that was refused before has left nothing to keep."""
+    written = (run_dir / name for name in ("metrics.jsonl", "results.json"))
+    begun = any(file.exists() and file.stat().st_size for file in written)
+    return begun or bool(planned_batches(read_journal(run_dir / "journal.jsonl")))
 
 
 def _check_owner(place: str, name: str, run_dir: Path, latest: Checkpoint) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import click
 import pytest
+import torch
 from PIL import Image
 
 from metadist.checkpoint.journal import read_journal
@@ -61,6 +62,17 @@ def test_a_used_run_directory_is_refused_without_resume(trained):
     assert done.returncode == 2
     assert "already holds a run" in done.stderr
     assert "--resume auto" in done.stderr
+
+
+def test_a_run_that_was_refused_before_its_first_step_is_in_nobodys_way(trained):
+    """No GPU is found here once the directory is there."""
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    job = ["train", "small.yaml", *[o for o in SMALL if not o.startswith("model")], "run_dir=runs/refused"]
+    refused = run(*job, "fleet.gpus_per_worker=1", cwd=trained)
+    assert refused.returncode == 2 and (trained / "runs" / "refused" / "config.yaml").exists(), refused.stderr
+    assert run(*job, cwd=trained).returncode == 0
+    assert "already holds a run" in run(*job, cwd=trained).stderr
 
 
 def test_resume_of_a_finished_run_gives_the_same_theta(trained):

@@ -96,6 +96,8 @@ def test_accuracy_is_the_fraction_of_largest_logits():
 def test_a_model_with_other_than_the_targets_values_is_refused():
     with pytest.raises(InputError, match="the model gives 1 values for an example, its targets are 2"):
         mean_squared_error(torch.zeros(3, 1), torch.zeros(3, 2))
+    with pytest.raises(InputError, match="the model gives values for 6 examples, and there are targets of 5"):
+        mean_squared_error(torch.zeros(6, 1), torch.zeros(5, 1))
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])

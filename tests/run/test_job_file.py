@@ -27,6 +27,10 @@ def read(job: Path, *typed: str):
     return load_config([job], typed, said.append), said
 
 
+def test_one_file_needs_no_list(job):
+    assert load_config(job) == load_config(str(job)) == load_config([job])
+
+
 def test_nothing_is_said_where_nothing_is_replaced(job):
     config, said = read(job, "learner.inner_lr=0.5", "task.ways=3", "data.options.seed=2", "model.name=conv4")
     assert said == [] and config.learner.options["inner_lr"] == 0.5 and config.model.options == {"channels": 8}
