@@ -12,7 +12,6 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from metadist.core.errors import InputError, Interrupted
-from metadist.core.garbage import look_as_usual
 from metadist.core.messages import Chunk, ChunkReport, Progress, Weights, plan, unseen
 from metadist.fleet import events
 from metadist.fleet.actors import Bundle, WeightCache, join_weights
@@ -145,7 +144,6 @@ class Fleet:
         proof: str | None = None,
         server_proof: str | None = None,
     ):
-        look_as_usual()
         self.executor = executor
         self.controller = Controller(target, min_workers, patience=patience, cost=len)
         self.roster = Roster(executor, patience, mixed_devices, proof)

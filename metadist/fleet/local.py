@@ -15,6 +15,7 @@ from math import inf
 from typing import Any, Literal, NamedTuple
 from weakref import WeakSet
 
+from metadist.core.garbage import look_as_usual
 from metadist.core.messages import Weights
 from metadist.fleet.actors import Bundle, Ready, WorkerActor
 from metadist.fleet.dispatch import Fleet
@@ -372,6 +373,7 @@ class LocalFleet(Fleet):
         faults: Sequence[Fault] = (),
         **options: Any,
     ):
+        look_as_usual()
         self.local = LocalExecutor(make_worker, faults)
         super().__init__(self.local, target, min_workers, server_proof=server_proof(), **options)
         self.local.resize, self.local.wakes_in = self.resize, self.controller.wakes_in

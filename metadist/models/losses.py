@@ -17,7 +17,7 @@ NO_LABEL = -(2**63)
 """Examples of one label are left out by torch, those of -100 unless it is told another: of this one there are none."""
 
 
-def by_hand(outputs: Tensor) -> bool:
+def _by_hand(outputs: Tensor) -> bool:
     """Whether losses are computed from simpler operations: under vmap torch's own are Python, which imports sympy (a
     third of a second). On GPUs the derivatives of these here are slower."""
     level = torch._C._functorch.maybe_current_level()  # pyright: ignore[reportAttributeAccessIssue]
@@ -48,7 +48,7 @@ def cross_entropy(outputs: Tensor, target: Tensor) -> Tensor:
     """
     try:
         labels = target.dtype == torch.int64 and target.shape == outputs.shape[:1] + outputs.shape[2:]
-        if labels and by_hand(outputs):
+        if labels and _by_hand(outputs):
             return -F.log_softmax(outputs, dim=1).gather(1, target.unsqueeze(1)).mean()
         return F.cross_entropy(outputs, target, ignore_index=NO_LABEL)
     except (IndexError, RuntimeError) as error:
@@ -82,7 +82,7 @@ def mean_squared_error(outputs: Tensor, *targets: Tensor) -> Tensor:
         raise InputError(f"the model gives values for {len(found)} examples, and there are targets of {len(expected)}")
     if found.shape != expected.shape:  # which would be broadcast
         raise InputError(f"the model gives {found.shape[1]} values for an example, its targets are {expected.shape[1]}")
-    return (found - expected).square().mean() if by_hand(found) else F.mse_loss(found, expected)
+    return (found - expected).square().mean() if _by_hand(found) else F.mse_loss(found, expected)
 
 
 def accuracy(outputs: Tensor, target: Tensor) -> Tensor:

@@ -26,13 +26,13 @@ class Cluster:
     """The Ray of a run: joined, or started on this machine, in a thread, while the job is prepared; left at the end.
 
     With `fleet.backend=auto` it is begun by `wait`. `say` takes a line from that thread. `head_lost`: its head has been
-    given up.
+    given up. `run`: the name of the run.
     """
 
     def __init__(self, config: Config, target: int, say: Say):
         self.head_lost, self.started = False, False
         self._target, self._own, self._say = target, config.fleet, say
-        self._run = working_folder(config.run_dir or "").name
+        self.run = working_folder(config.run_dir or "").name
         self._thread, self._environment = ThreadPoolExecutor(1, "ray"), ExitStack()
         self._workers: Future[list[Any]] | None = None
         self._connected = self._begin() if self._own.backend == "ray" else None
@@ -78,7 +78,7 @@ class Cluster:
         assert self._connected
         if not self._connected.result():  # Ray was there before, and stays
             return []
-        return begin_workers(make_worker, self._resources, self._run, self._target)
+        return begin_workers(make_worker, self._resources, self.run, self._target)
 
     def _begin(self) -> Future[bool]:
         from metadist.fleet.ray.cluster import joins, own_environment
@@ -127,7 +127,7 @@ def open_fleet(
         stack.callback(lambda: claimed)  # which ends with its last reference
         fleet = RayFleet(
             prepared.job.worker_factory(prepared.constants), target, own.min_workers, resources, say,
-            OWN_GIVE_UP_S if cluster.started else GIVE_UP_S, working_folder(config.run_dir or "").name,
+            OWN_GIVE_UP_S if cluster.started else GIVE_UP_S, cluster.run,
             alone=cluster.started, begun=cluster.workers(), mixed_devices=own.mixed_devices,
             asked_to_stop=lambda: signals.received,
             asked_target=lambda: asked_target(working_folder(config.run_dir or "")) if writes else None,

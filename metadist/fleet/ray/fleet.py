@@ -21,6 +21,7 @@ from ray.exceptions import (
 )
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from metadist.core.garbage import look_as_usual
 from metadist.fleet.dispatch import Fleet
 from metadist.fleet.executor import Failure
 from metadist.fleet.ray.actors import WorkerActor, print_start, prints_errors
@@ -199,6 +200,7 @@ class RayFleet(Fleet):
         begun: Sequence[Any] = (),
         **options: Any,
     ):
+        look_as_usual()
         executor = RayExecutor(make_worker, resources, say, head_give_up_s, run, alone, begun)
         self._head, self._metrics = executor.head, RunMetrics(run) if run else None
         super().__init__(executor, target, min_workers, say=say, **options)
