@@ -1,5 +1,6 @@
 """The `metadist` command: reads arguments, presents results and errors, and turns both into an exit code."""
 
+import os
 import signal
 import sys
 import threading
@@ -59,20 +60,28 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 @contextmanager
 def _terminable() -> Iterator[None]:
-    """SIGTERM raises Interrupted meanwhile, so that what is half done is cleaned up."""
+    """SIGINT and SIGTERM raise meanwhile, so that what is half done is cleaned up; a second one exits at once."""
+    received: list[int] = []
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         del frame
-        raise Interrupted(number)
+        if received:
+            os._exit(128 + number)
+        received.append(number)
+        raise KeyboardInterrupt if number == signal.SIGINT else Interrupted(number)
 
     if threading.current_thread() is not threading.main_thread():  # which alone may set handlers
         yield
         return
-    before = signal.signal(signal.SIGTERM, interrupt)
+    numbers = [signal.SIGTERM]
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # jobs in a shell's background ignore it
+        numbers.append(signal.SIGINT)
+    before = {number: signal.signal(number, interrupt) for number in numbers}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _run_command(arguments: list[str]) -> int:

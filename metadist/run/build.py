@@ -31,7 +31,7 @@ from metadist.data import (
 from metadist.engine import Engine
 from metadist.evaluation import Evaluation, Evaluator, Joint, Measure, choose_baselines, fine_tuning
 from metadist.fleet.server import Optimization
-from metadist.fleet.worker import Worker
+from metadist.fleet.worker import Worker, set_up_process
 from metadist.learners import MAML
 from metadist.models import LOSSES, MODELS, Loss, Model, accuracy, confidence
 from metadist.run.auto import aggregation, chunk_size, make_method, worker_device
@@ -65,9 +65,13 @@ class Job:
         assert data.path
         return dataset_at(data.path, self._data_name)
 
-    def open_data(self) -> None:
-        """Open the dataset now. Raises InputError where it is not there or damaged."""
-        _ = self.dataset
+    def make_parts(self) -> None:
+        """Set up this process, open the dataset, and make now what the job names: model, loss, learner and the user's
+        own pieces. Raises InputError where one of them is not there or does not fit."""
+        set_up_process(self.config.fleet.threads_per_worker)
+        self.engine("cpu")
+        self.evaluation_engine("cpu")
+        _ = self.measure, self.metrics(), self.baselines(), self.own_figures
 
     @cached_property
     def source(self) -> Source:

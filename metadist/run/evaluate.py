@@ -61,7 +61,7 @@ def evaluate(
     saved = read_checkpoint(run, checkpoint, config.checkpoint.location)
     check_evaluation(saved.run["identity"], config)
     job = Job(config)
-    job.open_data()
+    job.make_parts()
     with Cluster(config, config.num_workers, say) as cluster:
         prepared = preflight(job, [config.evaluation.split], saved, say=say, begin=cluster.begin_workers)
         for note in prepared.notes:

@@ -32,14 +32,15 @@ def find_modules_here() -> None:
         sys.path.insert(0, str(Path.cwd()))
 
 
-def resolve(name: str, known: Iterable[str] = ()) -> Any:
+def resolve(name: str, known: Iterable[str] = (), setting: str = "") -> Any:
     """The object that `module:attribute` names, modules of the current directory included. Raises InputError, which
-    lists the built-in names where the name is of no such form."""
+    names the `setting`, and lists the built-in names, where the name is of no such form."""
     module_name, colon, attribute = name.partition(":")
     if not colon or not module_name or module_name.startswith("."):
         known = list(known)
         hint = did_you_mean(name.lower(), known) or (f"; known: {', '.join(known)}" if known else "")
-        raise InputError(f"{name!r} is neither built in nor of the form module:attribute{hint}")
+        what = f"{setting}={name}" if setting else repr(name)
+        raise InputError(f"{what} is neither built in nor of the form module:attribute{hint}")
     find_modules_here()
     try:
         return getattr(importlib.import_module(module_name), attribute)
@@ -119,7 +120,7 @@ def make_model(settings: ModelConfig, seed: int, shapes: Shapes) -> Model:
             known["vocabularies"] = shapes.vocabularies
         module = call(f"model {name}", MODELS[name], {**known, **options}, hidden=tuple(known))
     else:
-        found = resolve(name, MODELS)
+        found = resolve(name, MODELS, "model.name")
         if isinstance(found, type) and not issubclass(found, torch.nn.Module):
             raise InputError(f"model.name={name} is no torch.nn.Module class, nor a function that returns one")
         module = call(name, found, options)
@@ -144,7 +145,7 @@ def make_loss(name: str, classification: bool) -> Loss:
     """The loss of that name; `auto` is cross-entropy for whole-number targets, else the mean squared error."""
     suited = "cross_entropy" if classification else "mse"
     if name not in ("auto", *LOSSES):
-        return cast(Loss, resolve(name, LOSSES))
+        return cast(Loss, resolve(name, LOSSES, "loss"))
     if name not in ("auto", suited):
         kind = "classes" if classification else "values"
         raise InputError(f"loss={name} does not suit tasks whose targets are {kind}: take {suited}, or auto")
@@ -180,7 +181,7 @@ def make_learner(settings: LearnerConfig, model: Model, loss: Loss, changes: Map
 
 def _learner(name: str) -> tuple[Any, Mapping[str, Any]]:
     """The class of that name, and the options that the name sets."""
-    kind, preset, _ = LEARNERS[name] if name in LEARNERS else (resolve(name, LEARNERS), {}, "")
+    kind, preset, _ = LEARNERS[name] if name in LEARNERS else (resolve(name, LEARNERS, "learner.name"), {}, "")
     return kind, preset
 
 

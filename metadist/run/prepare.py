@@ -12,7 +12,7 @@ from metadist.core.errors import InputError
 from metadist.core.messages import Weights
 from metadist.core.task import Split, Task, TaskId
 from metadist.engine import Engine, estimate
-from metadist.fleet.worker import TWO_RESULTS, set_up_process
+from metadist.fleet.worker import TWO_RESULTS
 from metadist.learners.learner import Learner, one_tensor
 from metadist.models import LOSSES
 from metadist.run.auto import chunk_size, with_backend
@@ -99,12 +99,12 @@ class Prepared:
 
 
 def prepare(job: Job, splits: Sequence[Split], checkpoint: Checkpoint | None = None) -> Prepared:
-    """Set up this process, open the data, draw a task of each split needed, build the model and compute one task; theta
+    """Make the job's parts, draw a task of each split needed and compute one task; theta
     is initial, or the checkpoint's. From then on the job says where it is computed.
 
     Raises InputError for whatever would go wrong later.
     """
-    set_up_process(job.config.fleet.threads_per_worker)
+    job.make_parts()
     config, source, own = job.config, job.source, job.evaluation_source
     shapes = job.shapes
     for split in splits:

@@ -62,9 +62,9 @@ def find_resumable(config: Config, resume: str | Path | None, trust_code: bool =
 
 
 def open_job(config: Config, quiet: bool = True) -> Job:
-    """The job with its dataset, so that what is wrong with that is told before Ray is started. Raises InputError."""
+    """The job with its parts, so that what is wrong with one is told before Ray is started. Raises InputError."""
     job = Job(config, quiet=quiet)
-    job.open_data()
+    job.make_parts()
     return job
 
 

@@ -357,7 +357,7 @@ def trained(bench: Bench, training: Training, seed: int) -> dict[str, Any] | Non
 def train(bench: Bench, training: Training, seed: int, data: Path, args: argparse.Namespace) -> bool:
     """Begin it, or go on with it, until it is done or its budget is over; whether it can be evaluated."""
     before, name = trained(bench, training, seed), f"{training.name}-seed{seed}"
-    if before and before.get("ended_by") == "done":
+    if before and before.get("ended_by") == "done" and before["meta_steps"] >= training.meta_steps:
         return True
     say(f"{name}: training, {training.meta_steps} meta-steps")
     status, _ = bench.call(

@@ -223,6 +223,24 @@ def test_a_signal_finishes_the_step_saves_and_exits(tmp_path, number, code):
     check_saved(tmp_path / "run")
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_second_signal_exits_at_once_while_the_first_is_cleaned_up_after(number, code):
+    script = (
+        "import os, sys\nfrom metadist.cli import main\n"
+        "def command(arguments):\n"
+        "    try:\n        os.kill(os.getpid(), int(sys.argv[1]))\n        sum(range(10**7))\n"
+        "    finally:\n        print('cleaned up', flush=True)\n"
+        "        if len(sys.argv) > 2:\n            os.kill(os.getpid(), int(sys.argv[1]))\n"
+        "            sum(range(10**7))\n"
+        "        print('to the end', flush=True)\n"
+        "main._run_command = command\nsys.exit(main.main([]))"
+    )
+    for signals, said in ((1, ["cleaned up", "to the end"]), (2, ["cleaned up"])):
+        command = [sys.executable, "-c", script, *[str(int(number))] * signals]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        assert (done.returncode, done.stdout.splitlines()) == (code, said), done.stderr
+
+
 def check_saved(run_dir: Path) -> None:
     """The step that was applied last is saved."""
     records = read_journal(run_dir / "journal.jsonl")

@@ -7,6 +7,7 @@ from metadist.core.errors import InputError
 from metadist.core.task import Split
 from metadist.run.build import Job
 from metadist.run.prepare import prepare
+from metadist.run.resume import open_job
 
 JOB = [
     "data.family=digits", "task.ways=3", "task.shots=2", "task.queries=3", "model.name=mlp", "model.hidden=[8]",
@@ -60,3 +61,23 @@ def test_initial_weights_that_are_not_finite_are_named(tmp_path):
 def test_a_misspelt_learner_is_told_before_an_unsuitable_baseline():
     assert "did you mean maml?" in refusal("learner.name=mamml", "evaluation.baselines=[ridge]")
     assert "ridge" in refusal("evaluation.baselines=[ridge]")
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("model.name=conv", "model.name=conv is neither built in nor of the form module:attribute; did you"),
+        ("learner.name=mmal", "learner.name=mmal is neither built in"),
+        ("loss=nothing", "loss=nothing is neither built in"),
+        ("model.widht=3", "model mlp has no option 'widht'"),
+        ("learner.inner_rate=1", "learner maml has no option 'inner_rate'"),
+        ("evaluation.metrics={f1: 'nowhere:f1'}", "nowhere:f1: No module named 'nowhere'"),
+        ("evaluation.figures={own: 'nowhere:draw'}", "nowhere:draw: No module named 'nowhere'"),
+        ("evaluation.baselines=['nowhere:own']", "nowhere:own: No module named 'nowhere'"),
+    ],
+)
+def test_what_a_job_names_wrongly_is_told_when_it_is_opened_before_ray_is_started(setting, said):
+    config = load_config([], [*JOB, setting, *(["evaluation.better=higher"] if "metrics" in setting else [])])
+    with pytest.raises(InputError) as raised:
+        open_job(config)
+    assert said in str(raised.value)
