@@ -226,7 +226,8 @@ def test_a_signal_finishes_the_step_saves_and_exits(tmp_path, number, code):
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_second_signal_exits_at_once_while_the_first_is_cleaned_up_after(number, code):
     script = (
-        "import os, sys\nfrom metadist.cli import main\n"
+        "import os, signal, sys\nfrom metadist.cli import main\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # which a background job of a shell ignores
         "def command(arguments):\n"
         "    try:\n        os.kill(os.getpid(), int(sys.argv[1]))\n        sum(range(10**7))\n"
         "    finally:\n        print('cleaned up', flush=True)\n"
