@@ -8,7 +8,8 @@ import torch
 
 from metadist.core.errors import InputError
 from metadist.core.task import TaskId
-from metadist.data.sources import Source
+from metadist.data.online import Stream
+from metadist.data.sources import LabelledSource, Source
 from metadist.data.table import Dataset
 
 
@@ -26,6 +27,7 @@ class Shapes(NamedTuple):
     targets: Sequence[list[int]] = ()  # shape of each target of one example
     vocabularies: Sequence[int | None] = ()  # of each input that is an identifier, how many numbers it can be (from 0)
     observations: Sequence[list[int]] = ()  # of what a model is called with, where that is not a task's inputs
+    labels: Sequence[str] = ()  # of each output what it stands for, where labels mean the same in every task
 
     @property
     def model_inputs(self) -> Sequence[list[int]]:
@@ -54,6 +56,7 @@ def task_shapes(source: Source, dataset: Dataset | None) -> Shapes:
         targets=[list(array.shape[1:]) for array in support.targets],
         observations=getattr(source, "observation_shapes", ()),
         vocabularies=_vocabularies(dataset),
+        labels=_labels(source, dataset),
     )
 
 
@@ -72,6 +75,16 @@ def _vocabularies(dataset: Dataset | None) -> Sequence[int | None]:
     """Of each input field; nothing where none is an identifier."""
     sizes = dataset.metadata["extra"].get("vocabularies", {}) if dataset else {}
     return [sizes.get(f.name) for f in dataset.fields if f.role == "input"] if dataset and sizes else ()
+
+
+def _labels(source: Source, dataset: Dataset | None) -> list[str]:
+    """Of each output the label that it stands for, as the data had it, where labels mean the same in every task."""
+    origin = source.source if isinstance(source, Stream) else source
+    if dataset is None or not isinstance(origin, LabelledSource):
+        return []
+    (target,) = (field.name for field in dataset.fields if field.role == "target")
+    names = dataset.metadata["extra"].get("names", {}).get(target)
+    return [str(names[label] if names else label) for label in origin.labels]
 
 
 def _units(dataset: Dataset | None, role: str) -> list[dict[str, Any]]:

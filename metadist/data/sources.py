@@ -212,10 +212,11 @@ class LabelledSource(TableSource):
         return self.ways
 
     @property
-    def shared_labels(self) -> bool:
-        """Whether a label means the same in every task: all tasks have all labels that there are, in one order."""
-        known = [np.unique(table.column(_target(table))) for table in self.tables.values()]
-        return not self.permute_labels and len(np.unique(np.concatenate(known))) == self.ways
+    def labels(self) -> list[int]:
+        """Of each output the label that it stands for, where labels mean the same in every task: all tasks have all
+        labels that there are, in one order. Else none."""
+        known = np.unique(np.concatenate([np.unique(table.column(_target(table))) for table in self.tables.values()]))
+        return known.tolist() if not self.permute_labels and len(known) == self.ways else []
 
     def eligible(self, split: Split, table: Table) -> list[np.ndarray]:
         groups, rows = table.label_counts

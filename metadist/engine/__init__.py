@@ -5,8 +5,9 @@ from metadist.engine.engine import Engine, MetaGradients
 from metadist.engine.estimate import Memory, estimate
 from metadist.engine.gradient_check import Found, check_gradient, claims_derivative, plain
 from metadist.engine.method import Kind, Method
+from metadist.engine.remedies import CHANGED_EXAMPLES
 
 __all__ = [
-    "Engine", "Found", "Kind", "Memory", "MetaGradients", "Method", "Mode", "check_gradient", "claims_derivative",
-    "estimate", "plain",
+    "CHANGED_EXAMPLES", "Engine", "Found", "Kind", "Memory", "MetaGradients", "Method", "Mode", "check_gradient",
+    "claims_derivative", "estimate", "plain",
 ]  # fmt: skip

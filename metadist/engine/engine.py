@@ -21,7 +21,7 @@ from metadist.engine.frozen_trunk import Trunk, trunk_of
 from metadist.engine.graph_cache import Program, Watched
 from metadist.engine.layout import Layout
 from metadist.engine.method import Kind, Method
-from metadist.engine.remedies import remedy
+from metadist.engine.remedies import CHANGED_EXAMPLES, remedy
 from metadist.learners.learner import Context, Fast, Learner, predict_query
 from metadist.models.losses import Loss
 from metadist.models.model import DROPOUT
@@ -104,7 +104,7 @@ class Engine:
         self._program = Program(self._compute, self.method.compiled, self.method.captured)
         self._evaluation = Program(self._evaluate)
         self._trunk: Trunk | None = None
-        self._settled = self._checked_weights = False
+        self._settled = self._checked_given = False
         learner.model.to(self.device, dtype)
 
     def fingerprint(self) -> str:
@@ -276,12 +276,13 @@ class Engine:
         self, weights: Tensors, task: Task, drawn: Tensors, case: _Case, step: int, meta_steps: int
     ) -> Sequence[Tensor]:
         """Loss, meta-gradient and diagnostics of a task (vmap: of stacked tasks), as it stands or played back."""
-        before = None if self._checked_weights else [weight.clone() for weight in weights.values()]
         structure, tensors = _pack(task, drawn)
-        results = self._program((structure, case), step, meta_steps, [*weights.values(), *tensors])
+        given = [*weights.values(), *tensors]
+        before = None if self._checked_given else [tensor.clone() for tensor in given]
+        results = self._program((structure, case), step, meta_steps, given)
         if before is not None:
-            self._checked_weights = True
-            _refuse_changed(weights, before)
+            self._checked_given = True
+            _refuse_changed(self.layout.names, given, before)
         return results
 
     def _compute(
@@ -461,11 +462,15 @@ def _own_draws(tasks: Sequence[Task], step: int) -> list[Draws]:
     return [Draws(0, TaskId("train", step, t), stream=1) for t in range(len(tasks))]
 
 
-def _refuse_changed(weights: Tensors, before: Sequence[Tensor]) -> None:
-    """Raise InputError where a model has changed its weights behind autograd's back."""
-    for (name, weight), was in zip(weights.items(), before, strict=True):
-        if not torch.equal(weight, was) and bool(was.isfinite().all()):
-            raise InputError(
-                f"the model changed its weight {name!r} in forward, which no derivative sees: leave theta as "
-                "it is there, and compute what should be used in its place anew"
-            )
+def _refuse_changed(names: Sequence[str], given: Sequence[Tensor], before: Sequence[Tensor]) -> None:
+    """Raise InputError where a model has changed its weights, which come first and have `names`, behind autograd's
+    back, or it, the loss or the learner a task's examples."""
+    for number, (tensor, was) in enumerate(zip(given, before, strict=True)):
+        if torch.equal(tensor, was) or not bool(was.isfinite().all()):
+            continue
+        if number >= len(names):
+            raise InputError(CHANGED_EXAMPLES)
+        raise InputError(
+            f"the model changed its weight {names[number]!r} in forward, which no derivative sees: leave theta as "
+            "it is there, and compute what should be used in its place anew"
+        )

@@ -11,6 +11,11 @@ LEAVES_TORCH = re.compile(
     r"Can't call numpy\(\)|Cannot access data pointer|calling \.item\(\)|element 0 of tensors does not require grad"
 )
 
+CHANGED_EXAMPLES = (
+    "the model, loss or learner changes a task's examples in place (such as x += 1), so that every inner step would "
+    "see others: make a new tensor (x = x + 1)"
+)
+
 
 def remedy(error: BaseException, learner: Learner, method: Method, num_tasks: int) -> str | None:
     """For an error that computing some tasks at once raised: what it means for this learner; None for any other."""
@@ -56,8 +61,8 @@ def _problem(text: str, learner: Learner, kind: Kind) -> str | None:
         return "uses torch.utils.checkpoint with use_reentrant=True, set it to False"
     if "mutate a captured Tensor" in text or "inplace arithmetic" in text:
         return (
-            "changes a weight or buffer in forward, which tasks would leak through: keep no state between calls, "
-            "compute it anew in each"
+            "changes a weight, a buffer or its input in forward, which tasks would leak through: keep no state between "
+            "calls, compute it anew in each (x = x + 1, not x += 1)"
         )
     if "randomness" in text and kind == "vmap":
         return (

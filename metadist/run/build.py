@@ -304,7 +304,7 @@ class Job:
         asked = None if given is None else [name.partition(":")[2] or name for name in given]
         shapes, kind = self.shapes, type(self.engine("cpu").learner)
         source = self._source(evaluation=True) if self.dataset is not None else None
-        shared = isinstance(source, LabelledSource) and source.shared_labels
+        shared = isinstance(source, LabelledSource) and bool(source.labels)
         chosen = choose_baselines(
             asked, shapes.classification, known_loss, shapes.tokens, shapes.outputs, shared, kind, self.own_baselines
         )

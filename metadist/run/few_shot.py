@@ -1,6 +1,6 @@
 """A trained learner that adapts to a few examples, and what it is then: it predicts, and is saved."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -66,8 +66,10 @@ class FewShotLearner:
                 are not looked at);
                 any: arrays [n, ...]; several inputs are a tuple of arrays or a dict of them by name.
                 A single example goes without the list or the axis n.
-            y: labels [n], texts or whole numbers, whichever; those that number the model's outputs stand for these. In
-                a regression values [n, d] (several targets: a tuple, or a dict by name).
+            y: labels [n], texts or whole numbers, whichever; those that number the model's outputs stand for these.
+                Where labels mean the same in all tasks of the run (`task.permute_labels=false`) they are those of its
+                data, of which the support set may lack some. In a regression values [n, d] (several targets: a tuple,
+                or a dict by name).
             inner_steps, inner_lr: of this adaptation; by default as the run evaluates. See `settings`.
 
         What is lost on the way (a picture stretched, a text cut) is said in a Python warning. Raises InputError, one
@@ -89,6 +91,9 @@ class FewShotLearner:
         refuse_missing(given, "label", "labels [n] are texts or whole numbers; give one")
         labels = np.atleast_1d(np.asarray(y))
         classes, numbers = numbered(labels)
+        if self._labels:
+            classes = np.unique(self._named(classes))
+            numbers = np.searchsorted(classes, labels.astype(classes.dtype)).astype(np.int64)
         if len(labels) != len(inputs[0]):
             raise InputError(f"{len(inputs[0])} support examples need as many labels, at least one; got {len(labels)}")
         if len(classes) == 1:
@@ -97,6 +102,8 @@ class FewShotLearner:
 
     def places(self, classes: np.ndarray) -> np.ndarray:
         """Which of the model's outputs stands for each class, [ways]. Raises InputError where there are too few."""
+        if self._labels:
+            return np.argsort(self._named(classes))
         any_ways, outputs = self.engine.learner.any_ways, self.shapes.outputs
         if len(classes) > outputs and not any_ways:
             raise InputError(
@@ -106,6 +113,31 @@ class FewShotLearner:
         if not any_ways and classes.dtype.kind in "iu" and classes[0] >= 0 and classes[-1] < outputs:
             return classes.astype(np.int64)
         return np.arange(len(classes))
+
+    @property
+    def _labels(self) -> Sequence[str]:
+        """Of each output the label that it stands for, where labels mean the same in all tasks."""
+        return () if self.engine.learner.any_ways else self.shapes.labels
+
+    def _named(self, classes: np.ndarray) -> np.ndarray:
+        """What each output stands for, called as `classes` are: by its label, by its number where labels are texts, by
+        a truth value where they are 0 and 1. Raises InputError where one of the classes is none of them."""
+        labels, kind = list(self._labels), classes.dtype.kind
+        whole = all(label.lstrip("-").isdigit() for label in labels)
+        named = [np.array([int(label) for label in labels] if whole else range(len(labels)))]
+        if kind in "UO":
+            classes, named = classes.astype(str), [np.array(labels)]
+        if labels == ["0", "1"]:  # as truth values are stored
+            truth = [["false", "true"], ["False", "True"]] if kind in "UO" else [[False, True]] if kind == "b" else []
+            named = [*map(np.array, truth), *named]
+        for names in named:
+            if np.isin(classes, names).all():
+                return names
+        unknown = ", ".join(map(repr, classes[~np.isin(classes, named[-1])][:3].tolist()))
+        raise InputError(
+            f"{unknown} is no label of this run, in which a label means the same in every task: give "
+            f"{', '.join(labels[:12])}{', ...' * (len(labels) > 12)}"
+        )
 
     def changed(self, settings: Mapping[str, Any]) -> Engine:
         """The engine with other inner steps or another rate. Raises InputError where the learner has no such."""
@@ -134,7 +166,8 @@ class FewShotLearner:
 
 
 class Adapted:
-    """A learner adapted to one support set. `classes` [ways]: the different labels in it, sorted; None in regression.
+    """A learner adapted to one support set. `classes` [ways]: the different labels in it, sorted; all of the run's
+    where labels mean the same in all of its tasks; None in regression.
 
     It takes what `adapt` took: raw examples (texts, pictures, rows) or arrays, many or a single one; of a single one
     results have no axis n.

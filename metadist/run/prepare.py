@@ -11,7 +11,7 @@ from metadist.checkpoint.format import Checkpoint
 from metadist.core.errors import InputError
 from metadist.core.messages import Weights
 from metadist.core.task import Split, Task, TaskId
-from metadist.engine import Engine, estimate
+from metadist.engine import CHANGED_EXAMPLES, Engine, estimate
 from metadist.fleet.worker import TWO_RESULTS
 from metadist.learners.learner import Learner, one_tensor
 from metadist.models import LOSSES
@@ -168,12 +168,15 @@ def _check_base(job: Job, engine: Engine) -> None:
 
 def _outputs(learner: Learner, task: Task, ways: int) -> object:
     """What the learner's check of its model gives. Raises InputError where outputs are fewer than `ways`, or where
-    forward changes large weights behind autograd's back (clipping, a maximal norm)."""
+    forward changes large weights behind autograd's back (clipping, a maximal norm), or the examples."""
     model = learner.model
+    before = _bytes(task)
     large = {name: 10 * value for name, value in model.parameters.items()}
     with torch.no_grad():
         outputs = learner.check({**learner.layout(), **model.parameters}, task)
         learner.check({**learner.layout(), **large}, task)
+    if _bytes(task) != before:
+        raise InputError(CHANGED_EXAMPLES)
     for name, value in model.parameters.items():
         if not torch.equal(large[name], 10 * value):
             raise InputError(
@@ -186,6 +189,11 @@ def _outputs(learner: Learner, task: Task, ways: int) -> object:
             "one of the keys of `model`, or lower the ways"
         )
     return outputs
+
+
+def _bytes(task: Task) -> list[bytes]:
+    """The numbers of a task's tensors, NaN included."""
+    return [tensor.numpy().tobytes() for part in task for tensors in part for tensor in tensors]
 
 
 def _try_one_task(engine: Engine, theta: np.ndarray, task: Task, judged: Learner, ways: int) -> bool:

@@ -282,7 +282,7 @@ def test_permute_labels_decides_whether_labels_keep_the_tables_order(users, perm
 
 @pytest.mark.parametrize(("ways", "permute", "shared"), [(3, False, True), (3, True, False), (2, False, False)])
 def test_labels_are_shared_where_every_task_has_all_of_them_in_one_order(users, ways, permute, shared):
-    assert LabelledSource(users.splits, 1, 2, 0, ways=ways, permute_labels=permute).shared_labels is shared
+    assert bool(LabelledSource(users.splits, 1, 2, 0, ways=ways, permute_labels=permute).labels) is shared
 
 
 def test_a_value_task_has_the_points_of_one_curve_with_their_targets(sources):

@@ -225,7 +225,7 @@ def test_state_that_forward_changes_is_refused_by_name(act, said, kind):
     engine = Engine(MAML(model=Model(Forgetful(act)), loss=mean_squared_error), kind)
     draws = np.random.default_rng(0)
     task = Task.of(*(draws.normal(size=(4, 2)) for _ in range(4)))
-    by_torch = r"the model \(Forgetful\) changes a weight or buffer"  # which torch.func sees first
+    by_torch = r"the model \(Forgetful\) changes a weight, a buffer or its input"  # which torch.func sees first
     with pytest.raises(InputError, match=f"(the model {said}|{by_torch}) in forward"):
         engine.meta_gradients(engine.initial_theta(), [task])
     own = engine.learner.model.module.layer.weight

@@ -7,10 +7,12 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from safetensors.numpy import load_file
 
 import metadist
 from metadist.checkpoint.format import encode, load_checkpoint
+from metadist.data import importers
 
 pytestmark = pytest.mark.filterwarnings("ignore:pictures stretched:UserWarning", "ignore:texts cut:UserWarning")
 
@@ -160,3 +162,87 @@ def test_a_run_at_a_uri_takes_texts_too(raw_runs, s3):
     adapted = metadist.load(place).adapt(["pay me", "open it"], ["a", "b"])
     assert adapted.predict("pay me now") in ("a", "b")
     assert adapted.learner.inputs.about == metadist.load(raw_runs.run("texts")).inputs.about
+
+
+LABELS = {  # how a table has them, and other ways to call them
+    "numbers": ([0, 1, 2], [["0", "1", "2"]]),
+    "years": ([-1, 5, 10], [["-1", "5", "10"], [-1.0, 5.0, 10.0]]),
+    "names": (["low", "middle", "top"], [[0, 1, 2]]),
+    "truth": ([False, True], [["False", "True"], ["false", "true"], ["0", "1"], [0, 1]]),
+}
+
+
+@pytest.fixture(scope="module")
+def run_of_labels(tmp_path_factory):
+    """By name of `LABELS` a run whose labels mean the same in every task, and examples of all labels in their order."""
+    folder, made = tmp_path_factory.mktemp("labels"), {}
+
+    def make(name):
+        if name not in made:
+            labels, rng = LABELS[name][0], np.random.default_rng(0)
+            each = [label for label in labels for _ in range(6)]
+            frame = pd.DataFrame({"user": np.repeat(np.arange(10), len(each)), "y": each * 10})
+            frame["x"] = np.tile(np.repeat(np.arange(len(labels)), 6), 10) + rng.normal(0, 0.1, len(frame))
+            frame.to_parquet(folder / f"{name}.parquet")
+            importers.table(folder / f"{name}.parquet", folder / name, group="user", inputs=["x=x"], targets=["y"])
+            job = [
+                f"data.path={folder / name}", f"task.ways={len(labels)}", "task.shots=2", "task.queries=2", "seed=1",
+                "task.permute_labels=false", "model.name=mlp", "model.hidden=[8]", "meta_steps=3", "meta_batch_size=2",
+                "evaluation.test_tasks=2", "evaluation.every=0", "evaluation.baselines=[]", "fleet.backend=local",
+                "tracking.mlflow=false", f"run_dir={folder / 'runs' / name}",
+            ]  # fmt: skip
+            metadist.train(metadist.load_config([], job), quiet=True)
+            made[name] = folder / "runs" / name, frame[frame.user == 0]
+        return made[name]
+
+    return make
+
+
+@pytest.mark.parametrize("name", list(LABELS))
+def test_a_label_that_means_the_same_in_every_task_keeps_its_output_whatever_the_support_set_has(run_of_labels, name):
+    """As in training: output k is the k-th label. Compared with the model itself, called without adaptation."""
+    (run, rows), (labels, others) = run_of_labels(name), LABELS[name]
+    learner = metadist.load(run, inner_steps=0)
+    named = learner.engine.layout.unflatten(learner.theta)
+    expected = learner.engine.learner.model(named, torch.tensor(rows[["x"]].to_numpy(np.float32))).numpy()
+    for called in [labels, *others]:
+        outputs = dict(zip(called, expected.T, strict=True))
+        for known in (called, called[1:], called[:1], called[::-1]):
+            adapted = learner.adapt(rows[: len(known)], np.array(known))
+            assert adapted.classes is not None and adapted.classes.tolist() == sorted(called)
+            assert np.allclose(adapted.outputs(rows), np.stack([outputs[each] for each in sorted(called)], 1))
+            best = [called[place] for place in expected.argmax(1)]
+            assert adapted.predict(rows).tolist() == best
+
+
+@pytest.mark.parametrize("name", list(LABELS))
+def test_adapting_to_some_labels_moves_their_outputs_and_is_saved(run_of_labels, tmp_path, name):
+    (run, rows), (labels, others) = run_of_labels(name), LABELS[name]
+    last = rows[rows.y == labels[-1]]
+    learner = metadist.load(run, inner_steps=20, inner_lr=1.0)
+    for number, called in enumerate([labels, *others]):
+        adapted = learner.adapt(last, np.array([called[-1]] * len(last)))
+        assert adapted.predict(last).tolist() == [called[-1]] * len(last)
+        adapted.save(tmp_path / str(number))
+        again = metadist.load_adapted(tmp_path / str(number))
+        assert np.array_equal(again.outputs(rows), adapted.outputs(rows))
+        assert again.predict(rows).tolist() == adapted.predict(rows).tolist()
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "said"),
+    [
+        ("numbers", [1, 3], "3 is no label of this run, in which a label means the same in every task: give 0, 1, 2"),
+        ("numbers", ["click", "skip"], "'click', 'skip' is no label"),
+        ("years", [0, 1], "0, 1 is no label of this run, in which a label means the same in every task: give -1, 5"),
+        ("names", ["low", "lower"], "'lower' is no label"),
+        ("names", [0, 3], "3 is no label"),
+        ("truth", ["yes", "no"], "'no', 'yes' is no label"),
+        ("truth", ["true", "no"], "'no', 'true' is no label"),
+    ],
+)
+def test_a_label_that_no_task_had_is_refused_where_labels_mean_the_same_in_all(run_of_labels, name, given, said):
+    run, rows = run_of_labels(name)
+    with pytest.raises(metadist.InputError) as raised:
+        metadist.load(run).adapt(rows[: len(given)], given)
+    assert said in str(raised.value)

@@ -81,3 +81,52 @@ def test_what_a_job_names_wrongly_is_told_when_it_is_opened_before_ray_is_starte
     with pytest.raises(InputError) as raised:
         open_job(config)
     assert said in str(raised.value)
+
+
+OWN_PARTS = """
+import torch
+from torch import nn
+from metadist.learners import MAML
+
+
+class Net(nn.Module):
+    def __init__(self, outputs: int = 3, change: str = ""):
+        super().__init__()
+        self.change, self.layer = change, nn.Linear(64, outputs)
+
+    def forward(self, x):
+        x = x.flatten(1)
+        if self.change == "add":
+            x += 1
+        if self.change == "clamp":
+            x.clamp_(-1, 1e-3)
+        if self.change == "copy":
+            x = x + 1
+            x += 1
+        return self.layer(x)
+
+
+def loss(outputs, labels):
+    labels.clamp_(max=1)
+    return torch.nn.functional.cross_entropy(outputs, labels)
+
+
+class Learner(MAML):
+    def inner_loss(self, theta, fast, support, k):
+        support.inputs[0].mul_(0.5)
+        return super().inner_loss(theta, fast, support, k)
+"""
+
+
+@pytest.mark.parametrize("kind", ["loop", "vmap"])
+@pytest.mark.parametrize(
+    "own", [["model.change=add"], ["model.change=clamp"], ["loss=tests_own:loss"], ["learner.name=tests_own:Learner"]]
+)
+def test_what_changes_a_tasks_examples_in_place_is_refused(tmp_path, monkeypatch, kind, own):
+    (tmp_path / "tests_own.py").write_text(OWN_PARTS)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    shared = ["model.hidden=null", "model.name=tests_own:Net", f"engine.kind={kind}"]
+    said = refusal(*shared, *own)
+    by_torch = "changes a weight, a buffer or its input in forward"  # which torch.func sees first
+    assert "changes a task's examples in place (such as x += 1)" in said or (kind == "vmap" and by_torch in said)
+    prepare(Job(load_config([], [*JOB, *shared, "model.change=copy"])), EVALUATED)
