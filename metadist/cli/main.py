@@ -88,6 +88,9 @@ def _run_command(arguments: list[str]) -> int:
     """Run a command; print an error as one sentence, its traceback with -v."""
     plain = [argument for argument in arguments if argument not in ("-v", "--verbose")]
     verbose = plain != arguments
+    if "" in arguments:
+        to_stderr("metadist: one of the arguments is empty, as of a variable that is not set: give it, or leave it out")
+        return 2
     try:
         return commands.main(plain, prog_name="metadist", standalone_mode=False) or 0
     except (Interrupted, click.Abort):
@@ -95,6 +98,9 @@ def _run_command(arguments: list[str]) -> int:
     except click.ClickException as error:
         error.show()
         return 2
+    except SystemExit as error:
+        to_stderr(f"metadist: code that the command called, as of a model, ended it by sys.exit({error.code!r})")
+        return 1
     except Exception as error:  # noqa: BLE001 - the last resort
         if verbose:
             to_stderr(traceback.format_exc())

@@ -10,6 +10,11 @@ from metadist.core.files import finite
 from metadist.core.redaction import redact, to_stderr
 
 TRUST = click.option("--trust-code", is_flag=True, help="Follow the code, address and places that a saved run names.")
+OF_TRAINING = {
+    "run_dir", "meta_steps", "max_time_s", "evaluation.every", "evaluation.patience", "evaluation.tasks",
+    "checkpoint.every", "checkpoint.every_s", "checkpoint.keep_last",
+}  # fmt: skip
+"""Settings that say nothing to an evaluation, and may have changed since."""
 
 
 @click.command(context_settings=ANY_ARGUMENTS)
@@ -33,8 +38,11 @@ def evaluate(run_directory: str, arguments: tuple[str, ...], checkpoint: str, as
     files, overrides = split_arguments(arguments)
     config = load_config([config_file(run_directory), *files], overrides)
     typed = given_settings(files, overrides)
+    of_training = sorted(given_settings([], overrides) & OF_TRAINING)
     console = ConsoleTracker(0)
     try:
+        if of_training:
+            console.say(f"{', '.join(of_training)}: of training alone, which an evaluation does not look at")
         results = evaluation.evaluate(
             config, run_directory, checkpoint=checkpoint, say=console.say, doing=console.doing, trust_code=trust_code,
             own=typed,

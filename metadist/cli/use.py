@@ -34,9 +34,10 @@ def predict(
     metadist predict runs/visits --support ann.csv --query bob.csv --label clicked --out bob_clicks.csv
     metadist predict runs/intents --support few.jsonl --query "what is my balance"
 
-    garden has a folder of pictures for each class; ann.csv the columns that the run's data had, and the labels. Where
-    the query has labels too, its accuracy is printed. Behind the options: more to predict, evaluation.inner_steps=10,
-    evaluation.inner_lr=0.1, or evaluation.transductive=false, by which each prediction is made by itself.
+    garden has a folder of pictures for each class; ann.csv the columns that the run's data had, and the labels, of
+    which it may lack some where they mean the same in every task. Where the query has labels too, its accuracy is
+    printed. Behind the options: more to predict, evaluation.inner_steps=10, evaluation.inner_lr=0.1, or
+    evaluation.transductive=false, by which each prediction is made by itself.
     """
     from metadist.cli import predictions as predicting
 

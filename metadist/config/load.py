@@ -242,6 +242,8 @@ def _nearest_or_siblings(key: str, known: Sequence[str]) -> str:
     section, _, name = key.rpartition(".")
     of_that_name = next((other for other in known if other.rpartition(".")[2] == name), key)
     siblings = [other for other in known if other.rpartition(".")[0] == section]
+    if beside := did_you_mean(name, (other.rpartition(".")[2] for other in siblings if section)):
+        return beside.replace("mean ", f"mean {section}.")
     near = did_you_mean(of_that_name, (other for other in known if not key.startswith(other + ".")))
     return near or f"; known: {', '.join(siblings or known)}"
 

@@ -256,7 +256,7 @@ class EvaluationConfig(Section):
             raise ValueError(f"baselines has {twice[0]} twice: name it once, or call a function of your own otherwise")
         if bool(self.metrics) != bool(self.better):
             raise ValueError(
-                "metrics of your own need better=higher or better=lower, on which side the first of them is better"
+                "metrics of your own need evaluation.better=higher or =lower, on which side the first of them is better"
                 if self.metrics else "better is about metrics of your own, and there are none"
             )  # fmt: skip
         if ours := [name for name in self.metrics if name in BUILT_IN or Measure.is_taken(name)]:

@@ -94,7 +94,13 @@ class Evaluator:
         if not self._shapes:
             predict = self.engine.adapt(self.engine.initial_theta(), task.support)
             self._shapes.append(tuple(predict(*task.query.inputs, transductive=self.transductive).shape))
-        shape, outputs = (len(task.query.inputs[0]), *self._shapes[0][1:]), torch.as_tensor(found)
+        shape = len(task.query.inputs[0]), *self._shapes[0][1:]
+        try:
+            outputs = torch.as_tensor(found)
+        except (TypeError, ValueError, RuntimeError):
+            raise InputError(
+                f"baseline {name} gave a {type(found).__name__}: give an array, one row for each query example"
+            ) from None
         narrower = outputs.ndim == len(shape) == 2 and outputs.shape[1] < shape[1] and "accuracy" in self.metrics
         if tuple(outputs.shape) != shape and not (narrower and len(outputs) == shape[0]):
             raise InputError(

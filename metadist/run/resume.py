@@ -57,6 +57,11 @@ def find_resumable(config: Config, resume: str | Path | None, trust_code: bool =
     checkpoint = find_checkpoint(config, resume, trust_code)
     if checkpoint is not None:
         check_resumable(checkpoint)
+        if checkpoint.step > config.meta_steps:
+            raise InputError(
+                f"{checkpoint.step} meta-steps are done, and meta_steps={config.meta_steps}: set meta_steps="
+                f"{checkpoint.step} to evaluate the run again, or more to go on"
+            )
         check_settings(checkpoint.run["identity"], config)
     return checkpoint
 

@@ -90,6 +90,42 @@ def test_resume_as_another_run_is_refused_key_by_key(trained):
     assert "learner.inner_lr None -> 0.3" in done.stderr
 
 
+def test_a_run_that_has_done_more_meta_steps_than_are_asked_for_is_left_as_it_is(trained):
+    job = [o for o in SMALL if not o.startswith(("model", "meta_steps"))]
+    before = (trained / "runs" / "small" / "config.yaml").read_text()
+    done = run("train", "small.yaml", *job, "meta_steps=3", "--resume", "auto", cwd=trained)
+    assert done.returncode == 2
+    assert "4 meta-steps are done, and meta_steps=3: set meta_steps=4 to evaluate the run again" in done.stderr
+    assert (trained / "runs" / "small" / "config.yaml").read_text() == before
+
+
+def test_evaluate_says_which_settings_it_does_not_look_at(trained):
+    said = "of training alone, which an evaluation does not look at"
+    done = run("evaluate", "runs/small", "run_dir=elsewhere", "evaluation.tasks=9", cwd=trained)
+    assert done.returncode == 0 and f"evaluation.tasks, run_dir: {said}" in done.stderr
+    assert not (trained / "elsewhere").exists()
+    assert said not in run("evaluate", "runs/small", "evaluation.test_tasks=4", cwd=trained).stderr
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["predict", "runs/small", "--support", "a", "--query", ""], ["data", "describe", ""], ["train", "small.yaml", ""]],
+)
+def test_an_empty_argument_is_no_folder(trained, command):
+    done = run(*command, cwd=trained)
+    assert done.returncode == 2 and "one of the arguments is empty" in done.stderr and not done.stdout
+
+
+def test_code_that_ends_the_process_is_told(tmp_path):
+    (tmp_path / "tests_exits.py").write_text(
+        "import sys\nfrom torch import nn\n\nclass Net(nn.Linear):\n    def __init__(self):\n"
+        "        super().__init__(64, 3)\n\n    def forward(self, x):\n        sys.exit(3)\n"
+    )
+    own = ["model.name=tests_exits:Net", *[o for o in SMALL if not o.startswith("model")], "tracking.mlflow=false"]
+    done = run("train", "data.family=digits", "task.ways=3", *own, cwd=tmp_path)
+    assert done.returncode == 1 and "ended it by sys.exit(3)" in done.stderr
+
+
 def test_evaluate_takes_other_inner_steps(trained):
     done = run(
         "evaluate", "runs/small", "evaluation.inner_steps=3", "evaluation.transductive=false", "--json", cwd=trained

@@ -193,6 +193,15 @@ def test_what_is_broken_is_left_out_where_that_is_asked(files, tmp_path):
     assert len(done.stdout.splitlines()) == 2 and "rows left out: 1" in done.stderr and "line 2" in done.stderr
 
 
+def test_the_value_that_is_no_number_is_told(raw_runs, files, tmp_path):
+    frame = pd.read_csv(files / "s.csv").astype({"income": str})
+    frame.loc[3, "income"] = "abc"
+    frame.to_csv(tmp_path / "bad.csv", index=False)
+    done = run("predict", str(raw_runs.run("values")), "--support", str(tmp_path / "bad.csv"), "--query",
+               str(files / "q.csv"), "--trust-code", cwd=tmp_path)  # fmt: skip
+    assert done.returncode == 2 and "'income'" in done.stderr and "'abc' for example" in done.stderr
+
+
 def test_classes_that_the_support_set_has_not_are_told(files, tmp_path):
     shutil.copytree(files / "park", tmp_path / "park")
     (tmp_path / "park" / "bird4").rename(tmp_path / "park" / "heron")

@@ -93,6 +93,9 @@ def test_an_override_without_key_and_equals_sign_is_refused(text):
     ("inner_lr=5", "did you mean learner.inner_lr?"),
     ("inner_steps=5", "did you mean learner.inner_steps?"),
     ("batch_size=5", "did you mean meta_batch_size?"),
+    ("checkpoint.keep=2", "did you mean checkpoint.keep_last?"),
+    ("task.inner_lr=2", "did you mean learner.inner_lr?"),
+    ("engine.shots=2", "did you mean task.shots?"),
     ("fleet.xyzzy=2", "known: fleet.backend, fleet.address"),
 ])  # fmt: skip
 def test_an_unknown_key_suggests_the_nearest(override, hint):

@@ -79,6 +79,10 @@ def flat(task):
     return known_slope(task)[:, 0]
 
 
+def nothing_given(task):
+    return None
+
+
 def two_apart(task):
     return {"closeness": -2.0}
 
@@ -270,7 +274,7 @@ LOW = "evaluation.better=lower"
 
 
 @pytest.mark.parametrize(("overrides", "sentence"), [
-    (OWN[:1], "need better=higher or better=lower"),
+    (OWN[:1], "need evaluation.better=higher or =lower"),
     (OWN[1:], "better is about metrics of your own, and there are none"),
     (["evaluation.metrics={loss: 'judged_own:within_tenth'}", "evaluation.better=lower"], "loss is metadist's own"),
     (["evaluation.metrics={verdict: 'judged_own:within_tenth'}", LOW], "or another of its results"),
@@ -280,6 +284,7 @@ LOW = "evaluation.better=lower"
     (["learner.adapted='slope, hed.*'"], "'hed.*' matches no parameter"),
     (["evaluation.baselines=['judged_own:ridge']"], "is called like a baseline of metadist's own"),
     (["evaluation.baselines=['judged_own:flat']"], "gave outputs of shape [3], and the model's are [3, 1]"),
+    (["evaluation.baselines=['judged_own:nothing_given']"], "baseline nothing_given gave a NoneType: give an array"),
     (["evaluation.metrics={a: within_tenth}", "evaluation.better=lower"], "evaluation.metrics.a='within_tenth'"),
     (["evaluation.metrics={a: 'judged_own:nothing'}", "evaluation.better=lower"], "has no 'nothing'"),
     (["evaluation.figures={task: 'judged_own:drawn'}"], "task.png is a figure of metadist's own"),

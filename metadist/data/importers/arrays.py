@@ -38,11 +38,21 @@ def numbers(batch: pa.RecordBatch, column: str, source: Path | str, example: str
     return out, known
 
 
+def _is_numeral(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
 def _scalars(values: pa.Array, column: str, source: Path | str, example: str) -> tuple[np.ndarray, np.ndarray]:
     kind = values.type
     if types.is_null(kind):
         return np.zeros(len(values), np.float32), np.zeros(len(values), bool)
     if not is_number(kind):
+        if types.is_string(kind) or types.is_large_string(kind):
+            example = next((text for text in values.drop_null().to_pylist() if not _is_numeral(text)), example)
         such = f" ({shown(example)!r} for example)" if example else ""
         raise InputError(f"column {column!r} of {source} is {kind}, not numbers{such}; encode it as numbers first")
     if types.is_uint64(kind):  # models take none
