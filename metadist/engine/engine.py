@@ -21,7 +21,7 @@ from metadist.engine.frozen_trunk import Trunk, trunk_of
 from metadist.engine.graph_cache import Program, Watched
 from metadist.engine.layout import Layout
 from metadist.engine.method import Kind, Method
-from metadist.engine.remedies import CHANGED_EXAMPLES, remedy
+from metadist.engine.remedies import CHANGED_EXAMPLES, CHANGED_WEIGHT, remedy
 from metadist.learners.learner import Context, Fast, Learner, predict_query
 from metadist.models.losses import Loss
 from metadist.models.model import DROPOUT
@@ -470,7 +470,4 @@ def _refuse_changed(names: Sequence[str], given: Sequence[Tensor], before: Seque
             continue
         if number >= len(names):
             raise InputError(CHANGED_EXAMPLES)
-        raise InputError(
-            f"the model changed its weight {names[number]!r} in forward, which no derivative sees: leave theta as "
-            "it is there, and compute what should be used in its place anew"
-        )
+        raise InputError(CHANGED_WEIGHT.format(names[number]))

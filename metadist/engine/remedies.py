@@ -11,6 +11,10 @@ LEAVES_TORCH = re.compile(
     r"Can't call numpy\(\)|Cannot access data pointer|calling \.item\(\)|element 0 of tensors does not require grad"
 )
 
+CHANGED_WEIGHT = (
+    "the model changed its weight {!r} in forward, which no derivative sees: leave theta as it is there, and compute "
+    "what should be used in its place anew"
+)
 CHANGED_EXAMPLES = (
     "the model, loss or learner changes a task's examples in place (such as x += 1), so that every inner step would "
     "see others: make a new tensor (x = x + 1)"

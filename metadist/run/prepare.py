@@ -11,7 +11,7 @@ from metadist.checkpoint.format import Checkpoint
 from metadist.core.errors import InputError
 from metadist.core.messages import Weights
 from metadist.core.task import Split, Task, TaskId
-from metadist.engine import CHANGED_EXAMPLES, Engine, estimate
+from metadist.engine import CHANGED_EXAMPLES, CHANGED_WEIGHT, Engine, estimate
 from metadist.fleet.worker import TWO_RESULTS
 from metadist.learners.learner import Learner, one_tensor
 from metadist.models import LOSSES
@@ -179,10 +179,7 @@ def _outputs(learner: Learner, task: Task, ways: int) -> object:
         raise InputError(CHANGED_EXAMPLES)
     for name, value in model.parameters.items():
         if not torch.equal(large[name], 10 * value):
-            raise InputError(
-                f"the model changed its weight {name!r} in forward, which no derivative sees: leave theta as it is "
-                "there, and compute what should be used in its place anew"
-            )
+            raise InputError(CHANGED_WEIGHT.format(name))
     if isinstance(outputs, torch.Tensor) and outputs.ndim == 2 and outputs.shape[1] < ways:
         raise InputError(
             f"the model gives {outputs.shape[1]} outputs, {ways} ways need {ways}: set its number of outputs, which is "
@@ -198,8 +195,7 @@ def _bytes(task: Task) -> list[bytes]:
 
 def _try_one_task(engine: Engine, theta: np.ndarray, task: Task, judged: Learner, ways: int) -> bool:
     """Compute one task, so that pieces that do not fit are refused before any worker is started; whether its gradient
-    is anything but zero. `judged` is the
-    learner of evaluation, whose model must have an output for each of `ways`."""
+    is anything but zero. `judged` is the learner of evaluation, whose model must have an output for each of `ways`."""
     try:
         outputs = _outputs(judged, engine.tensors(task), ways)
         if outputs is not None and engine.learner.loss in LOSSES.values():
