@@ -215,8 +215,10 @@ class LabelledSource(TableSource):
     def labels(self) -> list[int]:
         """Of each output the label that it stands for, where labels mean the same in every task: all tasks have all
         labels that there are, in one order. Else none."""
-        known = np.unique(np.concatenate([np.unique(table.column(_target(table))) for table in self.tables.values()]))
-        return known.tolist() if not self.permute_labels and len(known) == self.ways else []
+        if self.permute_labels:
+            return []
+        known = np.unique(np.concatenate([table.labels for table in self.tables.values()]))
+        return known.tolist() if len(known) == self.ways else []
 
     def eligible(self, split: Split, table: Table) -> list[np.ndarray]:
         groups, rows = table.label_counts

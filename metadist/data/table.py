@@ -131,14 +131,20 @@ class Table:
         return Examples(inputs, tuple([column.take(items if column.shared else rows) for column in self._targets]))
 
     @cached_property
+    def labels(self) -> np.ndarray:
+        """The different labels (values of the first target field), sorted."""
+        return np.unique(self._labels_of_rows())
+
+    @cached_property
     def label_counts(self) -> tuple[np.ndarray, np.ndarray]:
-        """For each pair of a group and a label (value of the first target field) that rows have: the group, and how
-        many rows; int64 [pairs] each."""
-        labels = self.column(next(field.name for field in self.fields if field.role == "target"))
-        known, codes = np.unique(labels, return_inverse=True)
+        """For each pair of a group and a label that rows have: the group, and how many rows; int64 [pairs] each."""
+        codes = np.searchsorted(self.labels, self._labels_of_rows())
         groups = np.arange(len(self.counts)).repeat(self.counts)
-        pairs, rows = np.unique(groups * len(known) + codes, return_counts=True)
-        return pairs // len(known), rows
+        pairs, rows = np.unique(groups * len(self.labels) + codes, return_counts=True)
+        return pairs // len(self.labels), rows
+
+    def _labels_of_rows(self) -> np.ndarray:
+        return self.column(next(field.name for field in self.fields if field.role == "target"))
 
     def verify(self) -> None:
         """Read everything: raises InputError when an index points nowhere or the content does not match its digest."""

@@ -123,7 +123,7 @@ class FewShotLearner:
         """What each output stands for, called as `classes` are: by its label, by its number where labels are texts, by
         a truth value where they are 0 and 1. Raises InputError where one of the classes is none of them."""
         labels, kind = list(self._labels), classes.dtype.kind
-        whole = all(label.lstrip("-").isdigit() for label in labels)
+        whole = all(label.removeprefix("-").isdecimal() for label in labels)
         named = [np.array([int(label) for label in labels] if whole else range(len(labels)))]
         if kind in "UO":
             classes, named = classes.astype(str), [np.array(labels)]

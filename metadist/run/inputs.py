@@ -39,8 +39,9 @@ class Inputs:
         self.units: Sequence[Unit | None] = shapes.input_units or [None] * len(shapes.inputs)
         self.target_units: Sequence[Unit | None] = shapes.target_units or [None] * max(1, len(shapes.targets))
         lengths_differ = shapes.input_units and about.inputs and len(shapes.input_units) != len(about.inputs)
-        if lengths_differ or about.shapes not in (None, shapes.inputs):
-            raise InputError("the run's description of its inputs does not fit its model's: it is damaged")
+        unnamed = shapes.labels and len(set(shapes.labels)) != shapes.outputs
+        if lengths_differ or unnamed or about.shapes not in (None, shapes.inputs):
+            raise InputError("the run's description of its inputs or labels does not fit its model's: it is damaged")
         self.raw = Preprocessor.of(about, shapes.input_units)
         arrays = " and ".join(f"[{', '.join(['n', *map(str, shape)])}]" for shape in shapes.inputs)
         several = f"{len(shapes.inputs)} inputs, a tuple of arrays {arrays}" if len(shapes.inputs) > 1 else ""

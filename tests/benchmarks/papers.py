@@ -179,7 +179,7 @@ TRAININGS = [
     by_features("protonet", 1, 20, 9000, ("meta_lr=0.001",), FEWER),
     by_features("r2d2", 1, 5, 18000, R2D2,
                 f"1 shot (1 to 9 there, at random); {R2D2_FEWER}"),
-    maml_like("maml", 5, 5, 20000, maml_settings(*FIVE_FIVE), 60_000 * 32, said(*FIVE_FIVE)),
+    maml_like("maml", 5, 5, 40000, maml_settings(*FIVE_FIVE), 60_000 * 32, said(*FIVE_FIVE)),
     maml_like("maml", 20, 1, 6000, maml_settings(*TWENTY_ONE), 60_000 * 16, said(*TWENTY_ONE)),
     maml_like("anil", 5, 1, 6000, (*maml_settings(0.4, 3, 16, 0.002, 3), "evaluation.inner_steps=3"), None,
               "3 inner steps, batches of 16, cosine"),

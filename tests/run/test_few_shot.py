@@ -12,7 +12,8 @@ from safetensors.numpy import load_file
 
 import metadist
 from metadist.checkpoint.format import encode, load_checkpoint
-from metadist.data import importers
+from metadist.data import Preprocessing, Shapes, importers
+from metadist.run.inputs import Inputs
 
 pytestmark = pytest.mark.filterwarnings("ignore:pictures stretched:UserWarning", "ignore:texts cut:UserWarning")
 
@@ -246,3 +247,9 @@ def test_a_label_that_no_task_had_is_refused_where_labels_mean_the_same_in_all(r
     with pytest.raises(metadist.InputError) as raised:
         metadist.load(run).adapt(rows[: len(given)], given)
     assert said in str(raised.value)
+
+
+@pytest.mark.parametrize("labels", [["0", "1"], ["0", "1", "1"], ["0", "1", "2", "3"]])
+def test_labels_that_are_not_those_of_the_outputs_are_damage(labels):
+    with pytest.raises(metadist.InputError, match="labels does not fit its model's: it is damaged"):
+        Inputs(Shapes([[2]], False, None, 3, True, labels=labels), Preprocessing())
