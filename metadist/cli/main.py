@@ -65,7 +65,7 @@ def _terminable() -> Iterator[None]:
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         del frame
-        if received:
+        if received or isinstance(sys.exc_info()[1], KeyboardInterrupt | Interrupted):  # the first was a run's to take
             os._exit(128 + number)
         received.append(number)
         raise KeyboardInterrupt if number == signal.SIGINT else Interrupted(number)

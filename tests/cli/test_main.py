@@ -278,6 +278,24 @@ def test_a_second_signal_exits_at_once_while_the_first_is_cleaned_up_after(numbe
         assert (done.returncode, done.stdout.splitlines()) == (code, said), done.stderr
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_second_signal_exits_at_once_while_a_run_ends_by_the_first(number, code):
+    script = (
+        "import os, signal, sys\nfrom metadist.cli import main\nfrom metadist.core.errors import Interrupted\n"
+        "from metadist.run.signals import Signals\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "def send():\n    os.kill(os.getpid(), int(sys.argv[1]))\n    sum(range(10**7))\n"
+        "def command(arguments):\n"
+        "    try:\n        with Signals() as signals, signals.deferred():\n            send()\n"
+        "        print('noted', flush=True)\n        raise Interrupted(signals.received)\n"
+        "    finally:\n        send()\n        print('not at once', flush=True)\n"
+        "main._run_command = command\nsys.exit(main.main([]))"
+    )
+    command = [sys.executable, "-c", script, str(int(number))]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (code, "noted\n"), done.stderr
+
+
 def check_saved(run_dir: Path) -> None:
     """The step that was applied last is saved."""
     records = read_journal(run_dir / "journal.jsonl")
