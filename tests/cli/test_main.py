@@ -288,7 +288,8 @@ def test_a_second_signal_exits_at_once_while_a_run_ends_by_the_first(number, cod
         "def command(arguments):\n"
         "    try:\n        with Signals() as signals, signals.deferred():\n            send()\n"
         "        print('noted', flush=True)\n        raise Interrupted(signals.received)\n"
-        "    finally:\n        send()\n        print('not at once', flush=True)\n"
+        "    finally:\n        try:\n            send()\n"
+        "        finally:\n            print('not at once', flush=True)\n"
         "main._run_command = command\nsys.exit(main.main([]))"
     )
     command = [sys.executable, "-c", script, str(int(number))]
