@@ -31,14 +31,9 @@ def pytest_configure(config):
     config.addinivalue_line("filterwarnings", FORWARD_MODE)
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Of tests run in parallel those with actors are one process's, first: they wait more than they compute, and others
-    fill the gaps. All others go by files."""
+    """Those with actors wait more than they compute: first, so that others fill the gaps of tests run in parallel."""
     items.sort(key=lambda item: item.get_closest_marker("ray") is None)
-    for item in items:
-        group = "ray" if item.get_closest_marker("ray") else item.nodeid.partition("::")[0]
-        item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -233,7 +233,7 @@ def test_what_is_linked_and_named_is_there(path):
 def test_the_two_set_up_commands_begin_from_nothing():
     first, second = [line for line in (ROOT / "README.md").read_text().splitlines() if SET_UP.match(line)]
     assert SET_UP.sub("", first).startswith(".venv/bin/metadist train")
-    assert second.endswith("/pytest -n 3")
+    assert second.endswith("/pytest -n 2")
 
 
 def test_the_learner_of_the_readme_is_short_and_its_gradient_exact(tmp_path, monkeypatch):

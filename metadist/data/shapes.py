@@ -77,11 +77,11 @@ def _vocabularies(dataset: Dataset | None) -> Sequence[int | None]:
     return [sizes.get(f.name) for f in dataset.fields if f.role == "input"] if dataset and sizes else ()
 
 
-def _labels(source: Source, dataset: Dataset | None) -> list[str]:
+def _labels(source: Source, dataset: Dataset | None) -> Sequence[str]:
     """Of each output the label that it stands for, as the data had it, where labels mean the same in every task."""
     origin = source.source if isinstance(source, Stream) else source
     if dataset is None or not isinstance(origin, LabelledSource):
-        return []
+        return ()
     (target,) = (field.name for field in dataset.fields if field.role == "target")
     names = dataset.metadata["extra"].get("names", {}).get(target)
     return [str(names[label] if names else label) for label in origin.labels]
