@@ -243,7 +243,7 @@ class LabelledSource(TableSource):
         draws.word()  # which chose the one pool there is
         group = pool[draws.below(len(pool))]
         start = int(table.starts[group])
-        labels = table.column(_target(table))[start : start + int(table.counts[group])]
+        labels = table.labels_of_rows()[start : start + int(table.counts[group])]
         values, counts = np.unique(labels, return_counts=True)
         values = values[counts >= self._needed]
         places = draws.choose(len(values), self.ways)
@@ -319,7 +319,3 @@ class ValueSource(TableSource):
 def sample(source: Source, task_ids: Sequence[TaskId]) -> Sequence[Task]:
     """The named tasks, of one split, in order."""
     return source.sample(task_ids) if isinstance(source, TableSource) else [source(task_id) for task_id in task_ids]
-
-
-def _target(table: Table) -> str:
-    return next(field.name for field in table.fields if field.role == "target")

@@ -133,17 +133,18 @@ class Table:
     @cached_property
     def labels(self) -> np.ndarray:
         """The different labels (values of the first target field), sorted."""
-        return np.unique(self._labels_of_rows())
+        return np.unique(self.labels_of_rows())
 
     @cached_property
     def label_counts(self) -> tuple[np.ndarray, np.ndarray]:
         """For each pair of a group and a label that rows have: the group, and how many rows; int64 [pairs] each."""
-        codes = np.searchsorted(self.labels, self._labels_of_rows())
+        codes = np.searchsorted(self.labels, self.labels_of_rows())
         groups = np.arange(len(self.counts)).repeat(self.counts)
         pairs, rows = np.unique(groups * len(self.labels) + codes, return_counts=True)
         return pairs // len(self.labels), rows
 
-    def _labels_of_rows(self) -> np.ndarray:
+    def labels_of_rows(self) -> np.ndarray:
+        """The label of each row, [rows]."""
         return self.column(next(field.name for field in self.fields if field.role == "target"))
 
     def verify(self) -> None:

@@ -99,8 +99,8 @@ class Prepared:
 
 
 def prepare(job: Job, splits: Sequence[Split], checkpoint: Checkpoint | None = None) -> Prepared:
-    """Make the job's parts, draw a task of each split needed and compute one task; theta
-    is initial, or the checkpoint's. From then on the job says where it is computed.
+    """Make the job's parts, draw a task of each split needed and compute one task; theta is initial, or the
+    checkpoint's. From then on the job says where it is computed.
 
     Raises InputError for whatever would go wrong later.
     """
